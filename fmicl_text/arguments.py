@@ -1,0 +1,179 @@
+"""What the text recipe reads besides the training arguments, and how: YAML file first, command line wins."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import yaml
+from transformers import HfArgumentParser
+
+from fmicl_text.errors import InputError
+from fmicl_text.model import HEADS, POOLINGS
+from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
+from fmicl_text.training_args import FMICLTrainingArguments
+
+PAPER_COMMAND = "accelerate launch recipes/simcse_fmicl.py --config recipes/configs/text/bert-base-kl.yaml"
+
+
+@dataclass
+class ModelArguments:
+    """The encoder and its head."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of the encoder (default: the small one in the package)."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    pooling: str | None = field(
+        default=None, metadata={"help": "Default: as the model says, else cls.", "choices": POOLINGS}
+    )
+    head: str = field(default="none", metadata={"help": "Head that only training sees.", "choices": list(HEADS)})
+    dropout: float | None = field(
+        default=None, metadata={"help": "Sets every dropout probability of the model, in [0, 1)."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Training text, and the graded pairs that choose the checkpoint."""
+
+    train_file: str | None = field(
+        default=None, metadata={"help": ".txt, .txt.gz, .csv, .tsv, .jsonl or .parquet (default: the package's)."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub instead of a file."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "Default: sent0, sent1[, hard_neg]; text; sentence; or the only column."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read while training; needs max_steps."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many rows."})
+    max_seq_length: int = field(default=32, metadata={"help": "Tokens per text in training; longer ones are cut."})
+    sts_dev_file: str | None = field(
+        default=None, metadata={"help": "Graded pairs: .tsv or .csv with sentence1, sentence2, score; or SentEval's."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_seq_length < 3:  # [CLS], a word piece, [SEP]
+            raise ValueError(f"--max_seq_length must be at least 3, got {self.max_seq_length}")
+
+
+class OneLineParser(HfArgumentParser):
+    """HfArgumentParser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def parse_args(
+    argv: Sequence[str] | None = None,
+) -> tuple[ModelArguments, DataArguments, FMICLTrainingArguments]:
+    """Arguments from `--config FILE.yaml` (flat, the flags' names) and the command line, which wins. Where neither
+    names a model, the package's small encoder and its preset come first.
+
+    Raises:
+        InputError: An unknown key or flag, or a value that is not accepted; names it.
+    """
+    groups: Any = (ModelArguments, DataArguments, FMICLTrainingArguments)
+    parser = OneLineParser(groups, allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file of flags; the command line wins.")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config, _ = parser.parse_known_args(argv)
+    from_file = yaml_flags(Path(config.config), known_flags(parser)) if config.config else []
+    named, unknown = parser.parse_known_args([*from_file, *argv])
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]} (--help lists those there are)")
+    if named.model_name_or_path is None:
+        from_file = [*yaml_flags(PRESET, known_flags(parser)), *from_file]
+    namespace = parser.parse_args([*from_file, *argv])
+    del namespace.config
+    fill_embedded(namespace)
+    if namespace.streaming and namespace.max_steps <= 0:
+        raise InputError(f"--streaming needs --max_steps (the length is not known), got {namespace.max_steps}")
+    try:
+        model_args, data_args, training_args = parser.parse_dict(vars(namespace))
+        return (
+            cast(ModelArguments, model_args),
+            cast(DataArguments, data_args),
+            cast(FMICLTrainingArguments, training_args),
+        )
+    except (ValueError, ImportError) as error:
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def fill_embedded(namespace: Namespace) -> None:
+    """Name the package's own encoder, sentences and graded pairs where nothing else is named.
+
+    Raises:
+        InputError: A model of the user's own, but nothing to train it on.
+    """
+    model_named = namespace.model_name_or_path is not None
+    namespace.model_name_or_path = namespace.model_name_or_path or str(ENCODER)
+    if namespace.train_file is None and namespace.dataset_name is None:
+        if model_named:
+            raise InputError("--model_name_or_path needs text to train on: --train_file FILE or --dataset_name NAME")
+        namespace.train_file = str(SENTENCES)
+        namespace.sts_dev_file = namespace.sts_dev_file or str(PAIRS)
+
+
+def announce(model_args: ModelArguments, data_args: DataArguments, args: FMICLTrainingArguments) -> str:
+    """What is about to run; where the package's own encoder or text is used, that comes first."""
+    lines = []
+    if model_args.model_name_or_path == str(ENCODER):
+        text = "its own sentences, no network" if data_args.train_file == str(SENTENCES) else "the text you named"
+        lines.append(f"Embedded default: the package's small BERT on {text}. The paper's run: {PAPER_COMMAND}")
+    knobs = " ".join(f"{name}={value}" for name, value in args.build_loss().knobs.items())
+    lines.append(
+        f"{args.objective} {knobs} | pooling {model_args.pooling or 'as the model says, else cls'}, head "
+        f"{model_args.head}, learning rate {args.learning_rate:g}, batch {args.per_device_train_batch_size}, "
+        f"seed {args.seed} -> {args.output_dir}"
+    )
+    return "\n".join(lines)
+
+
+def known_flags(parser: OneLineParser) -> set[str]:
+    """The names that a YAML file may hold."""
+    return {action.dest for action in parser._actions} - {"help", "config"}
+
+
+def yaml_flags(path: Path, known: set[str]) -> list[str]:
+    """A flat YAML file as command-line flags; keys with a null value are left out.
+
+    Raises:
+        InputError: The file is missing, is no flat mapping, or holds an unknown key.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"--config {path}: expected `flag: value` lines, got {type(settings).__name__}")
+    if unknown := [key for key in settings if key not in known]:
+        raise InputError(f"--config {path}: unknown key {unknown[0]}")
+    flags = []
+    for key, value in settings.items():
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def resolved_settings(
+    model_args: ModelArguments, data_args: DataArguments, training_args: FMICLTrainingArguments
+) -> dict[str, Any]:
+    """Every setting of a run that is ours, or differs from what transformers would do, as `--config` reads it back."""
+    settings = {**vars(model_args), **vars(data_args)}
+    ours = FMICLTrainingArguments.__annotations__
+    for item in fields(training_args):
+        value = getattr(training_args, item.name)
+        if item.name in ours or (isinstance(value, str | int | float) and value != item.default):
+            settings[item.name] = value.value if isinstance(value, Enum) else value
+    settings |= training_args.build_loss().knobs
+    return settings

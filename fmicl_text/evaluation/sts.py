@@ -1,0 +1,228 @@
+"""Semantic textual similarity: graded sentence pairs, and how well cosines of embeddings rank them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from datasets import Dataset, load_dataset
+from scipy import stats
+from torch import Tensor
+
+from fmicl_text.errors import InputError
+from fmicl_text.evaluation.geometry import alignment, uniformity
+
+COLUMNS = ("sentence1", "sentence2", "score")
+SENTEVAL_CELLS = (5, 6, 4)  # where a line of SentEval's sts-*.csv holds COLUMNS
+MAX_SCORE = 5.0
+POSITIVE_SCORE = 4.0  # "the two sentences are mostly equivalent": a positive pair for alignment
+COSINE_RESOLUTION = 1e-10  # cosines of equal float32 embeddings differ by less than this
+
+Row = tuple[int, tuple[str, str, str]]  # line or row in the file; sentence1, sentence2, score as text
+
+
+def load_pairs(path: str | Path) -> Dataset:
+    """Graded pairs from a file: sentence1 (str), sentence2 (str), score (float, 0 to 5).
+
+    Read as what it holds, whatever its name: tab-separated (quotes are text) or comma-separated (quotes quote) with
+    a header, SentEval's lines without a header, or parquet.
+
+    Raises:
+        InputError: What is wrong with the file, and in which line.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    if content.startswith(b"PAR1"):
+        return checked_pairs(parquet_rows(path, content), path, unit="row")
+    return checked_pairs(text_rows(path, content), path, unit="line")
+
+
+def text_rows(path: str | Path, content: bytes) -> Iterator[Row]:
+    """Rows of a .tsv, .csv or SentEval file, each with the number of its line."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from error
+    if not text.strip():
+        raise InputError(f"{path} is empty")
+    tabs = "\t" in text.lstrip().partition("\n")[0]
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter="\t" if tabs else ",",
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    cells: tuple[int, ...] | None = None
+    try:
+        for row in reader:
+            if not row:
+                continue
+            if cells is None:
+                if has_header := not (tabs and is_senteval(row)):
+                    names = [name.strip() for name in row]
+                    require_columns(path, names)
+                    cells, num_cells = tuple(names.index(name) for name in COLUMNS), len(names)
+                    continue
+                cells, num_cells = SENTEVAL_CELLS, max(SENTEVAL_CELLS) + 1
+            # More cells than names: a separator inside a sentence. SentEval's lines may go on with other columns.
+            if len(row) < num_cells or (has_header and len(row) > num_cells):
+                raise InputError(f"{path}, line {reader.line_num}: {len(row)} cells where {num_cells} are needed")
+            sentence1, sentence2, score = (row[cell] for cell in cells)
+            yield reader.line_num, (sentence1, sentence2, score)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def is_senteval(row: list[str]) -> bool:
+    """Whether a first row is data as in SentEval's sts-*.csv, not a header."""
+    if len(row) <= max(SENTEVAL_CELLS) or set(COLUMNS) & set(row):
+        return False
+    try:
+        float(row[SENTEVAL_CELLS[-1]])
+    except ValueError:
+        return False
+    return True
+
+
+def parquet_rows(path: str | Path, content: bytes) -> Iterator[Row]:
+    """Rows of a parquet file, counted from 1; a null is empty text."""
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(content))
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
+    require_columns(path, table.column_names)
+    for number, row in enumerate(table.select(COLUMNS).to_pylist(), start=1):
+        sentence1, sentence2, score = ("" if row[name] is None else str(row[name]) for name in COLUMNS)
+        yield number, (sentence1, sentence2, score)
+
+
+def require_columns(path: str | Path, names: list[str]) -> None:
+    """InputError unless `COLUMNS` are among the names."""
+    if missing := [name for name in COLUMNS if name not in names]:
+        raise InputError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}")
+
+
+def checked_pairs(rows: Iterable[Row], path: str | Path, unit: str) -> Dataset:
+    """The rows as a Dataset, or InputError naming the first row that cannot be a graded pair."""
+    first, second, scores = [], [], []
+    for number, (sentence1, sentence2, score) in rows:
+        try:
+            scores.append(float(score))
+        except ValueError as error:
+            raise InputError(f"{path}, {unit} {number}: the score {score!r} is not a number") from error
+        if not 0 <= scores[-1] <= MAX_SCORE:
+            raise InputError(f"{path}, {unit} {number}: the score {score} is not in [0, {MAX_SCORE:g}]")
+        if not (sentence1.strip() and sentence2.strip()):
+            raise InputError(f"{path}, {unit} {number}: a sentence is blank")
+        first.append(sentence1)
+        second.append(sentence2)
+    if len(scores) < 2:
+        raise InputError(f"{path}: {len(scores)} pairs; a rank correlation needs at least 2")
+    if min(scores) == max(scores):
+        raise InputError(f"{path}: every score is {scores[0]:g}; a correlation with it is undefined")
+    return Dataset.from_dict(dict(zip(COLUMNS, (first, second, scores), strict=True)))
+
+
+def load_stsb(split: str, data_dir: str | Path | None = None) -> Dataset:
+    """STS Benchmark as `load_pairs` gives it.
+
+    Args:
+        split: train, dev or test.
+        data_dir: SentEval's data folder, which holds STS/STSBenchmark/sts-{split}.csv (Moses-tokenised and
+            lower-cased, as SimCSE evaluates). None takes the raw sentences from the Hugging Face Hub.
+    """
+    if split not in (splits := ("train", "dev", "test")):
+        raise InputError(f"STSBenchmark has the splits {', '.join(splits)}, got {split!r}")
+    if data_dir is not None:
+        path = Path(data_dir) / "STS" / "STSBenchmark" / f"sts-{split}.csv"
+        if not path.is_file():
+            raise InputError(f"no file {path}: --data_dir must be a folder in SentEval's layout")
+        return load_pairs(path)
+    name = STS_TASKS["STSBenchmark"].hub_dataset
+    try:
+        rows = load_dataset(name, split="validation" if split == "dev" else split)
+    except OSError as error:
+        raise InputError(
+            f"{str(error).splitlines()[0]}: name local pairs instead (--file, or --data_dir with SentEval's layout;"
+            " in training --sts_dev_file)"
+        ) from error
+    columns = [map(str, rows[column]) for column in COLUMNS]
+    return checked_pairs(enumerate(zip(*columns, strict=True), start=1), name, unit="row")
+
+
+def sts_metrics(embeddings1: Tensor, embeddings2: Tensor, scores: Tensor | list[float]) -> dict[str, float]:
+    """Agreement of the cosines of pairs with their scores, and the geometry of the embeddings.
+
+    Args:
+        embeddings1: [N, D].
+        embeddings2: [N, D].
+        scores: What people gave the pairs, [N], 0 to 5.
+
+    Returns:
+        spearman, pearson: Correlation of cosine and score over all pairs, times 100.
+        alignment: Over the pairs scored 4 or more; absent where there is none.
+        uniformity: Over the distinct rows of both sides.
+
+    Raises:
+        InputError: A correlation is undefined: non-finite or zero embeddings, equal cosines, equal scores.
+    """
+    x, y = embeddings1.detach().float().cpu(), embeddings2.detach().float().cpu()
+    gold = torch.as_tensor(scores, dtype=torch.float64)
+    if not (x.ndim == 2 and x.shape == y.shape and gold.shape == x.shape[:1]):
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in (x, y, gold))
+        raise ValueError(f"embeddings must be [N, D] twice and scores [N], got {shapes}")
+    x64, y64 = x.double(), y.double()
+    cosines = (x64 * y64).sum(dim=-1) / (x64.norm(dim=-1) * y64.norm(dim=-1))
+    if num_bad := int((~cosines.isfinite()).sum()):
+        raise InputError(f"{num_bad} of {len(x)} pairs have no cosine: their embeddings hold NaN, infinity or only 0")
+    for what, values, resolution in (("cosines", cosines, COSINE_RESOLUTION), ("scores", gold, 0.0)):
+        if len(values) < 2 or values.max() - values.min() <= resolution:
+            raise InputError(f"the {what} of all {len(values)} pairs are equal: Spearman and Pearson are undefined")
+    metrics = {
+        "spearman": 100 * float(stats.spearmanr(cosines, gold).statistic),
+        "pearson": 100 * float(stats.pearsonr(cosines, gold).statistic),
+        "uniformity": float(uniformity(torch.cat([x, y]).unique(dim=0))),
+    }
+    if (positive := gold >= POSITIVE_SCORE).any():
+        metrics["alignment"] = float(alignment(x[positive], y[positive]))
+    return metrics
+
+
+def evaluate_sts(encode: Callable[[list[str]], Tensor], pairs: Dataset) -> dict[str, float]:
+    """`sts_metrics` of an encoder, and num_pairs.
+
+    Args:
+        encode: M sentences to embeddings [M, D]; called once, with each distinct sentence once.
+        pairs: sentence1, sentence2, score, as `load_pairs` gives them.
+    """
+    first, second = list(pairs["sentence1"]), list(pairs["sentence2"])
+    row = {sentence: i for i, sentence in enumerate(dict.fromkeys(first + second))}
+    embeddings = encode(list(row))
+    if len(embeddings) != len(row):
+        raise ValueError(f"encode gave {len(embeddings)} embeddings for {len(row)} sentences")
+    x, y = (embeddings[[row[sentence] for sentence in side]] for side in (first, second))
+    return sts_metrics(x, y, list(pairs["score"])) | {"num_pairs": len(pairs)}
+
+
+class StsTask(NamedTuple):
+    """Where the pairs of a task come from.
+
+    Args:
+        load: (split, SentEval's data folder or None for the Hub) to pairs.
+        hub_dataset: The data set's name on the Hugging Face Hub.
+    """
+
+    load: Callable[[str, str | Path | None], Dataset]
+    hub_dataset: str
+
+
+STS_TASKS = {"STSBenchmark": StsTask(load_stsb, "mteb/stsbenchmark-sts")}

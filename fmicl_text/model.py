@@ -1,0 +1,155 @@
+"""What is wrapped and trained: a SentenceTransformer and a head that only training sees."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from huggingface_hub.errors import HFValidationError
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import is_sentence_transformer_model
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
+
+from fmicl_text.errors import InputError
+
+HEAD_FILE = "head.safetensors"
+POOLINGS = Pooling.POOLING_MODES
+
+
+def no_head(width: int) -> nn.Module:
+    """The embeddings as they are."""
+    return nn.Identity()
+
+
+def simcse_head(width: int) -> nn.Module:
+    """SimCSE's head: a dense layer of the same width and tanh, initialised as BERT's own layers."""
+    dense = nn.Linear(width, width)
+    nn.init.normal_(dense.weight, std=0.02)
+    nn.init.zeros_(dense.bias)
+    return nn.Sequential(dense, nn.Tanh())
+
+
+HEADS = {"none": no_head, "simcse": simcse_head}
+
+
+class ContrastiveModel(nn.Module):
+    """The one module that the trainer wraps: encoder, then the head if there is one.
+
+    Args:
+        encoder: What is exported, saved and evaluated.
+        head: A name in `HEADS`. It is in checkpoints, so that training resumes, never in the exported encoder.
+    """
+
+    def __init__(self, encoder: SentenceTransformer, head: str = "none") -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = HEADS[head](int(encoder.get_embedding_dimension() or 0))
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """Tokenised rows {input_ids, attention_mask, ...} [B, T] to embeddings [B, D]."""
+        return self.head(self.encoder(features)["sentence_embedding"])
+
+    def save_head(self, folder: str) -> None:
+        """Write the head's weights, if it has any, into a checkpoint folder."""
+        if state := self.head.state_dict():
+            safetensors.torch.save_file(state, Path(folder) / HEAD_FILE)
+
+    def load_checkpoint(self, folder: str) -> None:
+        """Take encoder and head from a checkpoint folder, in place."""
+        self.encoder.load_state_dict(build_text_encoder(folder).state_dict())
+        if self.head.state_dict():
+            self.head.load_state_dict(safetensors.torch.load_file(Path(folder) / HEAD_FILE))
+
+
+def build_text_encoder(
+    model_name_or_path: str, revision: str | None = None, pooling: str | None = None, dropout: float | None = None
+) -> SentenceTransformer:
+    """A SentenceTransformer in float32, whatever dtype the file has, without the pooler that BERT never uses.
+
+    Args:
+        model_name_or_path: Folder or Hub name of a sentence-transformers model or of any Hugging Face text encoder.
+        revision: Branch, tag or commit on the Hub.
+        pooling: One of `POOLINGS`. None keeps what the model says, and is cls, the paper's, where it says nothing.
+        dropout: Sets every dropout probability of the model's config, in [0, 1). None keeps them.
+
+    Raises:
+        InputError: The model is not there, or cannot be had offline.
+    """
+    is_path = model_name_or_path.startswith((".", "~", "/"))
+    if is_path and not Path(model_name_or_path).expanduser().is_dir():
+        raise InputError(f"--model_name_or_path: no such folder {model_name_or_path}")
+    try:
+        with quiet_loading():
+            says_pooling = is_sentence_transformer_model(model_name_or_path, revision=revision)
+            encoder = SentenceTransformer(
+                str(Path(model_name_or_path).expanduser()) if is_path else model_name_or_path,
+                revision=revision,
+                device="cpu",
+                model_kwargs={"dtype": torch.float32},
+                config_kwargs=dropout_settings(model_name_or_path, revision, dropout),
+            )
+    except (OSError, HFValidationError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--model_name_or_path {model_name_or_path}: {reason}") from error
+    backbone: Any = encoder[0].model
+    if isinstance(getattr(backbone, "pooler", None), nn.Module):
+        backbone.pooler = None  # no gradient reaches it, and DDP stops at step 2 on such parameters
+    if pooling or not says_pooling:
+        set_pooling(encoder, pooling or "cls")
+    return encoder
+
+
+def set_pooling(encoder: SentenceTransformer, mode: str) -> None:
+    """Replace the pooling of an encoder by one of `POOLINGS`."""
+    (index,) = [i for i, module in enumerate(encoder) if isinstance(module, Pooling)]
+    encoder[index] = Pooling(encoder[index].embedding_dimension, mode)
+
+
+def dropout_settings(model_name_or_path: str, revision: str | None, dropout: float | None) -> dict[str, float]:
+    """Every dropout probability in the model's config (BERT calls them hidden_dropout_prob, ModernBERT mlp_dropout,
+    T5 dropout_rate, ...), set to `dropout`; empty for None.
+
+    Raises:
+        InputError: dropout outside [0, 1).
+    """
+    if dropout is None:
+        return {}
+    if not 0 <= dropout < 1:
+        raise InputError(f"--dropout must be in [0, 1), got {dropout}")
+    config = AutoConfig.from_pretrained(model_name_or_path, revision=revision).to_dict()
+    return {key: dropout for key, value in config.items() if "dropout" in key and isinstance(value, int | float)}
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Hide what is noise when an encoder is loaded: progress of a second's work, the note that a plain model gets
+    mean pooling (set right afterwards), and reports in which nothing is missing but the pooler we drop."""
+
+    def report_matters(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        rows = re.findall(r"^(\S+)\s*\|\s*(\w+)", message, re.MULTILINE)
+        return "LOAD REPORT" not in message or any(
+            "pooler" not in key and status in ("MISSING", "MISMATCH", "CONVERSION") for key, status in rows
+        )
+
+    loader, framework = logging.getLogger("transformers.modeling_utils"), logging.getLogger("sentence_transformers")
+    level, progress = framework.level, transformers_logging.is_progress_bar_enabled()
+    loader.addFilter(report_matters)
+    framework.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        loader.removeFilter(report_matters)
+        framework.setLevel(level)
+        if progress:
+            transformers_logging.enable_progress_bar()

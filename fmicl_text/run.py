@@ -1,0 +1,102 @@
+"""What a recipe does around training: claim the output folder, leave a record."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fmicl_text.errors import InputError
+from fmicl_text.evaluation.report import library_versions, plot_training_curve, write_json
+from fmicl_text.trainer import FMICLTrainer
+from fmicl_text.training_args import FMICLTrainingArguments
+
+RESULTS_FILE, SETTINGS_FILE, CURVE_FILE = "results.json", "settings.yaml", "training_curve.png"
+
+
+def claim_output_dir(args: FMICLTrainingArguments) -> None:
+    """Make the output folder, or refuse one that holds something that this run would overwrite.
+
+    With --overwrite_output_dir the checkpoints and results of the run it holds are removed, nothing else.
+
+    Raises:
+        InputError: It holds a run, a checkpoint or a model and neither --overwrite_output_dir nor
+            --resume_from_checkpoint was given; or it is no folder that can be written to.
+    """
+    folder = Path(str(args.output_dir))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file, not a folder")
+    held = [name for name in (RESULTS_FILE, "modules.json", "config.json") if (folder / name).exists()]
+    held += [path.name for path in folder.glob("checkpoint-*")]
+    if held and args.overwrite_output_dir and args.process_index == 0:
+        for path in [folder / RESULTS_FILE, *folder.glob("checkpoint-*")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    elif held and not args.overwrite_output_dir and not args.resume_from_checkpoint:
+        raise InputError(
+            f"--output_dir {folder} already holds {held[0]}: name another folder, or add --overwrite_output_dir"
+            + (" or --resume_from_checkpoint True" if "checkpoint" in held[-1] else "")
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output_dir {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--output_dir {folder} cannot be written to")
+
+
+def data_facts(data: Any) -> dict[str, Any]:
+    """What a run says and records of its training text (`text.data.TextData`); unknown, when streaming, is left out."""
+    facts = {
+        "source": data.source,
+        "columns": " ".join(data.columns),
+        "rows": None if data.num_skipped is None else len(data.dataset),
+        "blank rows skipped": data.num_skipped,
+        "share of duplicates": None if data.duplicate_share is None else round(data.duplicate_share, 4),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def save_run(
+    trainer: FMICLTrainer,
+    settings: Mapping[str, Any],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    data: Mapping[str, Any],
+) -> None:
+    """Write the encoder, settings.yaml, training_curve.png and, last, results.json into the output folder.
+
+    Args:
+        trainer: After training.
+        settings: What `arguments.resolved_settings` gives.
+        before: Metrics of the encoder before training.
+        after: Metrics of the encoder that is saved.
+        data: What is known of the training data: source, rows, skipped, ...
+    """
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return
+    folder, args = Path(str(trainer.args.output_dir)), trainer.args
+    settings_text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    (folder / SETTINGS_FILE).write_text(settings_text, encoding="utf-8")
+    history = [{"step": 0, **before}, *trainer.state.log_history]
+    plot_training_curve(history, folder / CURVE_FILE, title=f"{args.objective_name}, seed {args.seed}")
+    write_json(
+        folder / RESULTS_FILE,
+        {
+            "objective": args.objective_name,
+            "knobs": trainer.loss.knobs,
+            "seed": args.seed,
+            "steps": trainer.state.global_step,
+            "best_step": trainer.state.best_global_step if args.load_best_model_at_end else None,
+            "before": before,
+            "after": after,
+            "data": data,
+            "settings": settings,
+            "versions": library_versions(),
+            "log_history": history,
+        },
+    )

@@ -1,0 +1,169 @@
+"""FMICLTrainer: transformers' Trainer for losses on pairs of embeddings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from fmicl_text.errors import InputError
+from fmicl_text.evaluation.geometry import alignment, uniformity
+from fmicl_text.model import ContrastiveModel
+from fmicl_text.training_args import FMICLTrainingArguments
+
+
+class NonFiniteError(InputError):
+    """The loss or a weight is inf or nan; nothing was saved since the last good checkpoint."""
+
+
+class FMICLTrainer(Trainer):
+    """Trains a `ContrastiveModel` on batches [examples, views, ...] with one forward pass per step.
+
+    Args:
+        model: Encoder and head.
+        args: Objective, its knobs, and everything of `transformers.TrainingArguments`.
+        train_dataset: Rows for the collator.
+        data_collator: Rows to {token tensors [B, V, T], text_ids}, such as `text.collator.TextViewCollator`.
+        evaluator: Encoder to metrics, such as `evaluation.sts.STSEvaluator`; its `dataset` is what the base class
+            asks for when it is to evaluate during training. Metrics are logged as `eval_<name>`.
+        **kwargs: As for `transformers.Trainer`.
+
+    Logged with each loss, as means since the last log: loss_positive and loss_negative (their sum is the loss), and
+    alignment and uniformity of the training batches (with dropout, after the head).
+    """
+
+    # The base class would take a model whose forward has **kwargs for one that scales its own loss, and skip the
+    # division by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    model: ContrastiveModel
+    args: FMICLTrainingArguments
+
+    def __init__(
+        self,
+        model: ContrastiveModel,
+        args: FMICLTrainingArguments,
+        train_dataset: Any = None,
+        data_collator: Callable[..., Any] | None = None,
+        evaluator: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if args.eval_strategy != "no" and evaluator is None:
+            raise ValueError("evaluation during training needs an evaluator; or set eval_strategy='no'")
+        batch = args.train_batch_size * args.world_size
+        if isinstance(train_dataset, Sized) and len(train_dataset) < batch:
+            raise InputError(f"{len(train_dataset)} training examples do not fill one batch of {batch}")
+        self.loss = args.build_loss()
+        self.evaluator = evaluator
+        self.batch_sums: dict[str, Tensor] = {}
+        self.batch_count = 0
+        self.views_checked = False
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=getattr(evaluator, "dataset", None),
+            data_collator=data_collator,
+            **kwargs,
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one batch. accelerate's autocast covers the model's forward only; the loss is float32."""
+        text_ids = inputs.pop("text_ids", None)
+        embeddings = self.embed(model, inputs)
+        x, y, *others = embeddings.unbind(1)
+        hard_negatives = others[0] if others else None
+        terms = self.loss.terms(x, y, hard_negatives, text_ids)
+        loss = terms.positive + terms.negative
+        self.check_finite(loss)
+        self.check_views(x, y)
+        with torch.no_grad():
+            self.record(
+                loss_positive=terms.positive,
+                loss_negative=terms.negative,
+                alignment=alignment(x, y),
+                uniformity=uniformity(x),
+            )
+        return (loss, {"embeddings": embeddings}) if return_outputs else loss
+
+    def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Embeddings [B, V, D] of a batch [B, V, ...]: flattened, one forward, unflattened."""
+        shape = next(iter(inputs.values())).shape[:2]
+        return model({name: value.flatten(0, 1) for name, value in inputs.items()}).unflatten(0, shape)
+
+    def check_finite(self, loss: Tensor) -> None:
+        """Stop before the backward pass of a loss that is inf or nan; the base class would train on."""
+        if not torch.isfinite(loss):
+            saved = self.state.best_model_checkpoint or "none"
+            raise NonFiniteError(
+                f"loss is {loss.item()} at step {self.state.global_step + 1} ({self.args.objective_name}, "
+                f"{self.loss.knobs}): lower --learning_rate, --gamma or --alpha; best checkpoint so far: {saved}"
+            )
+
+    def check_views(self, x: Tensor, y: Tensor) -> None:
+        """Warn once, at the first batch, if the views are the same: nothing would pull positives together."""
+        if not self.views_checked and torch.equal(x, y):
+            warnings.warn(
+                "the two views of every text are identical: the model has no dropout (ModernBERT's default, for one). "
+                "Set it with --dropout 0.1, or train on pairs of texts (columns sent0, sent1).",
+                stacklevel=2,
+            )
+        self.views_checked = True
+
+    def record(self, **values: Tensor) -> None:
+        """Add to the sums that `log` turns into means; they stay on the device until then."""
+        for name, value in values.items():
+            self.batch_sums[name] = self.batch_sums.get(name, torch.zeros_like(value)) + value.detach()
+        self.batch_count += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the base class, with the recorded means beside the loss."""
+        if "loss" in logs:
+            logs |= {name: (total / self.batch_count).item() for name, total in self.batch_sums.items()}
+            self.batch_sums, self.batch_count = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The evaluator's metrics of the encoder, without head or dropout.
+
+        The base class's loop would report the loss, which says nothing without dropout, and its DataLoader would
+        draw from the random state, so that evaluating changed the training that follows."""
+        if eval_dataset is not None or self.evaluator is None:
+            raise ValueError("evaluate() scores what the trainer's evaluator holds: pass evaluator= to the trainer")
+        scores = self.evaluator(self.model.encoder)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the encoder as a SentenceTransformer folder. The base class would write the wrapper's bare state
+        dict, and a pickle of the arguments that can hold a Hub token."""
+        broken = [name for name, weight in self.model.named_parameters() if not weight.isfinite().all()]
+        if broken:
+            raise NonFiniteError(f"step {self.state.global_step}: {broken[0]} is not finite; {output_dir} not written")
+        self.model.encoder.save(str(output_dir or self.args.output_dir), create_model_card=False)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The head is training state too: with it a run resumes, without it the folder is a plain encoder."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.model.save_head(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.model.load_checkpoint(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.model.load_checkpoint(str(self.state.best_model_checkpoint))

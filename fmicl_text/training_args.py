@@ -1,0 +1,107 @@
+"""Training arguments: what `transformers.TrainingArguments` lacks, the objective and its knobs."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from fmicl_text.divergences import DIVERGENCES, tsallis
+from fmicl_text.loss import NEGATIVES, OBJECTIVES, ContrastiveLoss
+from fmicl_text.similarity import SIMILARITIES
+
+
+@dataclass
+class FMICLTrainingArguments(TrainingArguments):
+    """`TrainingArguments` plus the objective. A knob left at None takes the default of the objective's loss class;
+    a knob that the objective does not have is refused.
+
+    Changed defaults: the paper's text setting (batch 64, learning rate 3e-5, one epoch); STS scored every 125
+    steps, the best checkpoint kept and loaded at the end, as in SimCSE; `dataloader_drop_last` (a last batch of one
+    has no negative); `remove_unused_columns` off (the collator reads the text); `ddp_find_unused_parameters` off
+    (every parameter gets a gradient); `logging_nan_inf_filter` off (the trainer stops at a non-finite loss).
+    """
+
+    objective: str = field(default="fmicl", metadata={"help": "What is minimised.", "choices": list(OBJECTIVES)})
+    divergence: str | None = field(
+        default=None, metadata={"help": "The f of f-MICL (default kl).", "choices": list(DIVERGENCES)}
+    )
+    tsallis_order: float | None = field(default=None, metadata={"help": "Order of tsallis, > 0 (default 3)."})
+    gamma: float | None = field(
+        default=None, metadata={"help": "1/(2 sigma^2) of the Gaussian similarity, > 0 (f-MICL's default 20)."}
+    )
+    alpha: float | None = field(
+        default=None, metadata={"help": "Weight of the negative term, > 0 (f-MICL's default 409600)."}
+    )
+    temperature: float | None = field(default=None, metadata={"help": "InfoNCE's, > 0 (default 0.05)."})
+    similarity: str | None = field(
+        default=None, metadata={"help": "f-MICL's similarity (default gaussian).", "choices": list(SIMILARITIES)}
+    )
+    negatives: str | None = field(
+        default=None,
+        metadata={"help": "Negative pairs (default same_view; infonce, spectral cross_view).", "choices": NEGATIVES},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better score."}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run that output_dir holds."})
+
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Examples per step and device, >= 2."})
+    learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate of AdamW."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Epochs, unless max_steps is given."})
+    logging_steps: float = field(default=25, metadata={"help": "Log every so many steps."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to score STS: no, steps or epoch."})
+    eval_steps: float | None = field(default=125, metadata={"help": "Score STS every so many steps."})
+    save_steps: float = field(default=125, metadata={"help": "Save a checkpoint every so many steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one always."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    metric_for_best_model: str | None = field(default="sts_spearman", metadata={"help": "Chooses the checkpoint."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Of metric_for_best_model."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads text."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See torch's DDP."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: it hides a broken run."})
+
+    def __post_init__(self) -> None:
+        self.output_dir = self.output_dir or f"runs/{self.objective_name}"
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch warns at every DataLoader otherwise
+        super().__post_init__()
+        if self.per_device_train_batch_size < 2:
+            raise ValueError(
+                f"--per_device_train_batch_size must be at least 2, got {self.per_device_train_batch_size}: "
+                "with one example there is no negative"
+            )
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError("--early_stopping_patience needs --load_best_model_at_end True")
+        with warnings.catch_warnings(action="ignore"):  # the trainer's own call warns
+            self.build_loss()
+
+    @property
+    def objective_name(self) -> str:
+        """fmicl-kl, infonce, ...: the objective, with its divergence if it has one."""
+        return f"fmicl-{self.divergence or 'kl'}" if self.objective == "fmicl" else self.objective
+
+    def build_loss(self) -> ContrastiveLoss:
+        """The loss that the knobs describe.
+
+        Raises:
+            ValueError: A knob that is out of range, or that the objective does not have.
+        """
+        loss_class = OBJECTIVES[self.objective]
+        names = ("divergence", "gamma", "alpha", "temperature", "similarity", "negatives")
+        knobs = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        accepted = list(inspect.signature(loss_class).parameters)
+        for name in knobs:
+            if name not in accepted:
+                raise ValueError(f"--{name} means nothing to objective {self.objective}, which takes {accepted}")
+        if self.tsallis_order is not None:
+            if self.divergence != "tsallis":
+                raise ValueError(f"--tsallis_order needs --divergence tsallis, got {self.objective_name}")
+            knobs["divergence"] = tsallis(self.tsallis_order)
+        if self.similarity == "cosine" and self.gamma is not None:
+            raise ValueError("--gamma means nothing to --similarity cosine")
+        return loss_class(**knobs)

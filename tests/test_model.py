@@ -1,0 +1,124 @@
+"""Encoders: pooling, dtype, dropout, heads, and that what is saved is what was trained."""
+
+import logging
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from fmicl_text.errors import InputError
+from fmicl_text.evaluation.encoding import encode_sentences
+from fmicl_text.model import ContrastiveModel, build_text_encoder
+from fmicl_text.quickstart import ENCODER
+from tests.conftest import sentences, tiny_bert
+
+
+def pooling_of(encoder):
+    return encoder[1].pooling_mode
+
+
+def test_weights_are_float32_whatever_the_file_holds(tmp_path):
+    for dtype in (torch.float16, torch.bfloat16):
+        folder = tiny_bert(tmp_path / str(dtype), dtype=dtype)
+        assert {p.dtype for p in build_text_encoder(folder).parameters()} == {torch.float32}
+
+
+def test_pooling_is_the_models_own_else_cls(bert_folder, tmp_path):
+    assert pooling_of(build_text_encoder(bert_folder)) == "cls"
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    encoder.save(str(tmp_path), create_model_card=False)
+    assert pooling_of(build_text_encoder(str(tmp_path))) == "mean"
+    assert pooling_of(build_text_encoder(str(tmp_path), pooling="max")) == "max"
+
+
+def test_no_parameter_is_left_without_gradient(bert_folder):
+    model = ContrastiveModel(build_text_encoder(bert_folder), head="simcse")
+    features = dict(model.encoder.tokenizer(["a dog runs", "the cat"], return_tensors="pt", padding=True))
+    model(features).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not [name for name, _ in model.named_parameters() if "pooler" in name]
+
+
+def test_dropout_is_set_everywhere(bert_folder):
+    encoder = build_text_encoder(bert_folder, dropout=0.37)
+    assert {m.p for m in encoder.modules() if isinstance(m, torch.nn.Dropout)} == {0.37}
+
+
+def test_views_differ_with_dropout_and_coincide_without(bert_folder):
+    model = ContrastiveModel(build_text_encoder(bert_folder))
+    features = dict(model.encoder.tokenizer(["a dog runs"] * 2, return_tensors="pt"))
+    x, y = model.train()(dict(features))
+    assert (x - y).abs().max() > 1e-3
+    x, y = model.eval()(dict(features))
+    assert torch.equal(x, y)
+
+
+def test_saved_folder_gives_identical_vectors_everywhere(bert_folder, tmp_path):
+    """Through sentence-transformers, through the recipe's own encoder (difference 0), through AutoModel + mean."""
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    encoder.save(str(tmp_path), create_model_card=False)
+    texts = sentences(20)
+    own = encode_sentences(encoder, texts, progress=False)
+    assert torch.equal(own, encode_sentences(build_text_encoder(str(tmp_path)), texts, progress=False))
+    reopened = SentenceTransformer(str(tmp_path), device="cpu")
+    assert torch.equal(own, encode_sentences(reopened, texts, progress=False))
+    direct = encoder.encode(texts, convert_to_tensor=True)
+    assert torch.equal(direct, reopened.encode(texts, convert_to_tensor=True))
+    features = AutoTokenizer.from_pretrained(tmp_path)(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(tmp_path).eval()(**features).last_hidden_state
+    mask = features["attention_mask"][..., None]
+    torch.testing.assert_close((states * mask).sum(1) / mask.sum(1), own, rtol=0, atol=1e-6)
+
+
+def test_checkpoint_brings_back_encoder_and_head(bert_folder, tmp_path):
+    model = ContrastiveModel(build_text_encoder(bert_folder), head="simcse")
+    model.encoder.save(str(tmp_path), create_model_card=False)
+    model.save_head(str(tmp_path))
+    other = ContrastiveModel(build_text_encoder(bert_folder), head="simcse")
+    for parameter in other.parameters():
+        parameter.data.add_(1.0)
+    other.load_checkpoint(str(tmp_path))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.state_dict()[name]), name
+
+
+def test_encoding_keeps_the_order_of_the_sentences(bert_folder):
+    encoder = build_text_encoder(bert_folder)
+    texts = sentences(9)
+    one_by_one = torch.cat([encode_sentences(encoder, [text], progress=False) for text in texts])
+    torch.testing.assert_close(encode_sentences(encoder, texts, batch_size=4, progress=False), one_by_one)
+
+
+def test_loading_is_quiet_but_for_what_matters(bert_folder, tmp_path, caplog):
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level(logging.WARNING):
+        build_text_encoder(str(ENCODER))  # masked-LM file: head left over, pooler missing
+        assert not caplog.records
+        model = AutoModel.from_pretrained(bert_folder)
+        state = {k: v for k, v in model.state_dict().items() if "layer.1" not in k}
+        model.save_pretrained(tmp_path, state_dict=state)
+        AutoTokenizer.from_pretrained(bert_folder).save_pretrained(tmp_path)
+        build_text_encoder(str(tmp_path))
+        assert "layer.1" in caplog.text and "MISSING" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./no/such/folder", "--model_name_or_path: no such folder ./no/such/folder"),
+        ("nobody/no-such-model", "--model_name_or_path nobody/no-such-model: "),
+        ("not a name", "--model_name_or_path not a name: "),
+    ],
+)
+def test_a_model_that_cannot_be_had(name, message):
+    with pytest.raises(InputError) as error:
+        build_text_encoder(name)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_dropout_out_of_range(bert_folder):
+    with pytest.raises(InputError, match=r"--dropout must be in \[0, 1\), got 1.0"):
+        build_text_encoder(bert_folder, dropout=1.0)

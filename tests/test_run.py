@@ -1,0 +1,34 @@
+"""Claiming the output folder."""
+
+import pytest
+
+from fmicl_text import FMICLTrainingArguments, InputError
+from fmicl_text.run import claim_output_dir
+
+
+def arguments(folder, **settings):
+    return FMICLTrainingArguments(output_dir=str(folder), use_cpu=True, **settings)
+
+
+def test_a_new_folder_is_made_and_an_unrelated_file_is_no_obstacle(tmp_path):
+    claim_output_dir(arguments(tmp_path / "a" / "b"))
+    (tmp_path / "a" / "b" / "notes.txt").write_text("mine")
+    claim_output_dir(arguments(tmp_path / "a" / "b"))
+
+
+@pytest.mark.parametrize("held", ["results.json", "modules.json", "config.json", "checkpoint-10"])
+def test_what_a_run_would_overwrite_is_kept(tmp_path, held):
+    (tmp_path / held).mkdir() if held.startswith("checkpoint") else (tmp_path / held).write_text("{}")
+    with pytest.raises(InputError, match=f"already holds {held}: name another folder, or add --overwrite_output_dir"):
+        claim_output_dir(arguments(tmp_path))
+    assert (tmp_path / held).exists()
+    claim_output_dir(arguments(tmp_path, resume_from_checkpoint="True"))
+    assert (tmp_path / held).exists()
+
+
+def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
+    (tmp_path / "checkpoint-10").mkdir()
+    for name in ("results.json", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    claim_output_dir(arguments(tmp_path, overwrite_output_dir=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

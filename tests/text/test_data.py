@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fmicl_text.errors import InputError
+from fmicl_text.text.data import TextData, load_training_text
+
+ACCEPTED = ".txt, .csv, .tsv, .jsonl (these also .gz) and .parquet"
+NO_SENTENCES = "{file} has no sentences: it is empty or all its rows are blank"
+QUOTES = "; cells that hold a comma, a quote or a line break must be in double quotes"
+
+
+# The csv loader of datasets leaves its file to the garbage collector when it is not read to the end.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_file_left_open_for_the_next_module() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def cache_in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def write(path: Path, content: str | bytes) -> str:
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def texts(data: TextData) -> list[Any]:
+    """The sentences, or the tuples of a row where there are several columns."""
+    rows = [tuple(row[name] for name in data.columns) for row in data.dataset]
+    return [row[0] for row in rows] if len(data.columns) == 1 else rows
+
+
+def error_of(**arguments: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load_training_text(**arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+GOOD = {
+    "lines.txt": "one\ntwo\n",
+    "no_last_newline.txt": "one\ntwo",
+    "crlf.txt": "one\r\ntwo\r\n",
+    "bom.txt": "\ufeffone\ntwo\n",
+    "blank_and_space.txt": "\n  one \t\n \u00a0\u3000\t\n\ntwo\n",
+    "UPPER.TXT": "one\ntwo\n",
+    "pattern[1]*.txt": "one\ntwo\n",
+    "lines.txt.gz": "one\r\ntwo\r\n",
+    "column.csv": 'text,label\n"one",1\ntwo,2\n',
+    "bom.csv": "\ufefftext\r\none\r\ntwo\r\n",
+    "column.csv.gz": "text\none\ntwo\n",
+    "column.tsv": "label\ttext\n1\tone\n2\ttwo\n",
+    "bom.tsv.gz": "\ufefftext\tlabel\r\none\t1\r\ntwo\t2\r\n",
+    "rows.jsonl": '{"text": "one", "id": 1}\n\n{"text": null}\n{"text": "two"}\n',
+    "bom.jsonl": '\ufeff{"text": "one"}\r\n{"text": "two"}\r\n',
+    "rows.jsonl.gz": '{"text": "one"}\n{"text": "two"}\n',
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
+@pytest.mark.parametrize("name", GOOD)
+def test_formats(tmp_path: Path, name: str, streaming: bool) -> None:
+    file = write(tmp_path / name, GOOD[name])
+    data = load_training_text(train_file=file, streaming=streaming)
+    assert texts(data) == ["one", "two"]
+    assert data.columns == ("text",)
+    assert data.source == file
+    assert data.dataset.features == {"text": datasets.Value("string")}
+    assert isinstance(data.dataset, datasets.IterableDataset if streaming else datasets.Dataset)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet(tmp_path: Path, kind: pa.DataType) -> None:
+    file = str(tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"id": [1, 2, 3], "text": pa.array(["one", None, " two"]).cast(kind)}), file)
+    data = load_training_text(train_file=file)
+    assert texts(data) == ["one", "two"]
+    assert data.num_skipped == 1
+    assert data.dataset.features == {"text": datasets.Value("string")}
+
+
+def test_separators_inside_a_line_do_not_split_it(tmp_path: Path) -> None:
+    sentence = "a\u2028b\u2029c\x0bd\x0ce\x1cf\x85g\x00h"
+    for name, content in {
+        "a.txt": f"{sentence}\nz\n",
+        "a.csv": f"text\n{sentence}\nz\n",
+        "a.tsv": f"text\tlabel\n{sentence}\t1\nz\t2\n",
+        "a.jsonl": json.dumps({"text": sentence}, ensure_ascii=False) + '\n{"text": "z"}\n',
+    }.items():
+        assert texts(load_training_text(train_file=write(tmp_path / name, content))) == [sentence, "z"]
+
+
+@pytest.mark.parametrize("cell", ["null", "None", "NA", "N/A", "nan", "NULL", "#N/A"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_cells_that_pandas_takes_for_missing_stay_text(tmp_path: Path, suffix: str, cell: str) -> None:
+    file = write(tmp_path / f"a.{suffix}", f"text\n{cell}\nother\n")
+    assert texts(load_training_text(train_file=file)) == [cell, "other"]
+
+
+def test_csv_quotes_and_tsv_without(tmp_path: Path) -> None:
+    csv = write(tmp_path / "a.csv", 'text\n"a, ""b""\nc"\nd\n')
+    assert texts(load_training_text(train_file=csv)) == ['a, "b"\nc', "d"]
+    tsv = write(tmp_path / "a.tsv", 'text\tlabel\n"a, b\t1\nc 5" d\t2\n')
+    assert texts(load_training_text(train_file=tsv)) == ['"a, b', 'c 5" d']
+
+
+@pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        ("sent0,sent1,hard_neg,text", ("sent0", "sent1", "hard_neg")),
+        ("hard_neg,sent1,sent0", ("sent0", "sent1", "hard_neg")),
+        ("text,sent0,sent1", ("sent0", "sent1")),
+        ("sentence,text,sent0", ("text",)),
+        ("label,sentence", ("sentence",)),
+        ("words", ("words",)),
+    ],
+)
+def test_default_columns(tmp_path: Path, header: str, columns: tuple[str, ...]) -> None:
+    names = header.split(",")
+    file = write(tmp_path / "a.csv", f"{header}\n" + ",".join(f"a {name}" for name in names) + "\n")
+    data = load_training_text(train_file=file)
+    assert data.columns == columns
+    assert data.dataset.to_list() == [{name: f"a {name}" for name in columns}]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
+def test_triplets_need_every_text(tmp_path: Path, streaming: bool) -> None:
+    rows = [("a", "b", "c"), (" d", "e ", "f"), ("g", None, "h"), ("i", "j", " "), ("", "k", "l"), ("m", "n", "o")]
+    lines = [json.dumps(dict(zip(("sent0", "sent1", "hard_neg"), row, strict=True))) for row in rows]
+    file = write(tmp_path / "a.jsonl", "\n".join(lines))
+    data = load_training_text(train_file=file, streaming=streaming)
+    assert texts(data) == [("a", "b", "c"), ("d", "e", "f"), ("m", "n", "o")]
+    assert data.num_skipped == (None if streaming else 3)
+
+
+def test_text_column(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "text,title\none,two\n")
+    data = load_training_text(train_file=file, text_column="title")
+    assert (texts(data), data.columns) == (["two"], ("title",))
+    assert error_of(train_file=file, text_column="body") == (
+        f"{file} has no column 'body' (--text_column), its columns are ['text', 'title']"
+    )
+
+
+def test_several_columns_need_a_choice(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "title,body\none,two\n")
+    assert error_of(train_file=file) == (
+        f"{file} has the columns ['title', 'body']: say with --text_column which one holds the sentences"
+    )
+
+
+def test_counts(tmp_path: Path) -> None:
+    """Ten lines, three of them blank; of the seven others b and a (twice) were there before: 3 / 7."""
+    file = write(tmp_path / "a.txt", "a\nb\n\nb \na\n  \nc\n\t\n a\nd\n")
+    data = load_training_text(train_file=file)
+    assert texts(data) == ["a", "b", "b", "a", "c", "a", "d"]
+    assert data.num_skipped == 3
+    assert data.duplicate_share == 3 / 7
+    first = load_training_text(train_file=file, max_train_samples=3)
+    assert texts(first) == ["a", "b", "b"]
+    assert first.num_skipped == 3
+    assert first.duplicate_share == 1 / 3
+    assert len(load_training_text(train_file=file, max_train_samples=100).dataset) == 7
+    streamed = load_training_text(train_file=file, max_train_samples=3, streaming=True)
+    assert texts(streamed) == ["a", "b", "b"]
+    assert (streamed.num_skipped, streamed.duplicate_share) == (None, None)
+
+
+def test_duplicates_are_whole_rows(tmp_path: Path) -> None:
+    """The third row repeats the first; the second and the fourth share single cells with it only."""
+    file = write(tmp_path / "a.csv", "sent0,sent1\na,b\na,c\na,b\nb,a\n")
+    assert load_training_text(train_file=file).duplicate_share == 1 / 4
+
+
+def test_all_rows_the_same(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "a\n" * 25_000)
+    assert load_training_text(train_file=file).duplicate_share == 1 - 1 / 25_000
+
+
+def test_second_load_reads_the_cache(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "a\n\nb\n")
+    first, second = load_training_text(train_file=file), load_training_text(train_file=file)
+    assert first.dataset.cache_files == second.dataset.cache_files != []
+    assert first.num_skipped == second.num_skipped == 1
+    write(tmp_path / "a.txt", "a\n\nb\n\nc\n")
+    assert texts(load_training_text(train_file=file)) == ["a", "b", "c"]
+
+
+def test_streaming_is_lazy(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "a\n" * 300_000 + "\nb\n")
+    data = load_training_text(train_file=file, streaming=True)
+    assert not list(tmp_path.rglob("*.arrow"))
+    assert texts(TextData(data.dataset.take(2), data.columns, None, None, "")) == ["a", "a"]
+    assert next(iter(data.dataset.skip(300_000))) == {"text": "b"}
+
+
+BAD = {
+    "empty.txt": ("", NO_SENTENCES),
+    "empty.txt.gz": ("", NO_SENTENCES),
+    "bom_only.txt": ("\ufeff", NO_SENTENCES),
+    "blank.txt": ("\n  \n\u3000\n", NO_SENTENCES),
+    "empty.csv": ("", NO_SENTENCES),
+    "newlines.csv": ("\n\n", NO_SENTENCES),
+    "header.csv": ("text\n", NO_SENTENCES),
+    "blank.csv": ("text,label\n ,1\n,2\n", NO_SENTENCES),
+    "empty.jsonl": ("", NO_SENTENCES),
+    "blank.jsonl": ("\n \n", NO_SENTENCES),
+    "nulls.jsonl": ('{"text": null}\n{"text": null}\n', NO_SENTENCES),
+    "empty.parquet": ("", NO_SENTENCES),
+    "latin.txt": (
+        "a\nb\ncaf\xe9 c\n".encode("latin1"),
+        "{file} cannot be read as .txt: line 3 is not UTF-8 (byte 0xe9)",
+    ),
+    "latin.txt.gz": ("caf\xe9 c\n".encode("latin1"), "{file} cannot be read as .txt: line 1 is not UTF-8 (byte 0xe9)"),
+    "utf16.txt": (
+        "one".encode("utf-16-le") + b"\xff\n",
+        "{file} cannot be read as .txt: line 1 is not UTF-8 (byte 0xff)",
+    ),
+    "latin.csv": (
+        "text\na\ncaf\xe9\n".encode("latin1"),
+        "{file} cannot be read as .csv: line 3 is not UTF-8 (byte 0xe9)",
+    ),
+    "latin.jsonl": (
+        '{"text": "a"}\n{"text": "caf\xe9 au lait"}\n'.encode("latin1"),
+        "{file} cannot be read as .jsonl: line 2 is not UTF-8 (byte 0xe9)",
+    ),
+    "broken.jsonl": (
+        '{"text": "a"}\n\n{"text": oops}\n',
+        "{file} cannot be read as .jsonl: line 3, character 10: Expecting value",
+    ),
+    "cut.jsonl": (
+        '{"text": "a"}\n{"text": "b',
+        "{file} cannot be read as .jsonl: line 2, character 10: Unterminated string starting at",
+    ),
+    "strings.jsonl": (
+        '"a"\n"b"\n',
+        '{file} cannot be read as .jsonl: line 1 is not an object such as {{"text": "a sentence"}}',
+    ),
+    "long_row.csv": (
+        "text\na\nb, c, d\n",
+        "{file} cannot be read as .csv: Expected 1 fields in line 3, saw 3" + QUOTES,
+    ),
+    "long_rows.csv": ("text\nHello, you\nHello, they\n", "{file}: line 2 has more cells than the header" + QUOTES),
+    "open_quote.csv": (
+        'text\na\n"b\nc\n',
+        "{file} cannot be read as .csv: EOF inside string starting at row 2" + QUOTES,
+    ),
+    "long_row.tsv": (
+        "text\tlabel\na\t1\nb\tc\t2\n",
+        "{file} cannot be read as .tsv: Expected 2 fields in line 3, saw 3; cells cannot hold a tab",
+    ),
+    "long_rows.tsv": ("text\na\tb\n", "{file}: line 2 has more cells than the header; cells cannot hold a tab"),
+    "numbers.csv": ("text\n1\n2\n", "{file}: column 'text' must hold strings, got int64"),
+    "numbers.jsonl": ('{"text": 0.5}\n', "{file}: column 'text' must hold strings, got float64"),
+    "lists.jsonl": ('{"text": ["a", "b"]}\n', "{file}: column 'text' must hold strings, got List"),
+    "objects.jsonl": ('{"text": {"a": "b"}}\n', "{file}: column 'text' must hold strings, got dict"),
+    "mixed.jsonl": (
+        '{"text": "a"}\n{"text": null}\n{"text": 3}\n',
+        "{file}: column 'text' must hold strings, got mixed types (line 3 has 3)",
+    ),
+    "mixed_list.jsonl": (
+        '{"text": "a"}\n{"text": ["b", 3]}\n',
+        "{file}: column 'text' must hold strings, got mixed types (line 2 has [\"b\", 3])",
+    ),
+    "bad_pair.jsonl": (
+        '{"sent0": "a", "sent1": 1}\n{"sent0": "b", "sent1": 2}\n',
+        "{file}: column 'sent1' must hold strings, got int64",
+    ),
+    "fake.parquet": (
+        "this is no parquet file",
+        "{file} cannot be read as .parquet: Parquet magic bytes not found in footer."
+        " Either the file is corrupted or this is not a parquet file.",
+    ),
+    "a.doc": ("a\n", f"--train_file {{file}}: unknown kind of file, accepted are {ACCEPTED}"),
+    "a": ("a\n", f"--train_file {{file}}: unknown kind of file, accepted are {ACCEPTED}"),
+    "a.parquet.gz": ("a\n", f"--train_file {{file}}: unknown kind of file, accepted are {ACCEPTED}"),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files(tmp_path: Path, name: str, streaming: bool) -> None:
+    content, message = BAD[name]
+    file = write(tmp_path / name, content)
+    assert error_of(train_file=file, streaming=streaming) == message.format(file=file)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
+def test_damaged_gzip(tmp_path: Path, streaming: bool) -> None:
+    file = tmp_path / "a.txt.gz"
+    compressed = gzip.compress(b"one\n" * 100)
+    for content, reason in (
+        (b"plain text\n", "Not a gzipped file (b'pl')"),
+        (compressed[:-6], "Compressed file ended before the end-of-stream marker was reached"),
+        (compressed[:10] + b"\xff" + compressed[11:], "Error -3 while decompressing data: invalid block type"),
+    ):
+        file.write_bytes(content)
+        message = f"{file} cannot be read as .txt: {reason}"
+        assert error_of(train_file=str(file), streaming=streaming) == message
+
+
+def test_parquet_without_rows_and_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    file = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), file)
+    assert error_of(train_file=file) == NO_SENTENCES.format(file=file)
+    latin = pa.StringArray.from_buffers(1, pa.array([0, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xe9b"))
+    pq.write_table(pa.table({"text": latin}), file)
+    message = error_of(train_file=file)
+    assert message.startswith(f"{file} cannot be read as .parquet: ")
+    assert "Invalid UTF8" in message
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    file = tmp_path / "missing.txt"
+    assert error_of(train_file=str(file)) == f"--train_file {file}: no such file"
+    assert (
+        error_of(train_file=str(tmp_path)) == f"--train_file {tmp_path} is a folder, accepted is one file: {ACCEPTED}"
+    )
+
+
+def test_arguments() -> None:
+    assert error_of() == (
+        "exactly one of --train_file and --dataset_name is needed, got --train_file None and --dataset_name None"
+    )
+    assert error_of(train_file="a.txt", dataset_name="b") == (
+        "exactly one of --train_file and --dataset_name is needed, got --train_file a.txt and --dataset_name b"
+    )
+    assert error_of(train_file="a.txt", max_train_samples=0) == "--max_train_samples must be at least 1, got 0"
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
+def test_dataset_folder(tmp_path: Path, streaming: bool) -> None:
+    for config in ("first", "second"):
+        write(tmp_path / "data" / config / "train.jsonl", f'{{"text": "{config}"}}\n{{"text": " "}}\n')
+    write(
+        tmp_path / "data" / "README.md",
+        "---\nconfigs:\n"
+        "- config_name: first\n  data_files: first/train.jsonl\n"
+        "- config_name: second\n  data_files: second/train.jsonl\n---\n",
+    )
+    name = str(tmp_path / "data")
+    data = load_training_text(dataset_name=name, dataset_config="second", streaming=streaming)
+    assert texts(data) == ["second"]
+    assert data.source == f"{name}/second [train]"
+    assert error_of(dataset_name=name, streaming=streaming) == (
+        f"--dataset_name {name} --split train: Config name is missing. "
+        "Please pick one among the available configs: ['first', 'second']"
+    )
+    assert error_of(dataset_name=name, dataset_config="third", streaming=streaming) == (
+        f"--dataset_name {name} --dataset_config third --split train: "
+        "BuilderConfig 'third' not found. Available: ['first', 'second']"
+    )
+    message = error_of(dataset_name=name, dataset_config="first", split="dev", streaming=streaming)
+    assert message.startswith(f"--dataset_name {name} --dataset_config first --split dev: ")
+    assert "dev" in message.rpartition("dev: ")[2] or "['train']" in message
+
+
+def test_dataset_that_is_not_there(tmp_path: Path) -> None:
+    assert error_of(dataset_name="nobody/nothing", dataset_config="plain") == (
+        "--dataset_name nobody/nothing --dataset_config plain --split train: "
+        "Couldn't reach 'nobody/nothing' on the Hub (OfflineModeIsEnabled); "
+        "without a network, give a --train_file or a dataset that is in the cache"
+    )
+    missing = tmp_path / "missing"
+    assert error_of(dataset_name=str(missing)) == f"--dataset_name {missing}: no such folder"
+    file = write(tmp_path / "a.txt", "a\n")
+    assert error_of(dataset_name=file) == f"--dataset_name {file} is a file: give it as --train_file"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert error_of(dataset_name=str(folder)) == (
+        f"--dataset_name {folder} --split train: The directory at {folder} doesn't contain any data files"
+    )
+    write(folder / "folder.py", "")
+    assert error_of(dataset_name=str(folder)) == (
+        f"--dataset_name {folder} --split train: Dataset scripts are no longer supported, but found folder.py"
+    )
+
+
+def test_datasets_does_not_log_what_the_error_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name, (content, _) = "broken.jsonl", BAD["broken.jsonl"]
+    logger, file = logging.getLogger("datasets"), write(tmp_path / name, content)
+    before = logger.level
+    logger.addHandler(caplog.handler)
+    try:
+        with pytest.raises(datasets.exceptions.DatasetGenerationError):
+            datasets.load_dataset("json", data_files=file)
+        assert "Failed to load JSON" in caplog.text
+        caplog.clear()
+        error_of(train_file=file)
+        assert caplog.text == ""
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert logger.level == before
