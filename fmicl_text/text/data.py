@@ -39,10 +39,10 @@ _CELL_HINTS = {
     ".tsv": "; cells cannot hold a tab",
 }
 _ACCEPTED = ".txt, .csv, .tsv, .jsonl (these also .gz) and .parquet"
-# What load_dataset raises for faulty input. ValueError: undecodable bytes, pandas' parser errors, unknown configs and
-# splits. OSError: missing files, what is no gzip, no way to the Hub. EOFError, zlib.error: damaged gzip. RuntimeError:
-# a dataset that is a script.
-_LOADER_ERRORS = (DatasetsError, pa.ArrowException, ValueError, OSError, EOFError, zlib.error, RuntimeError)
+# What load_dataset raises for faulty input. ValueError: undecodable bytes, the errors of pandas and Arrow, unknown
+# configs and splits. OSError: missing files, what is no gzip, no way to the Hub. EOFError, zlib.error: damaged gzip.
+# RuntimeError: a dataset that is a script.
+_LOADER_ERRORS = (DatasetsError, ValueError, OSError, EOFError, zlib.error, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def load_training_text(
 
     Args:
         train_file: UTF-8 .txt (a sentence per line), .csv, .tsv (no quoting) or .jsonl, these also .gz, or .parquet.
+            Empty lines of .csv, .tsv and .jsonl are no rows.
         dataset_name: Hub name or local dataset folder; exactly one of this and `train_file`.
         dataset_config: configuration of `dataset_name`.
         split: split of `dataset_name`.

@@ -320,6 +320,13 @@ def test_damaged_gzip(tmp_path: Path, streaming: bool) -> None:
         assert error_of(train_file=str(file), streaming=streaming) == message
 
 
+def test_column_that_changes_its_type(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "text,id\n" + "a,1\n" * 10_000 + "b,x\n" * 10_000)
+    assert error_of(train_file=file) == (
+        f"{file} cannot be read as .csv: Failed to parse string: 'x' as a scalar of type int64"
+    )
+
+
 def test_parquet_without_rows_and_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     file = str(tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), file)
