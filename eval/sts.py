@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from datasets import Dataset
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -96,6 +97,12 @@ def pooling_of(model: SentenceTransformer) -> Any:
     return next((module.pooling_mode for module in model if isinstance(module, Pooling)), None)
 
 
+def hub_commit(name: str) -> str | None:
+    """The commit of a model from the Hub, as its snapshot folder in the cache is named; None for a folder."""
+    cached = None if Path(name).exists() else try_to_load_from_cache(name, "config.json")
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
 def main() -> None:
     args = parse_args()
     jobs: list[tuple[str, str | None, str, Dataset]] = []  # task, split, source, pairs
@@ -112,7 +119,7 @@ def main() -> None:
         model.max_seq_length = args.max_seq_length or model.max_seq_length
         setup = {
             "model": name,
-            "commit": getattr(model.config, "_commit_hash", None),
+            "commit": hub_commit(name),
             "pooling": pooling_of(model),
             "max_seq_length": model.max_seq_length,
             "precision": str(model.dtype).removeprefix("torch."),

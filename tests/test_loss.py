@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fmicl_text.divergences import DIVERGENCES, FDivergence, tsallis
-from fmicl_text.loss import OBJECTIVES, AlignUniformLoss, FMICLLoss, InfoNCELoss, SpectralLoss, unit_rows
-from fmicl_text.similarity import log_ratio, pairwise_cosine, pairwise_log_ratio
+from fmicl_text.loss import OBJECTIVES, AlignUniformLoss, FMICLLoss, InfoNCELoss, SpectralLoss
+from fmicl_text.similarity import log_ratio, pairwise_cosine, pairwise_log_ratio, unit_rows
 from tests import reference
 
 NEGATIVES = ["same_view", "cross_view", "both"]

@@ -6,7 +6,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from fmicl_text.similarity import unit_rows
 
 BLOCK = 256  # rows whose distances to all the others are held at once
 
@@ -23,8 +24,8 @@ def alignment(x: Tensor, y: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 4], float32 (float64 for float64 inputs).
     """
-    if x.shape != y.shape:
-        raise ValueError(f"x and y must have one shape, got {list(x.shape)} and {list(y.shape)}")
+    if x.ndim != 2 or x.shape != y.shape or len(x) == 0:
+        raise ValueError(f"x and y must both be [N, D] with N >= 1, got {list(x.shape)} and {list(y.shape)}")
     return (unit_rows(x) - unit_rows(y)).square().sum(dim=-1).mean()
 
 
@@ -41,8 +42,8 @@ def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
     Returns:
         A scalar in [-4t, 0], float32 (float64 for float64 inputs).
     """
-    if len(x) < 2:
-        raise ValueError(f"uniformity needs at least 2 embeddings, got {len(x)}")
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"uniformity needs embeddings [N, D] with N >= 2, got {list(x.shape)}")
     x = unit_rows(x)
     num_rows = len(x)
     partial = []
@@ -52,10 +53,3 @@ def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
         later = torch.ones_like(distance, dtype=torch.bool).triu(diagonal=1)
         partial.append((-t * distance[later].square()).logsumexp(dim=0))
     return torch.stack(partial).logsumexp(dim=0) - math.log(num_rows * (num_rows - 1) / 2)
-
-
-def unit_rows(x: Tensor) -> Tensor:
-    """Rows of x [N, D], N >= 1, scaled to length 1 in float32 (float64 stays)."""
-    if x.ndim != 2 or len(x) == 0:
-        raise ValueError(f"embeddings must be [N, D] with N >= 1, got {list(x.shape)}")
-    return normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)

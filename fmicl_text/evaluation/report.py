@@ -72,35 +72,28 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def plot_training_curve(log_history: Sequence[Mapping[str, float]], path: str | Path, title: str) -> None:
-    """Loss, STS score and the alignment/uniformity of the training batches against the step, as a PNG.
+    """STS score, loss, and alignment and uniformity of the training batches against the step, as a PNG.
 
     Args:
         log_history: `trainer.state.log_history`.
         path: Where to write the picture.
         title: What was run.
     """
-    figure, (loss_axis, score_axis, geometry_axis) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    draw_series(
-        loss_axis, log_history, {"loss": "loss"}, "minus a bound on the f-mutual information\nor the baseline's loss"
-    )
-    draw_series(score_axis, log_history, {"eval_sts_spearman": "Spearman x 100"}, "graded pairs, dev")
-    names = {"alignment": "alignment (positives, lower = closer)", "uniformity": "uniformity (lower = more spread)"}
-    draw_series(geometry_axis, log_history, names, "training batches")
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def draw_series(axis: Any, log_history: Sequence[Mapping[str, float]], names: Mapping[str, str], title: str) -> None:
-    """Each logged quantity in names {key: label} against the step."""
-    for key, label in names.items():
+    panels = {
+        "eval_sts_spearman": "Spearman x 100 on the graded pairs",
+        "loss": "loss (f-MICL's is minus a bound)",
+        "alignment": "alignment of training batches (lower: positives closer)",
+        "uniformity": "uniformity of training batches (lower: more spread)",
+    }
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained", sharex=True)
+    for axis, (key, label) in zip(axes.flat, panels.items(), strict=True):
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
-        if points:
-            steps, values = zip(*points, strict=True)
-            axis.plot(steps, values, marker="o", markersize=3, label=label)
-    axis.set_title(title, fontsize="medium")
-    axis.set_xlabel("step")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.3)
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize="small")
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3) if points else axis.text(0.4, 0.5, "not logged")
+        axis.set_title(label, fontsize="medium")
+        axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_xlabel("step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

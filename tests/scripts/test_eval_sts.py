@@ -17,11 +17,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fmicl_text.errors import InputError
+from tests.conftest import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "eval" / "sts.py"
 DATA = Path(os.environ.get("FMICL_DATA", ROOT.parent / "shared" / "data"))
-WORDS = "a the man woman dog horse child plane plays rides eats sees guitar river city quickly slowly".split()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
