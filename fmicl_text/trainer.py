@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sized
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.geometry import alignment, uniformity
@@ -104,10 +106,10 @@ class FMICLTrainer(Trainer):
     def check_finite(self, loss: Tensor) -> None:
         """Stop before the backward pass of a loss that is inf or nan; the base class would train on."""
         if not torch.isfinite(loss):
-            saved = self.state.best_model_checkpoint or "none"
+            checkpoint = get_last_checkpoint(self.args.output_dir) or "none was saved"
             raise NonFiniteError(
                 f"loss is {loss.item()} at step {self.state.global_step + 1} ({self.args.objective_name}, "
-                f"{self.loss.knobs}): lower --learning_rate, --gamma or --alpha; best checkpoint so far: {saved}"
+                f"{self.loss.knobs}): lower --learning_rate, --gamma or --alpha; last good checkpoint: {checkpoint}"
             )
 
     def check_views(self, x: Tensor, y: Tensor) -> None:
@@ -154,13 +156,10 @@ class FMICLTrainer(Trainer):
         broken = [name for name, weight in self.model.named_parameters() if not weight.isfinite().all()]
         if broken:
             raise NonFiniteError(f"step {self.state.global_step}: {broken[0]} is not finite; {output_dir} not written")
-        self.model.encoder.save(str(output_dir or self.args.output_dir), create_model_card=False)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """The head is training state too: with it a run resumes, without it the folder is a plain encoder."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            self.model.save_head(output_dir)
+        folder = str(output_dir or self.args.output_dir)
+        self.model.encoder.save(folder, create_model_card=False)
+        if Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):  # the head is training state, no part of the encoder
+            self.model.save_head(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.model.load_checkpoint(resume_from_checkpoint)

@@ -77,6 +77,8 @@ class FMICLTrainingArguments(TrainingArguments):
             )
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise ValueError("--early_stopping_patience needs --load_best_model_at_end True")
+        if self.push_to_hub:
+            raise ValueError("--push_to_hub is not there yet: SentenceTransformer(OUTPUT_DIR).push_to_hub(NAME) pushes")
         with warnings.catch_warnings(action="ignore"):  # the trainer's own call warns
             self.build_loss()
 

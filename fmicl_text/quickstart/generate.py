@@ -18,8 +18,8 @@ import re
 from pathlib import Path
 
 COUNT = 12_000  # sentences in all
-PER_TEMPLATE = 80  # at most this many from one template
-OVERLAP = 0.7  # two sentences of a template share at most this part of their words
+PER_TEMPLATE = 90  # at most this many from one template
+OVERLAP = 0.65  # two sentences of a template share at most this part of their words
 OUTPUT = Path(__file__).with_name("sentences.txt")
 
 SLOT = re.compile(r"\{([^{}]+)\}|\[([^\[\]{}]*)\]")
@@ -36,6 +36,18 @@ country = France; Germany; Spain; Italy; Greece; Turkey; Egypt; India; China; Ja
 city = London; Paris; Berlin; Madrid; Rome; Athens; Cairo; Mumbai; Beijing; Tokyo; Moscow; Istanbul; Nairobi;
   Lagos; Toronto; Chicago; Boston; Sydney; Lima; Bangkok; Jakarta; Warsaw; Vienna; Dublin; Lisbon; Oslo;
   Seoul; Karachi; Baghdad; Damascus
+scene = on a gray winter afternoon; beneath a cloudless sky; while a small crowd looks on; in the soft evening
+  light; as dark clouds gather; on a warm summer evening; early on a {weekday} morning; as the church bells
+  ring; in bright midday sun; while a light rain falls; on the first day of spring; not far from the main road
+calm = while a friend looks on; for the second time today; with great patience; without saying a word; as the
+  radio plays softly; late on {weekday} night; to pass the time; with a broad smile; after a long day
+day = on the first day of spring; on a {month} evening; late on {weekday} night; every {weekday}; on the last
+  day of {month}
+said = , officials said on {weekday}; , local media reported; , according to a government statement; , a
+  spokeswoman told reporters; , the state news agency reported; , people familiar with the matter said; , a
+  radio station said; , witnesses and officials said
+ask = I searched for hours without luck:; a silly question, perhaps:; can anybody here tell me:; my sister and
+  I cannot agree:; I am new to this, so forgive me:; just out of curiosity:; asking for a friend:
 == cooking in pictures
 who = a cook; a woman in an apron; a man; an old lady; a teenage boy; the baker; a grandmother; a kitchen hand
 cut = slicing an onion; dicing carrots; peeling a potato; chopping parsley; mincing garlic; halving a lemon;
@@ -55,14 +67,15 @@ food = grapes; sushi; pancakes; noodles; fried chicken; salad; strawberries; dum
   sandwiches; meatballs; waffles
 * {who} is {cut} {with}.
 * {who} is {heat} [on the stove|over a low flame|in a busy kitchen|at a campsite].
-* {who} [takes|is taking|took] {bake} out of the oven.
-* someone is mixing {mix} in {vessel}.
+* {who} [takes|is taking] {bake} out of the oven[| {calm}].
+* someone is mixing {mix} in {vessel}[| {calm}].
 * {mix} are being [mixed|stirred together|poured] [into|in] {vessel}.
 * a plate of {food} [sits|is sitting|has been left] on a [kitchen|dinner|picnic|glass] table [beside|next to]
   a [cup of tea|folded napkin|jug of water|vase of tulips|candle].
 * [two friends|three women|several children|a few tourists|some soldiers|the guests] are eating {food} [at a
   street stall|in the garden|with their fingers|from paper plates|around a low table|out of cardboard boxes].
-* {who} pours [olive oil|melted butter|cream|gravy|maple syrup|batter|broth] [into|over the food in] {vessel}.
+* {who} pours [milk|olive oil|melted butter|cream|gravy|maple syrup|batter|broth] [into|over the food in]
+  {vessel}[| {calm}].
 == cooking questions
 dish = risotto; beef stew; sourdough; custard; fried rice; lentil soup; homemade jam; chicken curry; cheese
   sauce; caramel; hummus; omelette; onion gravy; tomato relish
@@ -72,7 +85,7 @@ keep = cooked rice; raw chicken; fresh basil; hard cheese; leftover soup; mushro
 swap = plain yogurt instead of buttermilk; potato flour instead of cornstarch; apple juice instead of white
   wine; mashed banana instead of eggs; coconut milk instead of heavy cream; coconut oil instead of lard;
   ordinary onions instead of shallots; dried thyme instead of fresh thyme; brown sugar instead of molasses
-* why does my {dish} always turn out {fault}?
+* [|{ask} ]why does my {dish} always turn out {fault}?
 * how long can I [safely keep|store|leave] {keep} in the [refrigerator|freezer|pantry]?
 * can I use {swap} in [this recipe|a fruit cake|a stew|a vegan dish]?
 * if your {dish} is {fault}, [you probably cooked it too long|lower the heat next time|try adding the liquid
@@ -82,22 +95,16 @@ swap = plain yogurt instead of buttermilk; potato flour instead of cornstarch; a
 * what is the best [pan for searing scallops|cut of meat for braising|flour for a crisp crust|temperature for
   roasting pork|spice for pumpkin soup|way to poach a pear|knife for boning a duck|rice for stuffed vine
   leaves|side dish for grilled trout], [in your opinion|and where can I learn more|if money is tight]?
-* [soak the beans overnight and they will be softer|let the dough rest and it will rise higher|salt the
-  eggplant first and it will be less bitter|rinse the rice three times and it will be fluffier|toast the
-  spices briefly and they will smell better|dry the meat with a towel and it will brown nicely|chill the
-  butter and the pastry will flake|add the garlic last and it will not burn].
-* a [cast iron|non-stick|copper|ceramic] pan [needs more care than|heats faster than|lasts longer than|is
-  heavier than] [an aluminum one|a glass dish|my old wok|the cheap set I bought].
 == dogs
 dog = a brown dog; a black and white dog; a small terrier; a shaggy sheepdog; a wet spaniel; a puppy; a
   greyhound; a golden retriever; a three-legged dog; a muddy poodle; a husky; a bulldog
 dogs = two dogs; a pair of puppies; three hounds; several stray dogs; some sled dogs; a tan dog and a gray dog
-place = through deep snow; across a green lawn; along the beach; beside a wooden fence; in a shallow stream;
-  through tall grass; around an empty parking lot; down a dusty trail
+place = through fallen leaves; across a green lawn; along the beach; beside a wooden fence; in a shallow
+  stream; through tall grass; around an empty parking lot; along a dusty trail
 toy = a tennis ball; a stick; a frisbee; a rubber bone; an old slipper; a rope; a plastic bottle; a glove
-* {dog} is running {place}.
-* {dog} [jumps to catch|is chewing on|is carrying|drops|digs up|refuses to give back] {toy}.
-* {dogs} are [chasing each other|playing|wrestling|racing|sniffing around] {place}.
+* {dog} is running {place}[| {scene}].
+* {dog} [jumps to catch|is chewing on|is carrying|drops|digs up|refuses to give back] {toy}[| {scene}].
+* {dogs} are [chasing each other|playing|wrestling|racing|sniffing around] {place} {scene}.
 * {dogs} [fight over|pull at|are both biting|run after] {toy} while their owner [watches|laughs|talks on the
   phone|looks away].
 * {dog} [leaps over a hurdle|swims toward a duck|sleeps on a couch|barks at a mail carrier|stands on its hind
@@ -120,13 +127,9 @@ when = in the early morning; while people take photographs; on a cold day; as th
 many = sheep; geese; zebras; pigs; chickens; penguins; deer; flamingos; buffalo; ponies; ducks; llamas
 * {cap} {when}.
 * [a small group of|dozens of|a long line of] {many} [crossing a road|standing near a river|waiting by a
-  gate|huddled together|resting in the shade|moving across an open plain].
+  gate|huddled together|resting in the shade|moving across an open plain][| {scene}].
 * a [hawk|leopard|wolf|fox|wild cat] [waits for|chases|catches|loses sight of] [a mouse|a rabbit|a careless
   bird|a rat] in the [tall grass|forest|moonlight|bushes|early mist].
-* [ants|termites|crickets|beetles|wasps|cockroaches] [are crawling over a rotten log|cover the stems of the
-  plant|were found beneath the floorboards|have invaded the pantry].
-* most [owls|bats|hedgehogs|moths|badgers] are active at night and [sleep during the day|hide when it gets
-  light|are rarely seen by people].
 * no [penguins|wild kangaroos|lemurs|giraffes|jaguars] live in [Scotland|European forests|the
   Alps|Norway|Japan|the Arctic], as far as [we|biologists|the guides] know.
 * a zoo in {city} has [welcomed a baby|lost its last|moved its oldest|put on show a rare]
@@ -151,12 +154,10 @@ kids = two boys; three sisters; a group of schoolchildren; several kids; twin gi
   sacks] [together|with their parents|during the holidays|before dinner|with loud shrieks].
 * [my son|our daughter|her nephew|his niece|the youngest child] is afraid of [the dark|thunder|clowns|big
   dogs|deep water|the dentist|loud toilets|spiders].
-* at what age should a child [learn to swim|get a phone|sleep in a proper bed|start school|walk to school
-  alone|stop taking naps|receive pocket money]?
+* [|{ask} ]at what age should a child [learn to swim|get a phone|sleep in a proper bed|start school|walk to
+  school alone|stop taking naps|receive pocket money]?
 * [my son|our daughter|her nephew|his niece] would not [eat vegetables|share the crayons|go to bed|say sorry],
   [no matter what we tried|so there was no dessert|until we made it a game|although everyone asked politely].
-* babies usually [begin to crawl|say their first words|get their first teeth|recognize faces|sleep through the
-  night] [before|well before] they can [walk|ride a tricycle|use a spoon|run].
 == playing sport
 sp = a goalkeeper dives to save a penalty; a tennis player hits a backhand; a surfer rides a tall wave; a
   skier races between the gates; a boxer lands a left hook; a gymnast swings on the parallel bars; a pitcher
@@ -176,12 +177,10 @@ game = basketball; cricket; ice hockey; rugby; water polo; softball; badminton; 
 * {teams} are playing {game} [for charity|in the heat|under floodlights|with great energy|against the local
   champions|before a small crowd].
 * a [runner|skater|player|cyclist|rider] wearing {gear} is [stretching before the race|talking to the
-  coach|sitting on the grass|being helped off the field|waving to fans|drinking from a bottle].
+  coach|sitting on the grass|being helped off the field|waving to fans|drinking from a bottle][| {scene}].
 * is {game} harder to learn than {game}?
 * {game} is more popular than {game} in {country}.
-* I have never played {game}, but my [cousin|neighbor|boss|roommate] [loves it|plays every week|used to coach
-  it|broke a finger doing it].
-* how often should I [stretch|train|lift weights|rest|change my running shoes|do sit-ups] [before a
+* [|{ask} ]how often should I [stretch|train|lift weights|rest|change my running shoes|do sit-ups] [before a
   marathon|to get stronger|after an injury|at my age|if I only run on weekends]?
 * [swimming|yoga|jogging|rowing|cycling|brisk walking] is [gentler on the knees|better for the back|more
   tiring|less boring|cheaper] than [running|tennis|skiing|going to the gym|boxing].
@@ -191,7 +190,7 @@ winner = the home side; the defending champions; the visitors; the youngest team
 * {winner} [beat their rivals|won the final|lost the semifinal|took the series] {2..5}-{0..1} [on
   {weekday}|after extra time|in front of a sellout crowd|despite missing their captain].
 * {country} [beats|stuns|thrashes|edges past|holds] {country} in [World Cup qualifier|hockey final|Davis Cup
-  tie|friendly match|rugby test|cricket opener].
+  tie|friendly match|rugby test|cricket opener]
 * [the captain|the striker|the goalkeeper|the star forward|the young defender] [has been suspended after
   failing a drug test|was fined for insulting a referee|will retire after {3..9} years at the club|apologized
   for the defeat in {city}|was taken to hospital after a clash of heads] [on {weekday}|, the club said].
@@ -203,63 +202,59 @@ winner = the home side; the defending champions; the visitors; the youngest team
   game] between {country} and {country}.
 * [fans|supporters|players|club owners] [protested against|welcomed|were angry about|cannot understand] the
   [new ticket prices|plan for a bigger stadium|decision to cancel the match|sale of the young midfielder].
-* they scored {few} goals in the [first half|second half|last ten minutes|final quarter] but [could not hold
-  on|still finished second|were later disqualified|did not win the cup].
 == music
-inst = guitar; violin; piano; cello; flute; trumpet; harp; accordion; saxophone; banjo; ukulele; clarinet
+inst = guitar; violin; piano; cello; flute; trumpet; harp; accordion; saxophone; banjo;mandolin;; clarinet
 player = a man with a beard; a girl; an elderly woman; a street performer; a student; a boy in a suit; a
   soldier; a blind musician; a bearded priest; a nun
 * {player} is playing [a|an old|a borrowed] {inst} [on a bridge|on stage|in a subway station|for a small
   audience|with closed eyes|beside a fireplace|at a wedding].
-* {player} [puts down|is learning to play|is repairing|sells|proudly holds up] [a|an old|an expensive] {inst}.
+* {player} [is tuning|puts down|is repairing|sells|proudly holds up] [a|an old|an expensive] {inst}[| {calm}].
 * [a choir|a brass band|a rock group|an orchestra|a jazz trio|a folk singer|a school band] [performs in a
-  cathedral|rehearses for a concert|bows at the end of the show|waits behind the curtain|entertains shoppers].
+  cathedral|rehearses for a concert|bows at the end of the show|waits behind the curtain|entertains
+  shoppers|gives a free concert][| {day}].
 * [is it too late|how hard is it|how long does it take] to learn the {inst} [at forty|without a teacher|if you
   cannot read music|as a busy parent]?
-* the concert was [canceled|cut short|postponed] because [the singer had lost her voice|a storm was coming|the
-  speakers failed|the drummer broke his wrist|too few tickets were sold].
 * [the melody is simple|the chorus is silly|the rhythm keeps changing|the bass is too loud], but [people love
   to dance to it|I cannot stop humming it|the song became a hit|the recording is wonderful].
 * I prefer [opera|hip-hop|jazz|folk songs|heavy metal|chamber music|reggae|the blues] to [pop|country
   music|techno|marching bands|musicals|anything on the radio].
 * [people|couples|teenagers|old friends|women in long skirts|wedding guests] are dancing [around a bonfire|in
-  a ballroom|to loud music|in the rain|at a festival|on a rooftop|in the village square].
+  a ballroom|to loud music|in the rain|at a festival|on a rooftop|in the village square][| {day}].
 == city street
 ped = a man in a dark suit; a woman pushing a stroller; an old man with a cane; a courier; a nurse; a police
   officer; a girl with headphones; a man with a briefcase; a tourist with a map; a woman in a yellow coat
 * {ped} [crosses the street|waits at a bus stop|leans against a lamppost|walks past a bakery|climbs the subway
-  stairs|stops to tie a shoe|hails a taxi|stares at a shop window|talks on a phone|eats lunch on the steps].
+  stairs|stops to tie a shoe|hails a taxi|stares at a shop window|feeds pigeons in the square|talks on a
+  phone|eats lunch on the steps][| {scene}].
 * {ped} is [standing|walking|waiting|resting] [under an umbrella|in a narrow alley|in front of a mural|beside
-  a fountain|outside a bank|near a construction site|at a crosswalk].
+  a fountain|outside a bank|near a construction site|at a crosswalk][| {scene}].
 * people are [crowded onto an escalator|lining up outside a theater|shopping at an open-air market|sitting at
-  tables outside a cafe|handing out leaflets|looking up at a tall building|marching with banners].
+  tables outside a cafe|handing out leaflets|looking up at a tall building|marching with banners] {scene}.
 * a [vendor|farmer|woman|teenager|man in a straw hat] is selling [roasted nuts|flowers|newspapers|secondhand
   books|balloons|ice cream|hats|fresh fish|melons|phone cases] [on the corner|from a cart|at the station|along
   the promenade|by the roadside].
 * the [street|square|avenue|market|bridge|alley] is [empty|crowded|covered with snow|lined with trees|lit by
   lanterns|being swept] [at night|during the festival|again|this week].
-* a [worker|crew|carpenter|painter|bricklayer] is [repairing a roof|painting a fence white|laying
-  bricks|digging a trench|welding a beam|pouring concrete|putting up scaffolding|fixing a street lamp].
+* a [worker|crew|carpenter|painter|bricklayer] is [repairing a roof|painting a fence white|digging a
+  trench|welding a beam|pouring concrete|putting up scaffolding|fixing a street lamp][| {scene}].
 * graffiti [covers|has appeared on|was removed from] the [side of a train|old warehouse|tunnel wall|school
   gate|bridge|shutters of a shop].
 == vehicles
 veh = bus; truck; taxi; van; tractor; motorcycle; bicycle; sports car; fire engine; ambulance; pickup;
   scooter; limousine; minivan
 * a {color} {veh} [is parked|stands|has stopped|sits] [in front of a church|under a tree|beside a canal|at a
-  gas station|next to a brick wall|in a flooded street|outside a hotel|on a gravel driveway].
-* a {veh} [passes|turns toward|is stuck behind|follows|overtakes] a {color} {veh}.
+  gas station|next to a brick wall|in a flooded street|outside a hotel|on a gravel driveway][| {scene}].
+* a {veh} [passes|turns toward|is stuck behind|follows|overtakes] a {color} {veh} {scene}.
 * [a steam train|a freight train|a high-speed train|a subway car] [crosses a stone bridge|pulls into the
-  station|comes out of a tunnel|curves along the coast|waits at a signal|passes through fields of wheat].
+  station|comes out of a tunnel|curves along the coast|passes through fields of wheat][| {scene}].
 * [a passenger jet|a small plane|a helicopter|a glider|a seaplane] is [landing|taking off|flying low over the
-  hills|disappearing into a cloud|circling above the lake].
-* [a sailboat|a canoe|a cargo ship|a ferry|a fishing boat|a rowboat|a yacht] [leaves the harbor|drifts on calm
-  water|is tied to a dock|passes under a drawbridge|lies on its side in the mud|heads for the open sea].
+  hills|disappearing into a cloud|circling above the lake][| {scene}].
+* [a sailboat|a canoe|a cargo ship|a ferry|a fishing boat|a yacht] [leaves the harbor|drifts on calm water|is
+  tied to a dock|passes under a drawbridge|lies on its side in the mud|heads for the open sea][| {scene}].
 * my car [makes a grinding noise|pulls to the left|smells of gasoline|shakes|stalls|drips oil] [when I
   brake|on cold mornings|at high speed|since I changed the battery|whenever it rains]; what could it be?
-* how often should you [change the oil|rotate the tires|check the brakes|replace the air filter|flush the
-  coolant] on a [diesel car|used van|ten-year-old truck|small taxi]?
-* an electric [car|bus|bike|van] is [quieter|cheaper to run|more expensive to buy|slower to refill] than [a
-  diesel one|one with a gasoline engine|most people expect].
+* [|{ask} ]how often should you [change the oil|rotate the tires|check the brakes|replace the air filter|flush
+  the coolant] on a [diesel car|used van|ten-year-old truck|small taxi]?
 == markets
 up = rise; rally; edge higher; jump; recover; close higher; climb
 down = fall; slide; plunge; close lower; slip; tumble; retreat
@@ -276,8 +271,8 @@ bad = on fears of recession; after weak jobs data; amid supply glut; on slowing 
 * the [euro|yen|pound|peso|Swiss franc] [weakened|strengthened|slipped|firmed] {1..3}.{1..9} percent against
   the dollar [on {weekday}|in thin trading|ahead of the election|by midday].
 * shares of the [drug maker|carmaker|retailer|chip producer|insurance group|oil company|airline|brewer|mining
-  firm] [tumbled after it cut its forecast|soared after a strong quarter|fell when the merger collapsed|lost a
-  tenth of their value after the chief executive resigned|were suspended as regulators opened an inquiry].
+  firm] [tumbled after it cut its forecast|soared after a strong quarter|fell when the merger collapsed|hit a
+  record high as sales beat expectations|were suspended as regulators opened an inquiry][|{said}].
 * the central bank [raised|cut|left unchanged|is expected to lower|surprised markets by raising] [interest
   rates|its key rate|the lending rate] [for the third time this year|in an effort to curb inflation|on
   {weekday}|despite pressure from the government].
@@ -285,8 +280,6 @@ bad = on fears of recession; after weak jobs data; amid supply glut; on slowing 
   and energy|less than economists had forecast|official figures showed|the sharpest change in a decade].
 * unemployment in {country} [fell to|rose to|remained at] {4..14} percent [last month|in the third quarter|as
   factories hired more workers|as construction slowed|in {month}].
-* analysts [had expected|were forecasting|do not believe in] a [small profit|sharp slowdown|modest
-  recovery|larger loss|rise in exports] [this quarter|before the end of the year|for the whole sector].
 * [crude oil|natural gas|silver|sugar|soybean|corn|cotton] for {month} delivery [rose|fell|settled up|settled
   down] {2..90} cents [a barrel|an ounce|a bushel|a pound|overall] in {city}.
 == business
@@ -294,21 +287,17 @@ firm = the airline; a supermarket chain; a family-owned brewery; the phone compa
   shipbuilder; a furniture maker; the publisher; a steel producer; a clothing retailer; the railway operator
 * {firm} [said it would|plans to|has agreed to|was forced to|is not going to] [cut {2..9},{1..9}00 jobs|close
   {few} sites|invest in new equipment|sell its overseas business|raise prices|buy a smaller rival|pay a fine
-  of ${12..95} million|delay its stock market listing].
+  of ${12..95} million|delay its stock market listing][|{said}].
 * {firm} reported a [quarterly|full-year|record|surprise] [profit|loss] of ${11..940} million, [compared with
   ${11..940} million a year earlier|slightly more than forecast|its chairman said on {weekday}].
-* the deal, which [values the company at|is worth|could cost] ${2..60} billion, [must be approved by
-  shareholders|was announced on {weekday}|is likely to face legal challenges|will create the biggest producer
-  in Europe].
 * workers at [a car plant|the main port|the national airline|a coal mine|a chocolate factory|the postal
   service] [went on strike|voted for a walkout|blocked the gates|stopped work] [on {weekday}|over
-  pensions|after pay talks failed|demanding safer conditions|for the first time in {3..20} years].
+  pensions|after pay talks failed|demanding safer conditions|for the first time in {3..20} years][|{said}].
 * the company [denied|confirmed|refused to comment on|did not explain] [reports of a takeover|the layoffs|the
-  accounting error|rumors about its chief|the sudden fall in sales].
-* [small shops|hotels|restaurants|farmers|bookstores] are [struggling with|worried about|benefiting from|not
-  affected by] [higher rents|online competition|the new tax|a weak currency|the tourist boom|rising wages].
-* I want to [start a small bakery|open a repair shop|sell handmade soap|become a consultant|run a food truck];
-  do I need [a license|an accountant|insurance|a business plan|a partner]?
+  accounting error|rumors about its chief|the sudden fall in sales][|{said}].
+* [small shops|hotels|restaurants|farmers|bookstores|local breweries] are [struggling with|worried
+  about|benefiting from|not affected by] [higher rents|online competition|the new tax|a weak currency|the
+  tourist boom|rising wages][|{said}].
 == accidents
 acc = bus plunges into ravine; train derails near station; ferry capsizes in rough seas; fire sweeps through
   market; coal mine collapses; helicopter crashes in mountains; gas explosion levels house; factory burns;
@@ -317,27 +306,27 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   stampede at a stadium; a chain collision on a foggy highway; a factory fire; a plane crash
 * at least {2..80} [dead|killed|hurt|injured] as {acc} in {country}
 * {accn} [in|near|outside] {city} killed {2..60} people and [injured dozens|left {3..90} others hurt|trapped
-  many more|closed the main road].
+  many more|closed the main road][|{said}].
 * [officials|police|rescuers|witnesses|survivors|investigators] said [the driver had fallen asleep|the brakes
   failed|the wreck was still burning|the doors had been locked|nobody had been hurt|the cause was not yet
   known|the alarm never sounded|the pilot reported engine trouble].
 * rescue teams [searched through the night for|found no sign of|are still looking for|have reached] {few}
   [fishermen|climbers|miners|children|sailors|hikers] [near the village|in thick fog|with helicopters and
-  dogs|on {weekday}].
+  dogs|close to the border][|{said}].
 * a {19..79}-year-old [man|woman] was [seriously injured|killed|hurt] when [a tree fell on a car|a gas bottle
-  exploded|a boat overturned|an elevator cable snapped|a truck ran a red light|the ice gave way].
+  exploded|a boat overturned|an elevator cable snapped|a truck ran a red light|the ice gave way]{said}.
 * no one was injured when [a plane slid off the runway|a crane fell|lightning struck the church|the warehouse
   roof caved in|two trams collided|a boat ran aground|a house exploded] [in {city}|on {weekday} night|near the
-  border|during the storm].
+  border|during the storm][|{said}].
 * firefighters [fought|battled|struggled to control] [a blaze at a chemical plant|a forest fire near
   {city}|flames in a tower block|a fire in an old theater|a burning oil tank] [for {3..18} hours|on
-  {weekday}|with help from the army|in strong winds].
+  {weekday}|with help from the army|in strong winds][|{said}].
 == weather
 * heavy [rain|snow|storms|hail] [closed roads|delayed flights|left thousands without power|damaged
-  crops|trapped drivers] [across {country}|in the north|along the coast|near {city}|over the weekend].
+  crops|trapped drivers] [across {country}|in the north|along the coast|over the weekend][|{said}].
 * [a hurricane|a cyclone|a typhoon|a tropical storm] [is moving toward|struck|has weakened off|flooded parts
-  of] [the coast of {country}|the southern islands|the eastern provinces|the gulf].
-* a magnitude {4..8}.{0..9} earthquake [shook|hit|struck|rattled] [northern {country}|southern {country}|an
+  of] [the coast of {country}|the southern islands|the eastern provinces|the gulf]{said}.
+* a magnitude {4..6}.{0..9} earthquake [shook|hit|struck|rattled] [northern {country}|southern {country}|an
   area near {city}|the seabed off {country}] [on {weekday}|early in the morning|but caused little damage|and
   triggered a tsunami warning].
 * {weekday} will be [sunny|cloudy|windy|mild|bitterly cold|humid|foggy] with [a chance of showers|light
@@ -346,19 +335,18 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   years|has almost dried up because of the drought|is expected to overflow on {weekday}].
 * thousands [fled|were evacuated|refused to leave|slept in shelters] as [wildfires spread|floodwaters rose|the
   volcano erupted|the storm approached|mudslides buried villages] in {country}.
-* it [rained all day, so we canceled the picnic|was too hot to sleep, so we opened every window|snowed in the
-  night, so we built an igloo|thundered for an hour, so the dog hid under the bed|was freezing outside, so we
-  lit the stove|hailed suddenly, so we ran for shelter|was windy, so the children flew kites].
 * [the drought|the heat wave|the cold spell|the flood] has [killed cattle|ruined the harvest|forced schools to
-  close|driven up food prices] in {country}.
+  close|driven up food prices] in {country}[|{said}].
 == elections and government
 * voters in {country} [go to the polls|choose a new president|elect a parliament|head to second round] on
   {weekday} [amid tight security|after a bitter campaign|with no clear favorite]
-* [the opposition|a former general|the prime minister|a left-wing coalition|the green party] [won|lost|claimed
-  victory in|conceded defeat in|is ahead in|boycotted] the [election|vote|runoff|referendum] in {country}.
-* [the senate|parliament|a committee of lawmakers|the city council|the cabinet] [approved|rejected|postponed a
-  vote on|is debating|passed] a [bill|plan|proposal] to [raise the retirement age|ban plastic bags|legalize
-  gambling|cut income tax|reform the police|limit campaign spending|build a new airport|protect tenants].
+* [the opposition|the ruling party|a former general|the prime minister|a left-wing coalition|the green party]
+  [won|lost|claimed victory in|conceded defeat in|is ahead in|boycotted] the [election|vote|runoff|referendum]
+  in {country}[|{said}].
+* [the senate|parliament|the upper house|a committee of lawmakers|the city council|the cabinet]
+  [approved|rejected|postponed a vote on|is debating|passed] a [bill|plan|proposal] to [raise the retirement
+  age|ban plastic bags|legalize gambling|cut income tax|reform the police|limit campaign spending|build a new
+  airport|protect tenants][|{said}].
 * the [finance|foreign|health|defense|education|interior] minister [resigned|was dismissed|apologized|denied
   any wrongdoing|survived a confidence vote] [on {weekday}|over a spending scandal|after only {3..11}
   months|under pressure from his party].
@@ -368,26 +356,21 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   vote|press censorship|nuclear power|police violence|pension cuts]
 * turnout was [low|higher than expected|only {28..49} percent|highest in rural areas], [partly because of the
   snow|and young people stayed away|election officials said|according to early counts].
-* should [sixteen-year-olds|prisoners|citizens abroad|foreign residents|judges] be [allowed|forced|encouraged]
-  to vote in [local|national] elections?
 == diplomacy and conflict
 * [rebels|gunmen|militants|government troops|separatists|soldiers] [attacked|captured|shelled|withdrew
   from|surrounded|retook] [a border town|an army base|a police station|an oil field|the airport|a hospital] in
-  the [eastern province|disputed region|southern highlands|delta|far north].
+  the [eastern province|disputed region|southern highlands|delta|far north][|{said}].
 * a [car bomb|roadside bomb|suicide attack|drone strike|rocket|mortar shell] killed {2..40}
   [people|soldiers|civilians|police recruits|pilgrims] [near a checkpoint|outside a mosque|in the old
-  quarter|at a crowded market|by the border] on {weekday}.
-* {country} and {country} [sign|resume|break off|agree to] [border talks|a trade pact|a ceasefire|an
-  extradition treaty|prisoner exchange|naval exercises|fishing agreement]
+  quarter|at a crowded market|by the border] on {weekday}[|{said}].
+* {country} and {country} [agree on|prepare|delay|suspend] [trade pact|border treaty|extradition deal|prisoner
+  exchange|naval exercises|fishing agreement|visa-free travel]
 * [island republic|northern neighbor|kingdom|new government] [expels|recalls|summons|welcomes|criticizes]
   [ambassador|diplomats|envoy] [over spying claims|after border clash|in row over visas|before peace talks]
-* [refugees|aid workers|peacekeepers|weapons inspectors|hostages|foreign journalists] [arrived in|were turned
-  back at|left|cannot reach|were freed near] [the capital|the frontier|the besieged city|a camp in the
-  desert|the buffer zone] on {weekday}.
+* [refugees|aid workers|peacekeepers|hostages|foreign journalists] [arrived in|were turned back at|left|were
+  freed near] [the capital|the frontier|the besieged city|a camp in the desert|the buffer zone] on {weekday}.
 * the United Nations [called for|condemned|voted against|is investigating|has no plan for] [an immediate
   truce|the use of cluster bombs|new sanctions|attacks on schools|a larger peacekeeping force].
-* the two leaders [shook hands|did not meet|spoke by telephone|met for an hour|disagreed in public] [but
-  reached no agreement|before the summit in {city}|to discuss nuclear weapons|about the release of prisoners].
 * [neighboring state|military junta|island republic|former colony] [denies|admits] [testing missile|violating
   airspace|arming rebels|building secret reactor|hacking ministry computers|sinking patrol boat]
 == crime and courts
@@ -396,10 +379,10 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   forged passports|poisoning a rival|leaking secrets|tax evasion|stealing vaccines].
 * police [arrested|are questioning|are searching for] a {18..66}-year-old [man|woman] [over|in connection
   with] [a jewelry robbery|the theft of a painting|a hit-and-run|an arson attack|a kidnapping|the stabbing
-  outside a club|a series of burglaries].
+  outside a club|a series of burglaries][|{said}].
 * [thieves|burglars|armed robbers|three masked men] [stole|escaped with|tried to take|were caught with]
   [diamonds worth millions|a van full of cigarettes|church silver|rare stamps|copper cable|{few} racing
-  horses|a bronze statue|laptops from a school].
+  horses|a bronze statue|laptops from a school]{said}.
 * the [suspect|defendant|accused man|former official] [pleaded not guilty|wept in court|did not
   testify|changed his story|will appeal|fled the country|faces up to {5..30} years in prison] [on {weekday}|,
   his lawyer said|, according to court papers].
@@ -408,8 +391,8 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   same-sex marriage|limits on gun ownership|the patent on a cancer gene].
 * customs officers [found|seized|discovered] [{2..60} kilos of cocaine|live tortoises|ivory|fake
   watches|bundles of banknotes|stolen antiquities] hidden in [a shipment of bananas|a spare tire|a
-  suitcase|boxes of frozen squid|a fishing boat|sacks of cement].
-* is it legal to [record a phone call|keep a goat in a city|sell a broken phone|fly a drone over a
+  suitcase|boxes of frozen squid|a fishing boat|sacks of cement][|{said}].
+* [|{ask} ]is it legal to [record a phone call|keep a goat in a city|sell a broken phone|fly a drone over a
   park|collect rainwater|carry a pocket knife|sleep in a parked camper|burn garden waste|photograph a police
   station] [where you live|in {country}|without permission]?
 * the [lawyer|prosecutor|judge|prison governor] said the [evidence|verdict|sentence|investigation|confession]
@@ -421,11 +404,9 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
 * a study [suggests|shows|found|has cast doubt on the idea] that [coffee|regular exercise|laughter|singing in
   a choir|meditation|a diet rich in nuts|living near a park|bilingualism] [affects memory|lowers blood
   pressure|reduces stress|can slow aging|changes the brain|improves mood].
-* sound travels [faster|better] through [steel|glass|copper|diamond] than through [air|cork|rubber|wool].
-* why [does ice float on water|is the sky blue|do magnets stick to iron|does salt melt snow|do leaves change
-  color|do cats always land on their feet|do bubbles pop|does metal feel colder than wood|does popcorn burst]?
-* [the experiment|the measurement|the survey|the simulation] [was repeated|failed|had to be stopped] [because
-  the sample was contaminated|in a second laboratory|due to a faulty sensor|before the money ran out].
+* {ask} why [does ice float on water|is the sky blue|do magnets stick to iron|does salt melt snow|do leaves
+  change color|do cats always land on their feet|does hot water sometimes freeze faster|do bubbles pop|does
+  metal feel colder than wood|does popcorn burst]?
 * [a dinosaur|a mammoth|an ancient whale|a giant bear|a prehistoric crocodile|an early human]
   [skeleton|tooth|jaw|skull] was [dug up|uncovered|found by a schoolboy|sold at auction] in {country}.
 * a [virus|molecule|living cell|bacterium|grain of pollen] is [much smaller than|far lighter than|nothing
@@ -436,9 +417,9 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
 * astronomers [spotted|photographed|are studying|cannot explain] [a planet with two suns|a comet with a green
   tail|the collision of two galaxies|a star that dims every month|radio bursts from deep space|water vapor
   around a distant planet|a black hole at the heart of our galaxy].
-* does [Mars|Venus|Jupiter|Saturn|Mercury|Neptune|Uranus] have [a solid surface|bright rings|more than {2..9}
-  moons|a thick atmosphere|clouds of acid|a strong magnetic field|seasons like ours]?
-* is [Mars|Venus|Jupiter|Saturn] [farther from us|smaller|hotter|brighter tonight|much colder] than
+* [|{ask} ]does [Mars|Venus|Jupiter|Saturn|Mercury|Neptune|Uranus] have [a solid surface|bright rings|more
+  than {2..9} moons|a thick atmosphere|clouds of acid|a strong magnetic field|seasons like ours]?
+* [|{ask} ]is [Mars|Venus|Jupiter|Saturn] [farther from us|smaller|hotter|brighter tonight|much colder] than
   [Mercury|Neptune|the North Star|Uranus|Pluto]?
 * an astronaut [floats outside the station|repairs a solar panel|grows lettuce in orbit|exercises on a
   treadmill|sleeps strapped to a wall|waves at the camera|returns to Earth after {3..13} months].
@@ -446,16 +427,14 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
 * [the eclipse|a meteor shower|the full moon|the comet] [could be seen|drew large crowds|surprised
   drivers|impressed the tourists] [in {country}|near {city}|last {weekday}].
 == health news
-* [measles|cholera|bird flu|malaria|a stomach virus|dengue fever|tuberculosis|Ebola] [has killed {11..300}
-  people|is spreading fast|is no longer a threat|has been detected|closed several schools] in {country}.
+* [measles|cholera|bird flu|malaria|a stomach virus|tuberculosis|polio|Ebola] [has killed {11..300} people|is
+  spreading fast|is no longer a threat|has been detected|closed several schools] in {country}[|{said}].
 * [doctors|nurses|surgeons|health officials|dentists|midwives] [warned|announced|were surprised to
   learn|complained] that [antibiotics are losing their power|the vaccine is safe|salaries have not
   risen|obesity is rising among children|heart attacks are more common in winter|stocks of blood are low].
 * a [drug|pill|injection|therapy] for [migraine|diabetes|breast
   cancer|asthma|depression|arthritis|baldness|epilepsy] [was approved|failed in a large trial|has few side
   effects|costs too much|proved better than a placebo|is still years away].
-* [surgeons|doctors] in {city} have [separated twins joined at the chest|removed a tumor the size of a
-  melon|restored the sight of a child|delivered quadruplets|replaced a spine bone with a printed one].
 * [smokers|office workers|pregnant women|older men|teenagers|night-shift nurses|people with high blood
   pressure] are [more likely|less likely|no more likely] to [catch colds|suffer a stroke|sleep badly|gain
   weight|lose their hearing|develop back pain] than [others|their neighbors|people thought].
@@ -465,41 +444,34 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
 * I have [a sore throat|a rash on my arm|a swollen ankle|ringing in my ears|a stiff neck|a dull
   headache|heartburn|a cramp in my calf] [every morning|after running|since {weekday}|that will not go
   away|whenever I travel]; should I see a doctor?
-* [drink plenty of water|put ice on it|keep the foot raised|take a warm bath|stop using that cream|stretch
-  gently|avoid caffeine|go to the pharmacy], and [call a doctor if it gets worse|the pain should fade|do not
-  worry too much|you will sleep better].
-* is it [safe|healthy|a bad idea|normal] to [sleep with the window open|skip breakfast|crack your knuckles|run
-  with a cold|fast for a whole day|wear contact lenses overnight|nap after lunch|drink from an old well]?
+* [|{ask} ]is it [safe|healthy|a bad idea|normal] to [sleep with the window open|take vitamins every day|skip
+  breakfast|crack your knuckles|run with a cold|fast for a whole day|nap after lunch|drink from an old well]?
 * the dentist [pulled out|filled|polished|examined|could not save] [a wisdom tooth|my front tooth|the boy's
   milk tooth|a cracked molar|her lower teeth].
 * [green tea|ginger|fish oil|garlic|turmeric|honey] [does not cure|may relieve|is often taken for|has little
   effect on] [a cold|joint pain|nausea|insomnia|an infection|high cholesterol].
 * [my father|my aunt|our neighbor|a colleague] [broke a hip|had heart surgery|lost ten kilos|stopped
   smoking|fainted|caught pneumonia] [last winter|on a cruise|in {month}|at the age of {48..80}].
-* how many [hours of sleep|calories|steps|glasses of water|minutes of sunlight|grams of protein] does [an
-  adult|a teenager|a nursing mother|an athlete|a retired person] need each day?
+* [|{ask} ]how many [hours of sleep|calories|steps|glasses of water|minutes of sunlight|grams of protein] does
+  [an adult|a teenager|a nursing mother|an athlete|a retired person] need each day?
 == travel questions
-* do I need a [visa|passport|return ticket] to [visit|enter|change planes in|take a cruise to] {country}?
-* what is the cheapest way to [get from {city} to {city}|send luggage to {country}|see the temples of
+* [|{ask} ]do I need a [visa|passport|return ticket] to [visit|enter|change planes in|take a cruise to]
+  {country}?
+* [|{ask} ]what is the cheapest way to [get from {city} to {city}|send luggage to {country}|see the temples of
   {country}|phone home from {country}|rent a car in {city}|travel to {country} with two bicycles]?
-* is it [safe|common|wise] to [hitchhike|drink the tap water|camp on beaches|drive at night|bargain in
-  shops|ride horses|swim in the rivers|tip waiters] in {country}?
+* [|{ask} ]is it [safe|common|wise] to [hitchhike|drink the tap water|camp on beaches|drive at night|bargain
+  in shops|ride horses|swim in the rivers|tip waiters] in {country}?
 * we [missed our connection|spent three nights|ran out of cash|rented a tiny apartment|got terribly lost|met
   friendly monks] in {city} [on our honeymoon|during a strike|in {month}|last year|on the second day].
 * the [hotel|hostel|guesthouse|campsite|cabin|ferry] was [cleaner|noisier|farther from the center|cheaper|much
   smaller] than [the pictures suggested|we had hoped|the one we stayed in last time|the website claimed].
 * if you visit {country} in {month}, [bring a raincoat|book your hotel early|avoid the coast|take the night
   train|expect long lines at museums|pack light clothes|try the local soup].
-* the flight to {city} was [canceled|diverted|delayed by {2..14} hours], [so we slept on the floor|and nobody
-  apologized|because of volcanic ash|and we were given vouchers].
-* [sunscreen|a flashlight|a paper map|a money belt|mosquito repellent|a plug adapter|a spare key|a sleeping
-  bag] is [essential|not necessary|easy to forget] [in the tropics|for a week abroad|on your first trip|during
-  the rainy season].
 == computers
 * my [laptop|phone|printer|tablet|router|keyboard|external drive|webcam|headset] [keeps freezing|will not turn
   on|gets very hot|is no longer recognized|makes a clicking sound|lost its settings] [after the last
   update|since I spilled tea on it|since {weekday}|for no obvious reason].
-* how can I [recover a deleted file|merge two spreadsheets|block pop-up windows|reset a forgotten
+* [|{ask} ]how can I [recover a deleted file|merge two spreadsheets|block pop-up windows|reset a forgotten
   password|speed up an old computer|back up my photos|remove a virus|share a printer|split a large
   document|sort a list by date] [without extra software|for free|quickly]?
 * you should [restart the machine|install the missing driver|clear the cache|check the cable|run a memory
@@ -507,22 +479,19 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   helps|before you buy a new one|or ask the administrator|if the problem remains].
 * the [function|loop|query|script|program] [fails with a syntax error|uses too much memory|never ends|ignores
   the last line] [when the input is large|since the upgrade|unless I add a print statement|in debug mode].
-* what is the difference between [a compiler and an interpreter|a list and an array|a thread and a
+* [|{ask} ]what is the difference between [a compiler and an interpreter|a list and an array|a thread and a
   process|encryption and hashing|a router and a switch|memory and storage|a branch and a tag|HTTP and HTTPS]?
 * [do not|never|it is unwise to] [store passwords in plain text|open attachments from strangers|unplug a drive
   while it is writing|copy code you do not understand|ignore compiler warnings|share your private key].
 * [hackers|a software bug|a power cut|a careless employee|a broken undersea cable] [took
   down|disrupted|slowed] [a hospital network|the ticket system|a popular email service|the tax website|the
   stock exchange|an online bank] on {weekday}.
-* a [faster processor|bigger monitor|second disk|mechanical keyboard|better graphics card] is [not worth the
-  price|exactly what you need|useless without more memory|nice to have] [for writing letters|if you edit
-  films|when you mostly browse the web|for old games].
 == pets
 * my [cat|kitten] [scratches the sofa|refuses to use the litter box|only drinks from the faucet|is afraid of
   the vacuum cleaner|brings dead mice home|hides when guests come|vomits after eating]; what can I do?
 * my [dog|puppy] [pulls on the leash|barks at the doorbell|chews our shoes|eats grass|growls at other
   dogs|snores|digs holes in the lawn|limps after walks]; what should I try?
-* how often should I [bathe a long-haired dog|clean the fish tank|trim a rabbit's claws|feed a young
+* [|{ask} ]how often should I [bathe a long-haired dog|clean the fish tank|trim a rabbit's claws|feed a young
   snake|change the hamster's bedding|brush my cat's teeth|worm a puppy|let the parrot out of its cage]?
 * [goldfish|hamsters|guinea pigs|canaries|tortoises|ferrets|budgies] [need more space than|live longer
   than|are quieter than] [you might think|mice|gerbils|most beginners expect].
@@ -534,34 +503,15 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
 * a cat is [stuck in a tree|drinking from a toilet|chasing a laser dot|sitting in a cardboard box|hissing at a
   mirror|stretching on a rug|watching birds through the glass|being weighed by a vet|pawing at a fish bowl].
 == money questions
-* should I [pay off my mortgage|buy shares|rent out my apartment|lend money to a friend|open a second
-  account|close an old credit card|invest in gold|insure my phone] [this year|at the age of {23..60}|before I
-  get married|if I might move abroad]?
-* my [landlord|bank|former employer|insurer] [charged me twice|owes me ${2..9}00|sent a letter I do not
-  understand|wants proof of income|has not replied for {3..9} weeks]; what are my rights?
-* a [mortgage|pension|student loan|insurance policy] is [not the same everywhere|worth checking each
-  year|explained in the small print|hard to understand|easier to get with a steady job].
 * I spend about ${2..9}{1..9}0 a month on [my car|bus fares|rent|music lessons|unused subscriptions|cat food].
-* I earn about ${2..9}{1..9}0 a month [from a part-time job|by renting out a room|by walking dogs|with my
-  drawings|tutoring teenagers].
-* [inflation|rising rent|a new baby|a sudden divorce|an unpaid tax bill] can [eat up your savings|ruin a
-  careful budget|force you to move], so [plan ahead|keep some cash in reserve|get advice early].
-* you do not have to [pay tax on gifts from parents|hire an accountant|sign the contract today|accept the
-  first offer|declare a small prize|carry cash anymore].
-* the [cheapest|fastest|safest] way to send money to {country} is [a bank transfer|a prepaid card|through the
-  post office|with an online service], [though the fees vary|according to my cousin|if you are not in a
-  hurry].
 == gardening
 * my [tomato plants|roses|cucumbers|lemon tree|basil|hydrangeas|orchid] [turned yellow|stopped growing|wilted
   overnight|did not flower|died] [after the frost|despite regular watering|this {month}|while we were away].
-* when is the best time to [prune apple trees|plant garlic|sow carrots|move a peony|harvest pumpkins|divide
-  irises|mow a new lawn|cut back lavender|spread compost]?
-* [plant the bulbs|water the seedlings|cover the strawberries|thin the radishes|stake the beans|feed the
-  roses|turn the compost] [early in the day|before the first frost|once a week|when the soil is dry], [my
-  neighbor always says|if you want good results|says the calendar on my wall].
+* [|{ask} ]when is the best time to [prune apple trees|plant garlic|sow carrots|move a peony|harvest
+  pumpkins|divide irises|mow a new lawn|cut back lavender|spread compost]?
 * a [gardener|woman in rubber boots|man with a wheelbarrow|volunteer|boy] is [raking leaves|watering
   flowers|digging up potatoes|trimming a hedge|planting a tree|pulling weeds|picking cherries|spraying an
-  orchard|mowing the grass].
+  orchard|mowing the grass][| {scene}].
 * [clay soil|a sandy bed|a shady corner|a windy balcony|a south-facing wall] is [good for|not suitable
   for|better than most places for] [ferns|figs|cacti|grapevines|lettuce|herbs|rhubarb|climbing roses].
 * [snails|aphids|rabbits|caterpillars|deer|slugs] [ate every leaf of|are destroying|have never bothered] the
@@ -569,8 +519,8 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
 * [daffodils|poppies|lilacs|sunflowers|chrysanthemums|magnolias|snowdrops] [bloom earlier than|need more sun
   than|smell stronger than|are easier to grow than] [tulips|carnations|violets|daisies|azaleas|crocuses].
 == home repair
-* how do I [unblock a kitchen sink|hang a heavy mirror|remove old wallpaper|fix a dripping tap|patch a hole in
-  plaster|stop a door from squeaking|seal a drafty window|get rust off a hinge|level a wobbly table]?
+* [|{ask} ]how do I [unblock a kitchen sink|hang a heavy mirror|remove old wallpaper|fix a dripping tap|patch
+  a hole in plaster|stop a door from squeaking|sharpen a chisel|get rust off a hinge|level a wobbly table]?
 * the [plumber|electrician|roofer|decorator|carpenter|locksmith] [came late|replaced the broken part|forgot
   his tools|charged too much|did not finish the job|left a mess] [on {weekday}|last week|yet again|as usual].
 * [turn off the water before you replace a faucet|switch off the power before you change a socket|open a
@@ -581,12 +531,7 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   stopped working], and [the warranty ended last {month}|nobody can come before {weekday}|we cannot afford a
   new one|guests arrive tomorrow].
 * a man is [hammering a nail|painting a ceiling|tiling a bathroom|fixing a bicycle wheel|sanding a
-  chair|climbing a ladder|drilling a hole in a wall|assembling a bookcase|changing a light bulb].
-* [damp walls|loose tiles|cracked pipes|woodworm|moldy ceilings|noisy radiators] are [a common
-  problem|expensive to repair|not always serious|a sign of deeper trouble] in [old houses|basement
-  apartments|cheap buildings|seaside cottages].
-* [wood|brick|glass|steel|straw|bamboo] is a better [insulator|choice for a shed|building material|choice for
-  a low budget] than [plastic|stone|tin|aluminum], [in my view|unless it gets wet|according to the builder].
+  chair|climbing a ladder|drilling a hole in a wall|assembling a bookcase|changing a light bulb][| {calm}].
 == definitions
 thing = thermometer is an instrument for measuring temperature; blizzard is a severe storm with snow and
   strong wind; glacier is a slow river of ice; sonnet is a poem of fourteen lines; lighthouse is a tower that
@@ -611,16 +556,9 @@ verb = hesitate is to pause before acting; stroll is to walk slowly for pleasure
   secret; devour is to eat quickly and hungrily; bribe is to pay someone to act dishonestly; stumble is to
   nearly fall while walking; smuggle is to bring in goods illegally; mourn is to feel sorrow for the dead;
   postpone is to move something to a later date; summon is to order someone to appear
-field = biology; geology; economics; astronomy; linguistics; meteorology; psychology; theology; statistics
 * a {thing}.
 * a {job}.
 * to {verb}.
-* {field} [is not an exact science|was my favorite subject|is harder than it looks|can be studied in
-  {city}|attracts fewer students every year|owes a lot to mathematics].
-* the word [nightmare|robot|quarantine|pajamas|sandwich|alphabet|candidate|muscle] [has a strange history|came
-  from another language|is often misspelled|once meant something different|sounds alike in many languages].
-* what is the meaning of [the phrase "break the ice"|a dotted line on a map|an olive branch|the proverb about
-  the early bird|a flag at half mast|the saying "once in a blue moon"|three short blasts of a ship's horn]?
 == notices
 * the [library|swimming pool|clinic|post office|ticket office|car park|cathedral|playground] will be closed
   [on {weekday}|for repairs|until the end of {month}|because of staff illness|during the public holiday].
@@ -672,8 +610,6 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
   crows are cleverer than pigeons; a blizzard is worse than a light snowfall; a leap year has one more day
   than an ordinary year; a spider has more legs than a beetle; rubber stretches more easily than leather
 * {big}.
-* the [new|second|red|wooden|smaller] [bridge|chair|edition|stadium|kitchen|ladder|violin case] is
-  [stronger|uglier|less comfortable|more modern|wider|no better] than the [old|first|blue|metal|larger] one.
 * [my brother|our new teacher|the taller twin|her boss|the second candidate|your uncle] is [more patient|less
   punctual|funnier|far more ambitious|even lazier] than [I am|the last one|his father|people say|we imagined].
 * [the countryside is more pleasant than the city|a written letter means more than an email|the morning shift
@@ -688,27 +624,23 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
   {weekday}|without a word|because the class was noisy].
 * students are [taking notes in a lecture hall|dissecting a frog|throwing their caps in the air|building a
   robot|reading aloud in a circle|protesting against higher fees|queuing for the cafeteria|rehearsing a play].
-* should I study [law|medicine|engineering|philosophy|nursing|architecture|accounting|veterinary science]
-  [abroad|at a small college|part time|if I hate exams|or take a year off first]?
 * [the essay|my thesis|the group project|the lab report|the homework|the application] is due [on {weekday}|in
   {few} weeks|by the end of {month}|before midnight], but [I have not started|half the data is missing|nobody
   agrees on a title|the printer is broken|the library is closed].
-* the [village|primary|art|boarding|evening] school [banned mobile phones|flooded during the holidays|won a
-  prize for its garden|dropped Latin|teaches in two languages|has no gymnasium|shut after the roof collapsed].
 * {15..85} percent of [graduates|apprentices|former students] [cannot swim|find work within a year|read for
   pleasure|failed the mathematics test|speak a foreign language] in {country}.
-* how do you [memorize vocabulary|choose a research topic|write a strong conclusion|cite a newspaper
+* [|{ask} ]how do you [memorize vocabulary|choose a research topic|write a strong conclusion|cite a newspaper
   article|deal with a boring professor|prepare for an oral exam|stay awake in class|take better notes]?
 == work
 * [my manager|a coworker|the new intern|our receptionist|the night guard|the accountant] [takes credit for my
   ideas|arrives late every day|asked for a raise|hums all day long|quit without notice|never answers
   emails|was promoted|accidentally deleted the report], and [I do not know what to say|everyone is talking
   about it|the boss seems not to care|it is hard to concentrate].
-* how should I [dress for an interview|ask for a raise|explain a gap in my resume|resign politely|say no to
-  overtime|address a letter to a stranger|deal with a rude customer|negotiate a salary]?
+* [|{ask} ]how should I [dress for an interview|ask for a raise|explain a gap in my resume|resign politely|say
+  no to overtime|address a letter to a stranger|deal with a rude customer|negotiate a salary]?
 * [a woman|a man|an office worker|a secretary|an engineer] is [typing at a desk|giving a presentation|signing
-  a contract|yawning in a meeting|looking at blueprints|shaking hands with a client|stacking folders|talking
-  into a microphone|drawing a chart on a whiteboard|watering the office plant].
+  a contract|yawning in a meeting|looking at blueprints|shaking hands with a client|stacking folders|shouting
+  into a megaphone|drawing a chart on a whiteboard|watering the office plant][| {calm}].
 * the [factory|warehouse|farm|hotel|shipyard|call center|hospital] [employs {110..950} people|is looking for
   cleaners|pays the minimum wage|offers free lunches|stopped hiring in {month}|does not recognize the union].
 * [miners|pilots|nurses|bus drivers|fishermen|judges|firefighters|translators] [earn more|work longer
@@ -717,13 +649,10 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
 * I would rather [be my own boss|commute by train|share an office|work four long days|teach small children]
   than [sit in meetings|earn more money|drive for two hours|stay at home all week|answer phones].
 == photography and art
-* what [lens|tripod|shutter speed|filter|film|flash] [would you use|do I need|is best|should a beginner try]
-  for [portraits|night skies|birds in flight|waterfalls|indoor sports|insects|a wedding|street scenes]?
+* [|{ask} ]what [lens|tripod|shutter speed|filter|film|flash] [would you use|do I need|is best|should a
+  beginner try] for [portraits|night skies|birds in flight|waterfalls|indoor sports|a wedding|street scenes]?
 * [my pictures|the portraits|half of the negatives|these scans] are [blurred|too dark|overexposed|full of dust
   spots|oddly green], even though [I used a tripod|the light was good|the camera is new|I followed the guide].
-* a [painting|sculpture|vase|tapestry|sketch|fresco|mask|manuscript] from the
-  [twelfth|fifteenth|sixteenth|eighteenth|last] century [was sold for a record sum|turned out to be a fake|was
-  damaged by visitors|has been returned to {country}|hangs in the entrance hall|went missing in the war].
 * an artist is [sketching a portrait|carving a block of ice|painting a sunset|molding clay on a wheel|blowing
   glass|spraying paint on a wall|arranging pebbles in a spiral|gilding a picture frame] [at a fair|in her
   studio|while tourists watch|with great care].
@@ -731,14 +660,10 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
   me to tears|won {few} awards|has a terrible ending|opened to mixed reviews|was banned in {country}].
 * an [actress|author|opera singer|architect|art dealer] [received a lifetime award|donated a collection|died
   at the age of {61..99}|gave a rare interview|is writing a memoir|unveiled a plan for a museum] in {city}.
-* [oil paint|watercolor|charcoal|acrylic|gouache] is [harder to correct|cheaper|messier|more forgiving|easier
-  to transport] than [pastel|ink|tempera|colored pencil].
 == language and writing
-* is it correct to [begin a sentence with a conjunction|end with a preposition|use a comma before
+* [|{ask} ]is it correct to [begin a sentence with a conjunction|end with a preposition|use a comma before
   "and"|capitalize the seasons|write numbers as words|drop the article in a title|split an infinitive] [in
   formal writing|in a letter|in British English|in a headline]?
-* how do you pronounce the [last letter|double vowel|second syllable|silent consonant] in [the French word for
-  leaf|that Welsh village name|this Latin motto|the Polish word for happiness]?
 * [German|Finnish|Arabic|Japanese|Hungarian|Russian|Mandarin|Swahili] has [more cases than|fewer vowels than|a
   simpler grammar than|almost nothing in common with] [Dutch|Spanish|Korean|Turkish|Hindi|Greek|Danish].
 * [my editor|a reviewer|the publisher|my writing group] [rejected the manuscript|thinks the dialogue is
@@ -747,8 +672,6 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
 * how can I make [a villain|a narrator|a dull hero|a talking animal|a minor character|an immortal]
   [believable|funny without being silly|more sympathetic|sound different from the others|frightening] in [a
   short story|a first novel|a fantasy series|a radio play]?
-* [poets|translators|journalists|speechwriters|children's authors] should [avoid clichés|read their work
-  aloud|trust the reader|check every quotation|not explain the joke|carry a notebook].
 == beach and water
 * [a woman in a red swimsuit|a lifeguard|a bald man|a teenager|a snorkeler|an old couple|a shirtless man]
   [wades into the sea|floats on an inflatable mattress|collects shells|reads under a parasol|rinses sand
@@ -756,40 +679,36 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
 * [a waterfall|a lighthouse|a wooden pier|a rusty shipwreck|a row of beach huts|a rocky island|a coral reef]
   [in the mist|under a clear sky|at high tide|seen from the air|against a red sunset].
 * people are [paddling a canoe|rafting down a river|diving from a cliff|water skiing|pulling a net
-  ashore|sailing around a buoy|swimming across a lake|feeding gulls from a deck|jumping off a jetty].
+  ashore|sailing around a buoy|swimming across a lake|feeding gulls from a deck|jumping off a jetty] {scene}.
 * a man [catches a pike|baits a hook|cleans a fish|casts a line|rows a dinghy|mends a net|empties a crab trap]
   [before sunrise|beside his son|in a drizzle|on a quiet morning].
 * the [sea|bay|lagoon|water] was [too cold for swimming|full of jellyfish|calm as a mirror|brown after the
   storm|deeper than it looked|covered with algae] [in {month}|when we arrived|off the pier|all week].
-* [never swim alone|check the tide table|wear a life jacket|watch out for currents|do not dive into unknown
-  water], [the guide told us|especially in winter|even if you are a strong swimmer|or you may regret it].
 == indoors
 * a [living room|kitchen|bedroom|hallway|study|dining room|basement] with [a leather armchair|a tiled floor|a
   piano in the corner|shelves full of books|a low ceiling|a chandelier|peeling paint|two large windows].
 * [a man|a woman|a teenager|an old man|a guest|a roommate] is [ironing a shirt|vacuuming the carpet|folding
   towels|knitting a scarf|lighting a candle|brushing teeth|reading a newspaper on the sofa|washing
   dishes|sewing a button|solving a crossword|watching television in bed|arranging flowers|setting the
-  table|mopping the floor|shaving at the mirror|opening a parcel|wrapping a gift].
+  table|mopping the floor|shaving at the mirror|opening a parcel|wrapping a gift][| {calm}].
 * there [is no milk|are crumbs everywhere|is a spider in the bath|are {few} chairs missing|is a strange
   smell|are moths in the wardrobe|is a draft under the door], and [nobody wants to deal with it|the guests are
   already here|it is your turn|the shop closes soon].
 * [the clock|a mirror|an oil lamp|a calendar|a coat|a stuffed owl|a string of garlic] [hangs on|fell off|was
   removed from|casts a shadow on] the [bedroom|kitchen|hallway|classroom|workshop] wall.
-* how do I get [red wine|candle wax|ink|grass stains|chewing gum|coffee|mildew|pet hair] out of a [wool
-  carpet|white shirt|leather sofa|cotton dress|mattress|silk tie]?
+* [|{ask} ]how do I get [red wine|candle wax|ink|grass stains|chewing gum|coffee|mildew|pet hair] out of a
+  [wool carpet|white shirt|leather sofa|cotton dress|mattress|silk tie]?
 * [the sheets|his socks|the curtains|her gloves|the towels] were [drying on the line|folded in a drawer|two
   sizes too small|full of holes|damp and cold|left at the laundry].
 == clothes and appearance
 * a [tall|young|smiling|tattooed|gray-haired|sunburned|slim] [man|woman|person|stranger] wearing [a straw
   hat|a {color} jacket|sunglasses|a silk scarf|a wool sweater|a feathered mask|torn jeans|rubber gloves|a
   backpack|a kilt] [looks at the camera|leans on a railing|holds a sign|waves from a balcony|points at the
-  sky|carries a suitcase|sits on a wall].
+  sky|carries a suitcase|sits on a wall][| {scene}].
 * [a bride|a groom|a bridesmaid|a model|a ballerina|a clown|a knight in armor|a magician] [poses for a
   picture|adjusts a belt|smiles at the crowd|walks down the steps|waits for the elevator].
-* a [woman|girl|man|boy] is [putting on makeup|trying on shoes|having a haircut|combing tangled hair|buttoning
-  a coat|dyeing a shirt|looking in a mirror|blowing on cold hands|removing a wig].
-* [in my experience,|as a rule,|I find that] [leather boots last longer than canvas shoes|silk shirts look
-  smarter than denim ones|linen trousers dry faster than jeans|cotton socks shrink more than synthetic ones].
+* a [woman|girl|man|boy] is [putting on lipstick|trying on shoes|having a haircut|combing tangled
+  hair|buttoning a coat|dyeing a shirt|looking in a mirror|blowing on cold hands|removing a wig][| {calm}].
 * [to be honest|in my opinion|if you ask me], this [dress|suit|jacket|raincoat|wedding gown] [does not fit|is
   too formal|goes well with pearls|was a bargain|needs a new zipper|makes me look older].
 * the [crowd|audience|whole hall|front row] [applauds|laughs|falls silent|grows impatient|stands up|whispers]
@@ -797,42 +716,37 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
 == hiking and outdoors
 * [hikers|campers|soldiers|boy scouts|two climbers|a guide and her mule] are [crossing a rope bridge|resting
   on a summit|gathering firewood|pitching a tent|following a muddy trail|studying a map|wading through a
-  river|roasting marshmallows|descending a cliff|sheltering under a rock].
+  river|roasting marshmallows|descending a cliff|sheltering under a rock][| {scene}].
 * [a green valley|a narrow canyon|a field of lavender|a dense forest|a frozen lake|a desert road|a terraced
   hillside|a deep crater] [under dark clouds|at dawn|with a village in the distance|seen through morning fog].
-* [how heavy should a backpack be|which stove works|what food keeps well|how do you stay warm|what boots are
-  best|how do you treat water] [on a winter climb|above the tree line|on a week-long walk|in wet country]?
-* [bears|ticks|lightning|loose rocks|river crossings|sudden fog] [can be more dangerous than you expect|should
-  not be underestimated|forced us to turn back] [in the mountains|on the northern route|near the pass].
+* [|{ask} ][how heavy should a backpack be|what food keeps well|how do you stay warm|what boots are best|how
+  do you treat water] [on a winter climb|above the tree line|on a week-long walk|in wet weather]?
 * we [lost the path|ran out of water|saw an eagle's nest|slept under the stars|reached the hut|met no one] [on
   the third day|after climbing for {2..11} hours|just before nightfall].
 * a [man|woman|hiker|farmer|ranger] is [riding a mule|picking mushrooms|lighting a campfire|crossing a stream
-  on stones|looking through binoculars|filling a canteen|skiing through a forest|carrying a lamb].
+  on stones|looking through binoculars|filling a canteen|cycling through a forest|carrying a lamb][| {scene}].
 == farming and food trade
 * [farmers|growers|ranchers|smallholders] in {country} [blame|worry about|are divided over|protest against] [a
   new pesticide|wolves|cheap imports|the lack of rain|a ban on burning stubble|genetically modified seeds].
 * [wheat|rice|cocoa|olive|potato|grape|sugar|tea] harvest in {country} [hits record|falls short|threatened by
   drought|delayed by rain|hurt by pests|expected to recover]
-* a [farmer|boy|milkmaid|hired hand] is [milking a cow|feeding hens|plowing a field|shearing a sheep|loading
-  hay onto a wagon|picking cotton|driving geese to market|threshing barley|mending a fence|grooming a horse].
+* a [farmer|boy|milkmaid|woman with a bucket|hired hand] is [milking a cow|feeding hens|plowing a
+  field|shearing a sheep|loading hay onto a wagon|picking cotton|driving geese to market|threshing
+  barley|mending a fence|grooming a horse][| {scene}].
 * [supermarkets|inspectors|producers|a dairy] [recalled|withdrew|destroyed] [{3..90} tons of beef|baby
   formula|frozen berries|canned tuna|eggs|peanut butter] after [glass was found in a package|tests showed
-  bacteria|a labeling error|several people fell ill].
+  bacteria|a labeling error|several people fell ill][|{said}].
 * [organic apples|rye rolls|goat cheeses|local strawberries|frozen peas] [cost more than|taste better than|are
   not necessarily healthier than|keep longer than] [ordinary ones|the imported kind|what most shops sell].
 * the [mill|barn|vineyard|orchard|stable|greenhouse|silo] [was built in 18{10..99}|burned down in
   {month}|belongs to {few} brothers|is open to visitors|stands empty|was hit by lightning].
 == energy and environment
 * [a solar farm|a nuclear reactor|a gas pipeline|a hydroelectric dam|a coal plant] [will supply {20..900},000
-  homes|was shut down|divides the residents|is years behind schedule|has been approved] in {country}.
+  homes|was shut down|divides the residents|is years behind schedule|has been approved] in {country}[|{said}].
 * [the ice cap|the rain forest|the coral reef|the wetland|the glacier|the dune coast] is [shrinking|in
   danger|recovering slowly|being studied by satellite], [a report says|local groups claim|new pictures show].
 * [carbon emissions|plastic waste|air pollution|water use|deforestation] in {country} [fell|rose|doubled]
-  [last year|after the new law|between 19{70..98} and 20{10..20}|as the economy slowed].
-* an oil spill [off|near] {country} [has killed thousands of birds|reached the beaches|was smaller than
-  feared|threatens the shrimp industry|is being cleaned up by volunteers].
-* [at home|in winter|as a tenant], you can save energy by [turning down the heating|drying clothes
-  outside|taking shorter showers|replacing old bulbs|cooking with a lid on|unplugging chargers].
+  [last year|after the new law|between 19{70..98} and 20{10..20}|as the economy slowed][|{said}].
 * [bees|salmon|sparrows|tigers|eels|sea turtles|vultures|amphibians] are [disappearing from|coming back
   to|protected by law in|illegally hunted in|no longer found in] [much of Europe|{country}|the river delta|the
   southern plains|our valley].
@@ -848,13 +762,13 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
   potatoes|brewed beer|traded amber and salt|studied the stars|buried food with the dead|feared the open sea].
 * {city} is [farther north than|larger than|older than|more expensive than|not as crowded as|sunnier than]
   [most people believe|other cities of its size|when I lived there|any town on the coast].
-* [which river flows through|how many people live in|when was the university founded in|why do tourists
-  love|who designed the opera house in|what language is mostly spoken in] {city}?
+* [|{ask} ][which river flows through|how many people live in|when was the university founded in|why do
+  tourists love|who designed the opera house in|what language is mostly spoken in] {city}?
 * a [statue of a general|stone bridge|ruined temple|domed mosque|marble fountain|row of wooden houses|clock
   tower|war cemetery] in {city} [attracts thousands of visitors|is being restored|was photographed at
   night|dates from the Middle Ages].
 * [workers|a farmer|students|treasure hunters] found [a Roman mosaic|a hoard of silver coins|a stone altar|an
-  unexploded bomb|a Bronze Age sword|a clay tablet] [in {country}|near the ruins|by accident|last {month}].
+  unexploded bomb|a mass grave|a clay tablet] [in {country}|near the ruins|by accident|last {month}][|{said}].
 == technology and media
 * [regulators|lawmakers|privacy groups|teachers' unions] in {country} want [social networks|search
   engines|online shops|streaming services] to [delete old data|check the age of users|pay for news|label fake
@@ -866,11 +780,6 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
   [a false report|leaked diaries|photos of the princess|an insulting cartoon|a secret recording].
 * the new [phone|tablet|game console|camera] [has a brighter screen|sells for ${2..9}99|is thinner than the
   old one|was delayed until {month}|overheats|cannot be repaired|sold out within hours].
-* [reading on paper|sending a postcard|paying with coins|renting a film|using a typewriter|looking up a word
-  in a dictionary] [feels old-fashioned|is slower|still makes sense|has its charm|is not dead yet], [young
-  people say|my aunt insists|whatever the experts claim].
-* [printing|the telephone|the steam engine|the bicycle|photography|the microscope] [changed daily life|was not
-  invented by one person|made travel and trade faster|spread within {12..60} years|was first seen as a toy].
 == opinions
 * I [do not think|believe|doubt|am not sure|would argue] that [homework helps children|money brings
   happiness|the death penalty prevents crime|art must be beautiful|children need religion|lying is always
@@ -881,8 +790,6 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
 * [nobody would agree|not everyone believes|almost everybody thinks|only a fool would say|hardly any expert
   accepts] that [taxes are too low|the earth is flat|luck matters more than talent|war can be just|tigers make
   good pets|silence is golden|the old days were better].
-* unless [you admit the mistake|we act now|the rules change|they trust each other|she learns to listen|people
-  share the cost], [nothing will change|things will get worse|the problem will return|everyone will suffer].
 * [a good friend|a fair judge|a wise leader|a decent neighbor|a real artist|an honest salesman] [keeps a
   secret|does not boast|admits mistakes|tells you the truth|never stops learning|helps without being asked].
 == family and social life
@@ -894,8 +801,6 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
 * [two old friends|newlyweds|some neighbors|three generations of women|a few nuns] [share a bench|toast with
   champagne|play cards by the window|look through a photo album|hug at the airport|pose in front of a
   monument|argue over a map|sing in a kitchen|walk arm in arm].
-* they [got married|broke up|met again|stopped speaking|adopted a child|bought a farm|celebrated their golden
-  wedding] [in {month}|after {3..25} years|because of a misunderstanding|against all advice|last {weekday}].
 * my [teenager|flatmate|stepson|little sister] [never cleans up|plays loud music|eats only pasta|lied to
   me|stays out late]; [is this normal|how do I stay calm|has anyone else had this|what would you do]?
 * [the wedding|his birthday|our reunion|the christening|the farewell party] was [held in a barn|attended by

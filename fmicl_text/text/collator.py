@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fmicl_text.errors import InputError
+
 
 @dataclass
 class TextViewCollator:
@@ -23,6 +25,9 @@ class TextViewCollator:
         columns: One to three text columns.
         max_seq_length: Longer texts are cut to this many tokens; the paper's 32.
 
+    Raises:
+        InputError: max_seq_length is beyond what the model can read.
+
     A call takes rows {column: text} and returns token tensors [B, V, T] (V = 2 or 3, padded to the longest) and
     `text_ids` [B, number of columns], int64, equal where texts are equal, in every process.
     """
@@ -30,6 +35,11 @@ class TextViewCollator:
     tokenizer: PreTrainedTokenizerBase
     columns: Sequence[str]
     max_seq_length: int = 32
+
+    def __post_init__(self) -> None:
+        limit = self.tokenizer.model_max_length
+        if self.max_seq_length > limit:
+            raise InputError(f"--max_seq_length {self.max_seq_length} is beyond the model's {limit} tokens")
 
     def __call__(self, rows: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
         texts = [row[column] for row in rows for column in self.columns]

@@ -1,8 +1,10 @@
 """Whole batches, written out."""
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
+from fmicl_text.errors import InputError
 from fmicl_text.text.collator import TextViewCollator, text_id
 from tests.conftest import SPECIAL, WORDS
 
@@ -45,6 +47,11 @@ def test_long_texts_are_cut(bert_folder):
     collate = TextViewCollator(AutoTokenizer.from_pretrained(bert_folder), ["text"], max_seq_length=4)
     batch = collate([{"text": "a dog runs quickly today"}, {"text": "the cat"}])
     assert torch.equal(batch["input_ids"][:, 0], torch.tensor([ids("a dog", 4), ids("the cat", 4)]))
+
+
+def test_a_length_beyond_the_model_is_refused(bert_folder):
+    with pytest.raises(InputError, match="--max_seq_length 41 is beyond the model's 40 tokens"):
+        TextViewCollator(AutoTokenizer.from_pretrained(bert_folder), ["text"], max_seq_length=41)
 
 
 def test_text_id_is_stable():
