@@ -88,6 +88,19 @@ def test_one_forward_pass_per_step_over_both_views(bert_folder, tmp_path):
     assert shapes == [16, 16]
 
 
+def test_the_gradient_reaches_the_encoder_through_both_views(bert_folder, tmp_path):
+    """What flows back into the forward pass is the gradient of the loss in x and in y."""
+    trainer = make_trainer(bert_folder, tmp_path, max_steps=1)
+    outputs = []
+    trainer.model.register_forward_hook(lambda module, args, out: (out.retain_grad(), outputs.append(out)) and None)
+    trainer.train()
+    x, y = (view.detach().requires_grad_() for view in outputs[0].unflatten(0, (8, 2)).unbind(1))
+    expected = torch.autograd.grad(trainer.loss(x, y), (x, y))
+    for view, gradient in zip(outputs[0].grad.unflatten(0, (8, 2)).unbind(1), expected, strict=True):
+        assert gradient.norm() > 1e-2
+        torch.testing.assert_close(view, gradient)
+
+
 def test_logged_values_are_means_since_the_last_log(bert_folder, tmp_path):
     each, pooled = (trained(make_trainer(bert_folder, tmp_path, logging_steps=steps)) for steps in (1, 2))
     for name in ("loss", "alignment", "uniformity", "loss_negative"):

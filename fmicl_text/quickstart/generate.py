@@ -189,12 +189,12 @@ winner = the home side; the defending champions; the visitors; the youngest team
   women's team; the underdogs; the league leaders
 * {winner} [beat their rivals|won the final|lost the semifinal|took the series] {2..5}-{0..1} [on
   {weekday}|after extra time|in front of a sellout crowd|despite missing their captain].
-* {country} [beats|stuns|thrashes|edges past|holds] {country} in [World Cup qualifier|hockey final|Davis Cup
+* {country} [beats|stuns|thrashes|edges past|holds] {country} in [basketball qualifier|hockey final|tennis
   tie|friendly match|rugby test|cricket opener]
 * [the captain|the striker|the goalkeeper|the star forward|the young defender] [has been suspended after
   failing a drug test|was fined for insulting a referee|will retire after {3..9} years at the club|apologized
   for the defeat in {city}|was taken to hospital after a clash of heads] [on {weekday}|, the club said].
-* {city} [will host|has withdrawn its bid for|hopes to stage|was chosen for] the [Winter Olympics|European
+* {city} [will host|has withdrawn its bid for|hopes to stage|was chosen for] the [winter games|European
   championships|next world athletics meeting|marathon|youth games].
 * the {19..34}-year-old [sprinter|swimmer|cyclist|rower|skier|high jumper] [broke the world record|won a
   second gold medal|missed the podium|pulled out with a knee injury|qualified for the final] in {city}.
@@ -273,15 +273,15 @@ bad = on fears of recession; after weak jobs data; amid supply glut; on slowing 
 * shares of the [drug maker|carmaker|retailer|chip producer|insurance group|oil company|airline|brewer|mining
   firm] [tumbled after it cut its forecast|soared after a strong quarter|fell when the merger collapsed|hit a
   record high as sales beat expectations|were suspended as regulators opened an inquiry][|{said}].
-* the central bank [raised|cut|left unchanged|is expected to lower|surprised markets by raising] [interest
-  rates|its key rate|the lending rate] [for the third time this year|in an effort to curb inflation|on
-  {weekday}|despite pressure from the government].
+* the central bank [raised|cut|is expected to lower|surprised markets by raising] [interest rates|its key
+  rate|the lending rate] [for the third time this year|in an effort to curb inflation|on {weekday}|despite
+  pressure from the government].
 * consumer prices in {country} [rose|increased|climbed|fell] {1..9}.{1..9} percent in {month}, [driven by food
   and energy|less than economists had forecast|official figures showed|the sharpest change in a decade].
 * unemployment in {country} [fell to|rose to|remained at] {4..14} percent [last month|in the third quarter|as
   factories hired more workers|as construction slowed|in {month}].
 * [crude oil|natural gas|silver|sugar|soybean|corn|cotton] for {month} delivery [rose|fell|settled up|settled
-  down] {2..90} cents [a barrel|an ounce|a bushel|a pound|overall] in {city}.
+  down] {2..90} cents [a barrel|an ounce|a bushel|a pound] in {city}.
 == business
 firm = the airline; a supermarket chain; a family-owned brewery; the phone company; a toy manufacturer; the
   shipbuilder; a furniture maker; the publisher; a steel producer; a clothing retailer; the railway operator
@@ -295,9 +295,8 @@ firm = the airline; a supermarket chain; a family-owned brewery; the phone compa
   pensions|after pay talks failed|demanding safer conditions|for the first time in {3..20} years][|{said}].
 * the company [denied|confirmed|refused to comment on|did not explain] [reports of a takeover|the layoffs|the
   accounting error|rumors about its chief|the sudden fall in sales][|{said}].
-* [small shops|hotels|restaurants|farmers|bookstores|local breweries] are [struggling with|worried
-  about|benefiting from|not affected by] [higher rents|online competition|the new tax|a weak currency|the
-  tourist boom|rising wages][|{said}].
+* [small shops|hotels|restaurants|farmers|bookstores] are [struggling with|worried about|benefiting from|not
+  affected by] [higher rents|online competition|the new tax|a weak currency|the tourist boom][|{said}].
 == accidents
 acc = bus plunges into ravine; train derails near station; ferry capsizes in rough seas; fire sweeps through
   market; coal mine collapses; helicopter crashes in mountains; gas explosion levels house; factory burns;
@@ -311,8 +310,8 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   failed|the wreck was still burning|the doors had been locked|nobody had been hurt|the cause was not yet
   known|the alarm never sounded|the pilot reported engine trouble].
 * rescue teams [searched through the night for|found no sign of|are still looking for|have reached] {few}
-  [fishermen|climbers|miners|children|sailors|hikers] [near the village|in thick fog|with helicopters and
-  dogs|close to the border][|{said}].
+  [fishermen|climbers|miners|children|sailors|hikers] [near the village|in thick fog|after the storm|close to
+  the border][|{said}].
 * a {19..79}-year-old [man|woman] was [seriously injured|killed|hurt] when [a tree fell on a car|a gas bottle
   exploded|a boat overturned|an elevator cable snapped|a truck ran a red light|the ice gave way]{said}.
 * no one was injured when [a plane slid off the runway|a crane fell|lightning struck the church|the warehouse
@@ -375,7 +374,7 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   airspace|arming rebels|building secret reactor|hacking ministry computers|sinking patrol boat]
 == crime and courts
 * a [court|judge|jury|tribunal] in {city} [sentenced|acquitted|convicted|refused to release] a [banker|former
-  mayor|truck driver|doctor|soldier|teacher|priest] [accused|suspected] of [fraud|bribery|manslaughter|selling
+  mayor|truck driver|doctor|smuggler|soldier|teacher|priest] accused of [fraud|bribery|manslaughter|selling
   forged passports|poisoning a rival|leaking secrets|tax evasion|stealing vaccines].
 * police [arrested|are questioning|are searching for] a {18..66}-year-old [man|woman] [over|in connection
   with] [a jewelry robbery|the theft of a painting|a hit-and-run|an arson attack|a kidnapping|the stabbing
@@ -396,7 +395,7 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   park|collect rainwater|carry a pocket knife|sleep in a parked camper|burn garden waste|photograph a police
   station] [where you live|in {country}|without permission]?
 * the [lawyer|prosecutor|judge|prison governor] said the [evidence|verdict|sentence|investigation|confession]
-  was [unfair|too lenient|deeply flawed|not convincing|a relief|based on rumors].
+  was [unfair|too lenient|deeply flawed|not convincing|a disgrace|based on rumors].
 == science
 * [scientists|researchers|biologists|archaeologists|a team in {city}] have [discovered|found|described] [a new
   species of frog|the oldest known shark tooth|a bacterium that eats plastic|traces of an ancient river|a gene
@@ -469,7 +468,7 @@ accn = a bus crash; a train derailment; a hotel fire; a helicopter crash; a gas 
   train|expect long lines at museums|pack light clothes|try the local soup].
 == computers
 * my [laptop|phone|printer|tablet|router|keyboard|external drive|webcam|headset] [keeps freezing|will not turn
-  on|gets very hot|is no longer recognized|makes a clicking sound|lost its settings] [after the last
+  on|gets very hot|is no longer recognized|makes a clicking sound|will not connect] [after the last
   update|since I spilled tea on it|since {weekday}|for no obvious reason].
 * [|{ask} ]how can I [recover a deleted file|merge two spreadsheets|block pop-up windows|reset a forgotten
   password|speed up an old computer|back up my photos|remove a virus|share a printer|split a large
@@ -627,8 +626,8 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
 * [the essay|my thesis|the group project|the lab report|the homework|the application] is due [on {weekday}|in
   {few} weeks|by the end of {month}|before midnight], but [I have not started|half the data is missing|nobody
   agrees on a title|the printer is broken|the library is closed].
-* {15..85} percent of [graduates|apprentices|former students] [cannot swim|find work within a year|read for
-  pleasure|failed the mathematics test|speak a foreign language] in {country}.
+* {15..85} percent of [graduates|apprentices|former students] in {country} [cannot swim|find work within a
+  year|read for pleasure|failed the mathematics test|speak a foreign language].
 * [|{ask} ]how do you [memorize vocabulary|choose a research topic|write a strong conclusion|cite a newspaper
   article|deal with a boring professor|prepare for an oral exam|stay awake in class|take better notes]?
 == work
@@ -693,7 +692,7 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
   table|mopping the floor|shaving at the mirror|opening a parcel|wrapping a gift][| {calm}].
 * there [is no milk|are crumbs everywhere|is a spider in the bath|are {few} chairs missing|is a strange
   smell|are moths in the wardrobe|is a draft under the door], and [nobody wants to deal with it|the guests are
-  already here|it is your turn|the shop closes soon].
+  already here|no one has noticed|the shop closes soon].
 * [the clock|a mirror|an oil lamp|a calendar|a coat|a stuffed owl|a string of garlic] [hangs on|fell off|was
   removed from|casts a shadow on] the [bedroom|kitchen|hallway|classroom|workshop] wall.
 * [|{ask} ]how do I get [red wine|candle wax|ink|grass stains|chewing gum|coffee|mildew|pet hair] out of a
