@@ -97,9 +97,10 @@ def pooling_of(model: SentenceTransformer) -> Any:
     return next((module.pooling_mode for module in model if isinstance(module, Pooling)), None)
 
 
-def hub_commit(name: str) -> str | None:
+def hub_commit(model: SentenceTransformer) -> str | None:
     """The commit of a model from the Hub, as its snapshot folder in the cache is named; None for a folder."""
-    cached = None if Path(name).exists() else try_to_load_from_cache(name, "config.json")
+    name = getattr(model.transformers_model, "name_or_path", "")  # with the organisation that a short name leaves out
+    cached = None if not name or Path(name).exists() else try_to_load_from_cache(name, "config.json")
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 
@@ -119,7 +120,7 @@ def main() -> None:
         model.max_seq_length = args.max_seq_length or model.max_seq_length
         setup = {
             "model": name,
-            "commit": hub_commit(name),
+            "commit": hub_commit(model),
             "pooling": pooling_of(model),
             "max_seq_length": model.max_seq_length,
             "precision": str(model.dtype).removeprefix("torch."),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fmicl_text import objectives
 from fmicl_text.divergences import DIVERGENCES, FDivergence, convex_conjugate, uniformity_holds
+from fmicl_text.errors import InputError
 from fmicl_text.objectives import Terms
 from fmicl_text.similarity import SIMILARITIES, unit_rows
 
@@ -110,7 +111,7 @@ class ContrastiveLoss(nn.Module):
         masks = [distinct] * (2 if self.negatives == "both" else 1) + [hard] * with_hard
         keep = torch.cat(masks, dim=1)
         if text_ids is not None and not keep.any():
-            raise ValueError(f"no negative pair in the batch: all {len(x)} texts are equal")
+            raise InputError(f"no negative pair in the batch: all {len(x)} texts are equal")
         return keep
 
 

@@ -38,6 +38,7 @@ def main() -> None:
         data_args.text_column,
         data_args.streaming,
         data_args.max_train_samples,
+        shuffle_seed=args.seed,
     )
     facts = data_facts(data)
     say("Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))

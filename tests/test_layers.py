@@ -15,7 +15,7 @@ ALLOWED = {
     "similarity": set(),
     "objectives": set(),
     "quickstart/": set(),
-    "loss": {"divergences", "similarity", "objectives"},
+    "loss": {"errors", "divergences", "similarity", "objectives"},
     "model": {"errors"},
     "evaluation/": {"errors", "similarity", "evaluation"},
     "text/": {"errors", "text"},

@@ -92,7 +92,12 @@ def test_the_gradient_reaches_the_encoder_through_both_views(bert_folder, tmp_pa
     """What flows back into the forward pass is the gradient of the loss in x and in y."""
     trainer = make_trainer(bert_folder, tmp_path, max_steps=1)
     outputs = []
-    trainer.model.register_forward_hook(lambda module, args, out: (out.retain_grad(), outputs.append(out)) and None)
+
+    def keep(module, args, output):
+        output.retain_grad()
+        outputs.append(output)
+
+    trainer.model.register_forward_hook(keep)
     trainer.train()
     x, y = (view.detach().requires_grad_() for view in outputs[0].unflatten(0, (8, 2)).unbind(1))
     expected = torch.autograd.grad(trainer.loss(x, y), (x, y))

@@ -637,8 +637,8 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
   about it|the boss seems not to care|it is hard to concentrate].
 * [|{ask} ]how should I [dress for an interview|ask for a raise|explain a gap in my resume|resign politely|say
   no to overtime|address a letter to a stranger|deal with a rude customer|negotiate a salary]?
-* [a woman|a man|an office worker|a secretary|an engineer] is [typing at a desk|giving a presentation|signing
-  a contract|yawning in a meeting|looking at blueprints|shaking hands with a client|stacking folders|shouting
+* [a woman|a man|an office worker|a secretary|an engineer] is [giving a long presentation|signing a
+  contract|yawning in a meeting|looking at blueprints|shaking hands with a client|stacking folders|shouting
   into a megaphone|drawing a chart on a whiteboard|watering the office plant][| {calm}].
 * the [factory|warehouse|farm|hotel|shipyard|call center|hospital] [employs {110..950} people|is looking for
   cleaners|pays the minimum wage|offers free lunches|stopped hiring in {month}|does not recognize the union].
@@ -760,7 +760,7 @@ big = an elephant is heavier than a horse; the Nile is longer than the Rhine; a 
 * [the Romans|the Vikings|medieval monks|the ancient Egyptians|early settlers|the Phoenicians] [did not know
   potatoes|brewed beer|traded amber and salt|studied the stars|buried food with the dead|feared the open sea].
 * {city} is [farther north than|larger than|older than|more expensive than|not as crowded as|sunnier than]
-  [most people believe|other cities of its size|when I lived there|any town on the coast].
+  [most people believe|other cities of its size|any town on the coast].
 * [|{ask} ][which river flows through|how many people live in|when was the university founded in|why do
   tourists love|who designed the opera house in|what language is mostly spoken in] {city}?
 * a [statue of a general|stone bridge|ruined temple|domed mosque|marble fountain|row of wooden houses|clock

@@ -38,6 +38,7 @@ _CELL_HINTS = {
     ".csv": "; cells that hold a comma, a quote or a line break must be in double quotes",
     ".tsv": "; cells cannot hold a tab",
 }
+_STREAM_BUFFER = 10_000
 _ACCEPTED = ".txt, .csv, .tsv, .jsonl (these also .gz) and .parquet"
 # What load_dataset raises for faulty input. ValueError: undecodable bytes, the errors of pandas and Arrow, unknown
 # configs and splits. OSError: missing files, what is no gzip, no way to the Hub. EOFError, zlib.error: damaged gzip.
@@ -73,6 +74,7 @@ def load_training_text(
     text_column: str | None = None,
     streaming: bool = False,
     max_train_samples: int | None = None,
+    shuffle_seed: int | None = None,
 ) -> TextData:
     """The training sentences of a local file or of a dataset on the Hub.
 
@@ -87,6 +89,8 @@ def load_training_text(
         streaming: read while training, with no copy on disk. Only the start of the data is checked here; a fault
             further on is raised by `datasets` when training gets there.
         max_train_samples: keep the first so many usable rows, at least 1.
+        shuffle_seed: when streaming, shuffle in a buffer of 10,000 rows with this seed (the trainer shuffles only what
+            has a length).
 
     Raises:
         InputError: for every fault of the arguments or the data, in one line.
@@ -115,11 +119,15 @@ def load_training_text(
             raise _no_sentences(source)
     if streaming:
         usable = usable if max_train_samples is None else usable.take(max_train_samples)
+        usable = usable if shuffle_seed is None else usable.shuffle(seed=shuffle_seed, buffer_size=_STREAM_BUFFER)
         return TextData(usable, columns, None, None, source)
     num_skipped = len(raw) - len(usable)
     if max_train_samples is not None:
         usable = usable.select(range(min(max_train_samples, len(usable))))
-    return TextData(usable, columns, num_skipped, _duplicate_share(usable), source)
+    duplicate_share = _duplicate_share(usable)
+    if len(usable) > 1 and duplicate_share == (len(usable) - 1) / len(usable):
+        raise InputError(f"{source}: all {len(usable)} rows hold the same text, so no row is a negative of another")
+    return TextData(usable, columns, num_skipped, duplicate_share, source)
 
 
 def _read_file(train_file: str, streaming: bool) -> Any:

@@ -114,18 +114,20 @@ def spearman(model: Path, rows: list[tuple[str, str, float]], pooling: str) -> f
 
 def test_file_of_pairs(model, plain_model, rows, pairs_file, tmp_path):
     hub = tmp_path / "hub"
-    snapshot = hub / "models--someone--tiny" / "snapshots" / COMMIT
-    shutil.copytree(model, snapshot)
-    (hub / "models--someone--tiny" / "refs").mkdir()
-    (hub / "models--someone--tiny" / "refs" / "main").write_text(COMMIT)
+    for organisation in ("someone", "sentence-transformers"):
+        repository = hub / f"models--{organisation}--tiny"
+        shutil.copytree(model, repository / "snapshots" / COMMIT)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(COMMIT)
     output = tmp_path / "results.json"
     done = run(
-        "--model", model, plain_model, "someone/tiny", "--file", pairs_file, "--output", output, HF_HUB_CACHE=str(hub)
+        "--model", model, plain_model, "someone/tiny", "tiny", "--file", pairs_file, "--output", output,
+        HF_HUB_CACHE=str(hub),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = json.loads(output.read_text())
-    assert [result["model"] for result in results] == [str(model), str(plain_model), "someone/tiny"]
-    assert [result["commit"] for result in results] == [None, None, COMMIT]
+    assert [result["model"] for result in results] == [str(model), str(plain_model), "someone/tiny", "tiny"]
+    assert [result["commit"] for result in results] == [None, None, COMMIT, COMMIT]
     expected = spearman(model, rows, "mean")
     for result in results:
         assert result["metrics"]["spearman"] == pytest.approx(expected, abs=0.05)

@@ -195,7 +195,17 @@ def test_duplicates_are_whole_rows(tmp_path: Path) -> None:
 
 def test_all_rows_the_same(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", "a\n" * 25_000)
-    assert load_training_text(train_file=file).duplicate_share == 1 - 1 / 25_000
+    assert error_of(train_file=file) == f"{file}: all 25000 rows hold the same text, so no row is a negative of another"
+    file = write(tmp_path / "b.txt", "a\n" * 24_999 + "b\n")
+    assert load_training_text(train_file=file).duplicate_share == 1 - 2 / 25_000
+
+
+def test_a_streamed_data_set_is_shuffled_on_request(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "\n".join(map(str, range(100))))
+    orders = [texts(load_training_text(train_file=file, streaming=True, shuffle_seed=seed)) for seed in (None, 1, 1, 2)]
+    assert orders[0] == [str(i) for i in range(100)] != orders[1]
+    assert orders[1] == orders[2] != orders[3]
+    assert sorted(orders[1]) == sorted(orders[0])
 
 
 def test_second_load_reads_the_cache(tmp_path: Path) -> None:
