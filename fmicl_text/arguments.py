@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.integrations import get_reporting_integration_callbacks
 
 from fmicl_text.errors import InputError
 from fmicl_text.model import HEADS, POOLINGS
@@ -90,7 +91,10 @@ def parse_args(
     if unknown:
         raise InputError(f"unknown argument {unknown[0]} (--help lists those there are)")
     if named.model_name_or_path is None:
-        from_file = [*yaml_flags(PRESET, known_flags(parser)), *from_file]
+        preset = yaml_flags(PRESET, known_flags(parser))
+        if any(flag.startswith("--num_train_epochs") for flag in (*from_file, *argv)):
+            preset.append("--max_steps=-1")  # which would win over the epochs asked for
+        from_file = [*preset, *from_file]
     namespace = parser.parse_args([*from_file, *argv])
     del namespace.config
     fill_embedded(namespace)
@@ -98,12 +102,13 @@ def parse_args(
         raise InputError(f"--streaming needs --max_steps (the length is not known), got {namespace.max_steps}")
     try:
         model_args, data_args, training_args = parser.parse_dict(vars(namespace))
+        get_reporting_integration_callbacks(training_args.report_to)  # refuses a logger that is not there
         return (
             cast(ModelArguments, model_args),
             cast(DataArguments, data_args),
             cast(FMICLTrainingArguments, training_args),
         )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RuntimeError) as error:
         raise InputError(" ".join(str(error).split())) from error
 
 
@@ -129,9 +134,10 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: FMICLTr
         text = "its own sentences, no network" if data_args.train_file == str(SENTENCES) else "the text you named"
         lines.append(f"Embedded default: the package's small BERT on {text}. The paper's run: {PAPER_COMMAND}")
     knobs = " ".join(f"{name}={value}" for name, value in args.build_loss().knobs.items())
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     lines.append(
         f"{args.objective} {knobs} | pooling {model_args.pooling or 'as the model says, else cls'}, head "
-        f"{model_args.head}, learning rate {args.learning_rate:g}, batch {args.per_device_train_batch_size}, "
+        f"{model_args.head}, learning rate {args.learning_rate:g}, batch {args.per_device_train_batch_size}, {length}, "
         f"seed {args.seed} -> {args.output_dir}"
     )
     return "\n".join(lines)
@@ -158,6 +164,8 @@ def yaml_flags(path: Path, known: set[str]) -> list[str]:
         raise InputError(f"--config {path}: unknown key {unknown[0]}")
     flags = []
     for key, value in settings.items():
+        if value is False and key.endswith("_strategy"):
+            value = "no"  # YAML reads an unquoted no as False
         if isinstance(value, list):
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:
@@ -173,6 +181,8 @@ def resolved_settings(
     ours = FMICLTrainingArguments.__annotations__
     for item in fields(training_args):
         value = getattr(training_args, item.name)
+        if item.name.endswith("_token"):
+            continue
         if item.name in ours or (isinstance(value, str | int | float) and value != item.default):
             settings[item.name] = value.value if isinstance(value, Enum) else value
     settings |= training_args.build_loss().knobs

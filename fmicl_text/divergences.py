@@ -5,11 +5,12 @@ Training never forms u. What it needs of a convex f are two functions of r:
     score(r)     = f'(e^r)                            the f-Gaussian similarity, seen by positive pairs
     conjugate(r) = (f* o f')(e^r) = u f'(u) - f(u)    seen by negative pairs
 
-Every f here is normalised to f(1) = f'(1) = 0. Adding c(u - 1) to f adds c to both functions, so normalising
-changes the objective of the paper by a constant only; with it a collapsed batch (all r = 0) has loss 0.
+Every f here is normalised to f(1) = f'(1) = 0. Adding c(u - 1) to f adds c to both functions, so normalising changes
+the objective of the paper by a constant only; with it a collapsed batch (all r = 0) has loss 0, but for
+`vlc_as_printed`.
 
-On the unit sphere r lies in [-4 gamma, 0]. The conjugate stays bounded there for all but `rkl` (linear) and
-`neyman` (exponential); the score of `sh`, `jeffrey`, `rkl` and `neyman` grows exponentially in -r.
+On the unit sphere r lies in [-4 gamma, 0]. The conjugate stays bounded there for all but `jeffrey`, `rkl` (linear in
+r) and `neyman` (exponential); the score of `sh`, `jeffrey`, `rkl` and `neyman` grows exponentially in -r.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ CURVATURE_TOLERANCE = 1e-9
 def expm1(r: Tensor) -> Tensor:
     """e^r - 1, with value and gradient right to rounding over all r.
 
-    torch.expm1 alone has the gradient (e^r - 1) + 1, which float32 rounds to multiples of 6e-8: off by 2.5 % at
-    r = -13, where the paper's alpha = 409600 balances attraction and repulsion, and 0 below r = -17.
+    torch.expm1 alone has the gradient (e^r - 1) + 1, which float32 rounds to multiples of 6e-8: off by 1.6 %
+    near r = -13, where the paper's alpha = 409600 balances attraction and repulsion, and 0 below r = -17.
     """
     return torch.where(r > -1, torch.expm1(r), torch.exp(r) - 1)
 
@@ -200,7 +201,8 @@ def uniformity_holds(divergence: FDivergence, gamma: float, points: int = 2001) 
     """Whether h(t) = conjugate(-gamma t) is strictly convex on [0, 4], the condition of the uniformity theorem.
 
     Where it holds and 2 <= N <= d + 1, every minimiser of the negative term is a centred regular simplex
-    (arXiv 2402.10150, Theorem on uniformity); where it fails, nothing keeps the embeddings from collapsing.
+    (arXiv 2402.10150, Theorem on uniformity); where it fails, minimisers need not spread evenly, and the
+    paper reports collapse.
     Decided on a grid of squared distances, in float64: h'' nowhere negative beyond rounding, and not zero
     throughout.
 

@@ -88,6 +88,8 @@ class ContrastiveLoss(nn.Module):
         if x.ndim != 2 or x.shape != y.shape or (hard_negatives is not None and hard_negatives.shape != x.shape):
             shapes = [tuple(t.shape) for t in (x, y, hard_negatives) if t is not None]
             raise ValueError(f"x, y and hard_negatives must all be [N, D], got {shapes}")
+        if hard_negatives is not None and text_ids is not None and text_ids.shape[1] != 3:
+            raise ValueError(f"with hard_negatives text_ids must be [N, 3], got {list(text_ids.shape)}")
         if len(x) < 2:
             raise ValueError(f"a batch needs at least 2 examples to have a negative, got {len(x)}")
         with torch.autocast(x.device.type, enabled=False):
@@ -118,7 +120,8 @@ class ContrastiveLoss(nn.Module):
 class FMICLLoss(ContrastiveLoss):
     """f-MICL (arXiv 2402.10150): -mean f'(u(x_i, y_i)) + alpha mean_{i != j} (f* o f')(u(x_i, x_j)), u = e^r.
 
-    Once training works the loss is negative: it is minus a lower bound of a mutual information.
+    Up to a constant that grows with alpha it is minus a lower bound of an f-mutual information: expect it near alpha
+    times the conjugate's lowest value (-alpha for kl, -0.69 alpha for js) once distinct texts are far apart.
 
     >>> loss = FMICLLoss(divergence="js", gamma=1.0, alpha=40.0)
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -151,11 +154,11 @@ class FMICLLoss(ContrastiveLoss):
             require_choice("divergence", divergence, list(DIVERGENCES))
             divergence = DIVERGENCES[divergence]
         self.divergence, self.alpha = divergence, alpha
-        if not uniformity_holds(divergence, gamma):
+        if similarity == "gaussian" and not uniformity_holds(divergence, gamma):
             warnings.warn(
                 f"divergence {divergence.name!r} with gamma {gamma:g} fails the uniformity condition (its negative "
-                "term is not strictly convex in the squared distance): embeddings are at risk of collapse to one "
-                f"point. Divergences that pass: {', '.join(passing(gamma))}.",
+                "term is not strictly convex in the squared distance): embeddings are at risk of collapse, for they "
+                f"need not spread evenly. Divergences that pass: {', '.join(passing(gamma))}.",
                 stacklevel=2,
             )
 

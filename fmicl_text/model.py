@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from huggingface_hub.errors import HFValidationError
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from sentence_transformers.util import is_sentence_transformer_model
 from torch import Tensor, nn
 from transformers import AutoConfig
@@ -67,6 +67,8 @@ class ContrastiveModel(nn.Module):
         """Take encoder and head from a checkpoint folder, in place."""
         self.encoder.load_state_dict(build_text_encoder(folder).state_dict())
         if self.head.state_dict():
+            if not (Path(folder) / HEAD_FILE).is_file():
+                raise InputError(f"{folder} holds no {HEAD_FILE}: the run that wrote it had no --head")
             self.head.load_state_dict(safetensors.torch.load_file(Path(folder) / HEAD_FILE))
 
 
@@ -84,14 +86,15 @@ def build_text_encoder(
     Raises:
         InputError: The model is not there, or cannot be had offline.
     """
-    is_path = model_name_or_path.startswith((".", "~", "/"))
-    if is_path and not Path(model_name_or_path).expanduser().is_dir():
-        raise InputError(f"--model_name_or_path: no such folder {model_name_or_path}")
+    if model_name_or_path.startswith((".", "~", "/")):
+        if not Path(model_name_or_path).expanduser().is_dir():
+            raise InputError(f"--model_name_or_path: no such folder {model_name_or_path}")
+        model_name_or_path = str(Path(model_name_or_path).expanduser())
     try:
         with quiet_loading():
             says_pooling = is_sentence_transformer_model(model_name_or_path, revision=revision)
             encoder = SentenceTransformer(
-                str(Path(model_name_or_path).expanduser()) if is_path else model_name_or_path,
+                model_name_or_path,
                 revision=revision,
                 device="cpu",
                 model_kwargs={"dtype": torch.float32},
@@ -100,6 +103,8 @@ def build_text_encoder(
     except (OSError, HFValidationError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--model_name_or_path {model_name_or_path}: {reason}") from error
+    if not isinstance(encoder[0], Transformer) or not any(isinstance(module, Pooling) for module in encoder):
+        raise InputError(f"--model_name_or_path {model_name_or_path} is not a transformer followed by pooling")
     backbone: Any = encoder[0].model
     if isinstance(getattr(backbone, "pooler", None), nn.Module):
         backbone.pooler = None  # no gradient reaches it, and DDP stops at step 2 on such parameters

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers.trainer_utils import get_last_checkpoint
 
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.report import library_versions, plot_training_curve, write_json
@@ -48,6 +49,23 @@ def claim_output_dir(args: FMICLTrainingArguments) -> None:
         raise InputError(f"--output_dir {folder} cannot be written to")
 
 
+def checkpoint_to_resume(args: FMICLTrainingArguments) -> str | None:
+    """The checkpoint folder that --resume_from_checkpoint names; the newest in the output folder for `True`.
+
+    Raises:
+        InputError: There is none.
+    """
+    named = args.resume_from_checkpoint
+    if named is None or str(named).lower() == "false":
+        return None
+    newest = str(named).lower() == "true"
+    folder = get_last_checkpoint(args.output_dir) if newest and Path(str(args.output_dir)).is_dir() else named
+    if folder is None or not (Path(folder) / "trainer_state.json").is_file():
+        where = f"{args.output_dir} holds none" if newest else f"{named} is none"
+        raise InputError(f"--resume_from_checkpoint {named}: no checkpoint to resume from, {where}")
+    return str(folder)
+
+
 def data_facts(data: Any) -> dict[str, Any]:
     """What a run says and records of its training text (`text.data.TextData`); unknown, when streaming, is left out."""
     facts = {
@@ -83,6 +101,8 @@ def save_run(
     settings_text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
     (folder / SETTINGS_FILE).write_text(settings_text, encoding="utf-8")
     history = [{"step": 0, **before}, *trainer.state.log_history]
+    if not any("eval_sts_spearman" in entry for entry in trainer.state.log_history):
+        history.append({"step": trainer.state.global_step, **after})
     plot_training_curve(history, folder / CURVE_FILE, title=f"{args.objective_name}, seed {args.seed}")
     write_json(
         folder / RESULTS_FILE,

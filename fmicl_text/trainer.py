@@ -34,8 +34,8 @@ class FMICLTrainer(Trainer):
             asks for when it is to evaluate during training. Metrics are logged as `eval_<name>`.
         **kwargs: As for `transformers.Trainer`.
 
-    Logged with each loss, as means since the last log: loss_positive and loss_negative (their sum is the loss), and
-    alignment and uniformity of the training batches (with dropout, after the head).
+    Logged with each loss, as means since the last log over this process's batches: loss_positive and loss_negative
+    (their sum is the loss), and alignment and uniformity of the training batches (with dropout, after the head).
     """
 
     # The base class would take a model whose forward has **kwargs for one that scales its own loss, and skip the
@@ -144,10 +144,22 @@ class FMICLTrainer(Trainer):
         draw from the random state, so that evaluating changed the training that follows."""
         if eval_dataset is not None or self.evaluator is None:
             raise ValueError("evaluate() scores what the trainer's evaluator holds: pass evaluator= to the trainer")
-        scores = self.evaluator(self.model.encoder)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        metrics = self.score(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def score(self, prefix: str = "eval") -> dict[str, float]:
+        """The evaluator's metrics, neither logged nor shown to callbacks.
+
+        Raises:
+            InputError: --metric_for_best_model is none of them.
+        """
+        metrics = {f"{prefix}_{name}": value for name, value in self.evaluator(self.model.encoder).items()}
+        wanted = str(self.args.metric_for_best_model).removeprefix("eval_")
+        if self.args.metric_for_best_model and f"{prefix}_{wanted}" not in metrics:
+            known = ", ".join(name.removeprefix(f"{prefix}_") for name in metrics)
+            raise InputError(f"--metric_for_best_model {wanted} is not measured; there are {known}")
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:

@@ -13,6 +13,15 @@ from fmicl_text.divergences import DIVERGENCES, tsallis
 from fmicl_text.loss import NEGATIVES, OBJECTIVES, ContrastiveLoss
 from fmicl_text.similarity import SIMILARITIES
 
+ONLY = {
+    "activation_checkpointing": False,
+    "dataloader_drop_last": True,  # a last batch of one has no negative
+    "logging_nan_inf_filter": False,  # it hides a broken run
+    "neftune_noise_alpha": None,
+    "push_to_hub": False,  # SentenceTransformer(output_dir).push_to_hub(name) does it
+    "remove_unused_columns": False,  # the collator reads the text
+}
+
 
 @dataclass
 class FMICLTrainingArguments(TrainingArguments):
@@ -20,9 +29,9 @@ class FMICLTrainingArguments(TrainingArguments):
     a knob that the objective does not have is refused.
 
     Changed defaults: the paper's text setting (batch 64, learning rate 3e-5, one epoch); STS scored every 125
-    steps, the best checkpoint kept and loaded at the end, as in SimCSE; `dataloader_drop_last` (a last batch of one
-    has no negative); `remove_unused_columns` off (the collator reads the text); `ddp_find_unused_parameters` off
-    (every parameter gets a gradient); `logging_nan_inf_filter` off (the trainer stops at a non-finite loss).
+    steps, the best checkpoint kept and loaded at the end, as in SimCSE; two checkpoints kept; a log line every 25
+    steps; `output_dir` runs/<objective>; `ddp_find_unused_parameters` off (every parameter gets a gradient); and
+    the settings that `ONLY` holds, which cannot be changed.
     """
 
     objective: str = field(default="fmicl", metadata={"help": "What is minimised.", "choices": list(OBJECTIVES)})
@@ -70,17 +79,29 @@ class FMICLTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns at every DataLoader otherwise
         super().__post_init__()
-        if self.per_device_train_batch_size < 2:
-            raise ValueError(
-                f"--per_device_train_batch_size must be at least 2, got {self.per_device_train_batch_size}: "
-                "with one example there is no negative"
-            )
-        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
-            raise ValueError("--early_stopping_patience needs --load_best_model_at_end True")
-        if self.push_to_hub:
-            raise ValueError("--push_to_hub is not there yet: SentenceTransformer(OUTPUT_DIR).push_to_hub(NAME) pushes")
+        self.check_ranges()
         with warnings.catch_warnings(action="ignore"):  # the trainer's own call warns
             self.build_loss()
+
+    def check_ranges(self) -> None:
+        """ValueError for what training could not do, before it starts.
+
+        The base class would let each of these pass and fail, or go wrong silently, later on."""
+        for name, lowest in {"per_device_train_batch_size": 2, "learning_rate": 0, "seed": 0}.items():
+            if not getattr(self, name) >= lowest:
+                raise ValueError(f"--{name} must be at least {lowest}, got {getattr(self, name)}")
+        for name, only in ONLY.items():
+            if getattr(self, name) != only:
+                raise ValueError(f"--{name} {getattr(self, name)} is not possible here: it must be {only}")
+        if self.train_sampling_strategy == "group_by_length":
+            raise ValueError("--train_sampling_strategy group_by_length is not possible here: texts are tokenised late")
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1:
+                raise ValueError(f"--early_stopping_patience must be at least 1, got {self.early_stopping_patience}")
+            if not self.load_best_model_at_end:
+                raise ValueError("--early_stopping_patience needs --load_best_model_at_end True")
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise ValueError("--overwrite_output_dir would remove what --resume_from_checkpoint reads: give one")
 
     @property
     def objective_name(self) -> str:

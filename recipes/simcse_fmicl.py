@@ -17,7 +17,7 @@ from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.report import before_after_table
 from fmicl_text.evaluation.sts import load_pairs, load_stsb
 from fmicl_text.model import ContrastiveModel, build_text_encoder
-from fmicl_text.run import claim_output_dir, data_facts, save_run
+from fmicl_text.run import checkpoint_to_resume, claim_output_dir, data_facts, save_run
 from fmicl_text.text.collator import TextViewCollator
 from fmicl_text.text.data import load_training_text
 from fmicl_text.trainer import FMICLTrainer
@@ -28,6 +28,7 @@ def main() -> None:
     say = print if args.process_index == 0 else lambda *_: None
     say(announce(model_args, data_args, args))
     claim_output_dir(args)
+    checkpoint = checkpoint_to_resume(args)
 
     set_seed(args.seed)
     data = load_training_text(
@@ -55,9 +56,9 @@ def main() -> None:
         evaluator=STSEvaluator(pairs, progress=not args.disable_tqdm),
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
     )
-    before = trainer.evaluate()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    after = trainer.evaluate()
+    before = trainer.score()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    after = trainer.score()
 
     save_run(trainer, resolved_settings(model_args, data_args, args), before, after, facts)
     say(before_after_table(before, after))

@@ -55,6 +55,21 @@ def test_resolved_settings_run_again_the_same(tmp_path):
     assert again[2].build_loss().knobs == given[2].build_loss().knobs
 
 
+def test_no_token_is_written():
+    assert "SECRET" not in str(resolved_settings(*parse_args([*MODEL, "--hub_token", "hf_SECRET"])))
+
+
+def test_epochs_asked_for_win_over_the_presets_steps():
+    _, _, args = parse_args(["--num_train_epochs", "2"])
+    assert (args.max_steps, args.num_train_epochs) == (-1, 2)
+
+
+def test_an_unquoted_no_in_yaml_is_no(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("eval_strategy: no\nsave_strategy: no\nload_best_model_at_end: false\n")
+    assert parse_args(["--config", str(config)])[2].eval_strategy == "no"
+
+
 @pytest.mark.parametrize("objective", ["infonce", "align_uniform", "spectral"])
 def test_baselines_resolve_too(objective, tmp_path):
     config = tmp_path / "settings.yaml"
@@ -79,6 +94,21 @@ def test_baselines_resolve_too(objective, tmp_path):
         (["--temperature", "0.1"], "--temperature means nothing to objective fmicl"),
         (["--objective", "infonce", "--temperature", "0"], "temperature must be a finite number > 0, got 0.0"),
         (["--similarity", "cosine", "--gamma", "2"], "--gamma means nothing to --similarity cosine"),
+        (["--learning_rate=-1"], "--learning_rate must be at least 0, got -1.0"),
+        (["--seed=-1"], "--seed must be at least 0, got -1"),
+        (["--report_to", "foo"], "foo is not supported"),
+        (["--early_stopping_patience", "0"], "--early_stopping_patience must be at least 1, got 0"),
+        (
+            ["--activation_checkpointing", "True"],
+            "--activation_checkpointing True is not possible here",
+        ),
+        (["--logging_nan_inf_filter", "True"], "--logging_nan_inf_filter True is not possible here: it must be False"),
+        (["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy group_by_length is not possible"),
+        (["--push_to_hub", "True"], "--push_to_hub True is not possible here: it must be False"),
+        (
+            ["--overwrite_output_dir", "True", "--resume_from_checkpoint", "True"],
+            "--overwrite_output_dir would remove what --resume_from_checkpoint reads",
+        ),
         (["--per_device_train_batch_size", "1"], "--per_device_train_batch_size must be at least 2, got 1"),
         (["--no_such_flag", "1"], "unknown argument --no_such_flag"),
         (["--diverg", "kl"], "unknown argument --diverg"),

@@ -295,7 +295,7 @@ def test_a_record_of_the_users_own():
 @pytest.mark.filterwarnings("default")
 def test_collapse_is_warned_of(name):
     with pytest.warns(
-        UserWarning, match=f"divergence '{name}' with gamma 20 .* at risk of collapse .* kl, js, pearson"
+        UserWarning, match=f"divergence '{name}' with gamma 20 .* at risk of collapse, .* kl, js, pearson"
     ):
         FMICLLoss(name)
 
@@ -314,6 +314,10 @@ def test_collapse_is_warned_of(name):
         (lambda: InfoNCELoss(temperature=0.0), "temperature must be a finite number > 0, got 0.0"),
         (lambda: FMICLLoss()(torch.ones(1, 3), torch.ones(1, 3)), "at least 2 examples to have a negative, got 1"),
         (lambda: FMICLLoss()(torch.ones(2, 3), torch.ones(3, 3)), r"must all be \[N, D\], got"),
+        (
+            lambda: FMICLLoss()(*[torch.ones(2, 3)] * 3, text_ids=torch.zeros(2, 1)),
+            r"with hard_negatives text_ids must be \[N, 3\], got \[2, 1\]",
+        ),
         (
             lambda: FMICLLoss()(torch.ones(2, 3), torch.ones(2, 3), text_ids=torch.zeros(2, 1)),
             "no negative pair in the batch: all 2 texts are equal",

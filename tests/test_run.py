@@ -3,7 +3,7 @@
 import pytest
 
 from fmicl_text import FMICLTrainingArguments, InputError
-from fmicl_text.run import claim_output_dir
+from fmicl_text.run import checkpoint_to_resume, claim_output_dir
 
 
 def arguments(folder, **settings):
@@ -24,6 +24,22 @@ def test_what_a_run_would_overwrite_is_kept(tmp_path, held):
     assert (tmp_path / held).exists()
     claim_output_dir(arguments(tmp_path, resume_from_checkpoint="True"))
     assert (tmp_path / held).exists()
+
+
+def test_the_checkpoint_to_resume(tmp_path):
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert checkpoint_to_resume(arguments(tmp_path)) is None
+    newest = str(tmp_path / "checkpoint-10")
+    assert checkpoint_to_resume(arguments(tmp_path, resume_from_checkpoint="True")) == newest
+    other = str(tmp_path / "checkpoint-5")
+    assert checkpoint_to_resume(arguments(tmp_path, resume_from_checkpoint=other)) == other
+    for named, where in [("True", "empty holds none"), ("nope", "nope is none")]:
+        with pytest.raises(
+            InputError, match=f"--resume_from_checkpoint {named}: no checkpoint to resume from, .*{where}"
+        ):
+            checkpoint_to_resume(arguments(tmp_path / "empty", resume_from_checkpoint=named))
 
 
 def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):

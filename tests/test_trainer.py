@@ -206,6 +206,18 @@ def test_best_checkpoint_is_chosen_by_sts_and_opens_as_a_sentence_transformer(be
     assert "head.safetensors" not in os.listdir(tmp_path / "final")
 
 
+def test_the_metric_that_chooses_must_be_measured(bert_folder, tmp_path):
+    trainer = make_trainer(bert_folder, tmp_path, evaluate=True, metric_for_best_model="loss")
+    with pytest.raises(InputError, match="--metric_for_best_model loss is not measured; there are sts_spearman, "):
+        trainer.evaluate()
+
+
+def test_a_checkpoint_without_a_head_is_no_checkpoint_of_a_run_with_one(bert_folder, tmp_path):
+    make_trainer(bert_folder, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    with pytest.raises(InputError, match=r"checkpoint-1 holds no head.safetensors: the run that wrote it had"):
+        make_trainer(bert_folder, tmp_path, head="simcse").train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_early_stopping_needs_the_best_model(tmp_path):
     with pytest.raises(ValueError, match="--early_stopping_patience needs --load_best_model_at_end True"):
         FMICLTrainingArguments(str(tmp_path), early_stopping_patience=2, load_best_model_at_end=False)

@@ -10,10 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 PACKAGES = ("fmicl_text", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "scipy")
@@ -85,7 +82,8 @@ def plot_training_curve(log_history: Sequence[Mapping[str, float]], path: str | 
         "alignment": "alignment of training batches (lower: positives closer)",
         "uniformity": "uniformity of training batches (lower: more spread)",
     }
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained", sharex=True)
+    figure = Figure(figsize=(10, 6), layout="constrained")  # no pyplot: a notebook keeps its backend
+    axes = figure.subplots(2, 2, sharex=True)
     for axis, (key, label) in zip(axes.flat, panels.items(), strict=True):
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3) if points else axis.text(0.4, 0.5, "not logged")
@@ -96,4 +94,3 @@ def plot_training_curve(log_history: Sequence[Mapping[str, float]], path: str | 
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
-    plt.close(figure)

@@ -12,24 +12,24 @@ from fmicl_text.evaluation import sts
 from fmicl_text.evaluation.sts import STS_TASKS, evaluate_sts, load_pairs, load_stsb, sts_metrics
 
 PAIRS = {
-    "sentence1": ['A "man" sings.', "It's 5, maybe 6.", "Zoë runs."],
+    "sentence1": ['"A man" sings.', "It's 5, maybe 6.", "Zoë runs."],
     "sentence2": ["A man is singing.", "six", "A dog, running"],
     "score": [5.0, 2.25, 0.0],
 }
 TSV = (
     "genre\tscore\tsentence1\tsentence2\n"
-    'news\t5\tA "man" sings.\tA man is singing.\n'
+    'news\t5\t"A man" sings.\tA man is singing.\n'
     "news\t2.25\tIt's 5, maybe 6.\tsix\n"
     "forum\t0.0\tZoë runs.\tA dog, running\n"
 )
 CSV = (
     "sentence1,sentence2,score\n"
-    '"A ""man"" sings.",A man is singing.,5\n'
+    '"""A man"" sings.",A man is singing.,5\n'
     '"It\'s 5, maybe 6.",six,2.25\n'
     'Zoë runs.,"A dog, running",0\n'
 )
 SENTEVAL = (
-    'main-news\tMSRpar\t2012test\t0000\t5.000\tA "man" sings.\tA man is singing.\n'
+    'main-news\tMSRpar\t2012test\t0000\t5.000\t"A man" sings.\tA man is singing.\n'
     "main-news\tMSRpar\t2012test\t0002\t2.250\tIt's 5, maybe 6.\tsix\tsource\tlicence\n"
     "main-forums\tdeft\t2014\t0003\t0.000\tZoë runs.\tA dog, running\n"
 )

@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +84,22 @@ def test_the_saved_encoder_scores_what_the_results_say(finished, material):
     assert torch.equal(own, encode_sentences(reopened, sentences(20), progress=False))
 
 
+def test_a_run_resumes_from_its_newest_checkpoint(finished, material, monkeypatch, capsys):
+    out, _ = finished
+    folder, flags = material
+    resumed = folder / "resumed"
+    shutil.copytree(out, resumed)
+    (resumed / "results.json").unlink()
+    shutil.rmtree(max(resumed.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
+    monkeypatch.chdir(folder)
+    argv = [*flags, "--head", "simcse", "--output_dir", "resumed", "--resume_from_checkpoint", "True"]
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+    first, second = (json.loads((path / "results.json").read_text()) for path in (out, resumed))
+    assert second["steps"] == first["steps"]
+    assert second["after"] == pytest.approx(first["after"], abs=1e-3)
+
+
 def test_a_finished_run_is_not_overwritten(finished, material):
     out, _ = finished
     folder, flags = material
@@ -141,8 +159,6 @@ def refusals(material):
 )
 def test_a_mistake_is_one_line_and_status_2(refusals, material, case, monkeypatch, capsys):
     """In this process, as a main program: a fresh one takes ten seconds to import its libraries."""
-    import runpy
-
     folder, flags = material
     wrong, message = refusals[case]
     wrong = [flag.replace("{model}", flags[1]) for flag in wrong]
