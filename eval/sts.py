@@ -18,16 +18,14 @@ from typing import Any, NoReturn
 import torch
 from datasets import Dataset
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import PreTrainedTokenizerBase
 
 from fmicl_text.errors import InputError, one_line_errors
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.evaluation.sts import STS_TASKS, evaluate_sts, load_pairs
-from fmicl_text.model import POOLINGS, quiet_loading, set_pooling
+from fmicl_text.model import LOADING_ERRORS, POOLINGS, quiet_loading, require_tokenizer, set_pooling
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -74,11 +72,9 @@ def open_model(name: str, pooling: str | None) -> SentenceTransformer:
     try:
         with quiet_loading():
             model = SentenceTransformer(name, device=device, model_kwargs={"dtype": torch.float32})
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise InputError(f"--model {name}: {str(error).strip().splitlines()[0]}") from error
-    tokenizer = model.tokenizer
-    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(f"--model {name}: its tokenizer files are missing, every word would be unknown")
+    require_tokenizer(model, f"--model {name}")
     own = pooling_of(model)
     if pooling and own is None:
         raise InputError(f"--pooling {pooling}: {name} has no pooling layer")

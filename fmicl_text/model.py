@@ -12,16 +12,17 @@ from typing import Any
 import safetensors.torch
 import torch
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-from sentence_transformers.util import is_sentence_transformer_model
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from fmicl_text.errors import InputError
 
 HEAD_FILE = "head.safetensors"
+LOADING_ERRORS = (OSError, HFValidationError, ValueError, ImportError, RuntimeError, SafetensorError)
 POOLINGS = Pooling.POOLING_MODES
 
 
@@ -92,7 +93,6 @@ def build_text_encoder(
         model_name_or_path = str(Path(model_name_or_path).expanduser())
     try:
         with quiet_loading():
-            says_pooling = is_sentence_transformer_model(model_name_or_path, revision=revision)
             encoder = SentenceTransformer(
                 model_name_or_path,
                 revision=revision,
@@ -100,17 +100,27 @@ def build_text_encoder(
                 model_kwargs={"dtype": torch.float32},
                 config_kwargs=dropout_settings(model_name_or_path, revision, dropout),
             )
-    except (OSError, HFValidationError, ValueError) as error:
+    except LOADING_ERRORS as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--model_name_or_path {model_name_or_path}: {reason}") from error
+    require_tokenizer(encoder, model_name_or_path)
     if not isinstance(encoder[0], Transformer) or not any(isinstance(module, Pooling) for module in encoder):
         raise InputError(f"--model_name_or_path {model_name_or_path} is not a transformer followed by pooling")
     backbone: Any = encoder[0].model
     if isinstance(getattr(backbone, "pooler", None), nn.Module):
         backbone.pooler = None  # no gradient reaches it, and DDP stops at step 2 on such parameters
+    says_pooling = bool(encoder.module_kwargs)  # one entry per line of modules.json
     if pooling or not says_pooling:
         set_pooling(encoder, pooling or "cls")
     return encoder
+
+
+def require_tokenizer(encoder: SentenceTransformer, name: str) -> None:
+    """InputError if the tokenizer knows no word: a folder without tokenizer files loads without complaint, and all
+    sentences of one length then get the same embedding."""
+    tokenizer = encoder.tokenizer
+    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{name}: its tokenizer files are missing, every word would be unknown")
 
 
 def set_pooling(encoder: SentenceTransformer, mode: str) -> None:

@@ -119,6 +119,18 @@ def test_a_model_that_cannot_be_had(name, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_model_without_its_tokenizer_is_refused(bert_folder, tmp_path):
+    AutoModel.from_pretrained(bert_folder).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="its tokenizer files are missing, every word would be unknown"):
+        build_text_encoder(str(tmp_path))
+
+
+def test_a_home_relative_path_keeps_its_pooling(bert_folder, tmp_path, monkeypatch):
+    build_text_encoder(bert_folder, pooling="mean").save(str(tmp_path / "m"), create_model_card=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pooling_of(build_text_encoder("~/m")) == "mean"
+
+
 def test_dropout_out_of_range(bert_folder):
     with pytest.raises(InputError, match=r"--dropout must be in \[0, 1\), got 1.0"):
         build_text_encoder(bert_folder, dropout=1.0)
