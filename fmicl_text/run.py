@@ -22,8 +22,6 @@ RESULTS_FILE, SETTINGS_FILE, CURVE_FILE = "results.json", "settings.yaml", "trai
 def claim_output_dir(args: FMICLTrainingArguments) -> None:
     """Make the output folder, or refuse one that holds something that this run would overwrite.
 
-    With --overwrite_output_dir the checkpoints and results of the run it holds are removed, nothing else.
-
     Raises:
         InputError: It holds a run, a checkpoint or a model and neither --overwrite_output_dir nor
             --resume_from_checkpoint was given; or it is no folder that can be written to.
@@ -33,10 +31,7 @@ def claim_output_dir(args: FMICLTrainingArguments) -> None:
         raise InputError(f"--output_dir {folder} is a file, not a folder")
     held = [name for name in (RESULTS_FILE, "modules.json", "config.json") if (folder / name).exists()]
     held += [path.name for path in folder.glob("checkpoint-*")]
-    if held and args.overwrite_output_dir and args.process_index == 0:
-        for path in [folder / RESULTS_FILE, *folder.glob("checkpoint-*")]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif held and not args.overwrite_output_dir and not args.resume_from_checkpoint:
+    if held and not args.overwrite_output_dir and not args.resume_from_checkpoint:
         raise InputError(
             f"--output_dir {folder} already holds {held[0]}: name another folder, or add --overwrite_output_dir"
             + (" or --resume_from_checkpoint True" if "checkpoint" in held[-1] else "")
@@ -47,6 +42,16 @@ def claim_output_dir(args: FMICLTrainingArguments) -> None:
         raise InputError(f"--output_dir {folder}: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
         raise InputError(f"--output_dir {folder} cannot be written to")
+
+
+def clear_output_dir(args: FMICLTrainingArguments) -> None:
+    """With --overwrite_output_dir, remove the checkpoints and results of the run that the folder holds, nothing else.
+
+    For the last moment before training: a mistake in the data or the model then costs the old run nothing."""
+    if args.overwrite_output_dir and args.process_index == 0:
+        folder = Path(str(args.output_dir))
+        for path in [folder / RESULTS_FILE, *folder.glob("checkpoint-*")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def checkpoint_to_resume(args: FMICLTrainingArguments) -> str | None:

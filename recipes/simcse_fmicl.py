@@ -17,7 +17,7 @@ from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.report import before_after_table
 from fmicl_text.evaluation.sts import load_pairs, load_stsb
 from fmicl_text.model import ContrastiveModel, build_text_encoder
-from fmicl_text.run import checkpoint_to_resume, claim_output_dir, data_facts, save_run
+from fmicl_text.run import checkpoint_to_resume, claim_output_dir, clear_output_dir, data_facts, save_run
 from fmicl_text.text.collator import TextViewCollator
 from fmicl_text.text.data import load_training_text
 from fmicl_text.trainer import FMICLTrainer
@@ -57,6 +57,7 @@ def main() -> None:
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
     )
     before = trainer.score()
+    clear_output_dir(args)
     trainer.train(resume_from_checkpoint=checkpoint)
     after = trainer.score()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fmicl_text import FMICLTrainingArguments, InputError
-from fmicl_text.run import checkpoint_to_resume, claim_output_dir
+from fmicl_text.run import checkpoint_to_resume, claim_output_dir, clear_output_dir
 
 
 def arguments(folder, **settings):
@@ -46,5 +46,8 @@ def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
     (tmp_path / "checkpoint-10").mkdir()
     for name in ("results.json", "notes.txt"):
         (tmp_path / name).write_text("{}")
-    claim_output_dir(arguments(tmp_path, overwrite_output_dir=True))
+    args = arguments(tmp_path, overwrite_output_dir=True)
+    claim_output_dir(args)
+    assert len(list(tmp_path.iterdir())) == 3
+    clear_output_dir(args)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

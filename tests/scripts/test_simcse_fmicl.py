@@ -111,6 +111,27 @@ def test_a_finished_run_is_not_overwritten(finished, material):
     assert (out / "results.json").read_bytes() == before
 
 
+def test_a_mistake_costs_the_run_that_was_to_be_overwritten_nothing(finished, material, monkeypatch, capsys):
+    out, _ = finished
+    before = sorted(path.name for path in out.iterdir())
+    monkeypatch.chdir(material[0])
+    argv = [*material[1], "--output_dir", "out", "--overwrite_output_dir", "True", "--train_file", "none.txt"]
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert "no such file" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == before
+
+
+def test_early_stopping_ends_the_run(material, monkeypatch, capsys):
+    """At learning rate 0 no evaluation is better than the first, at step 2: patience 2 ends it at step 6 of 40."""
+    monkeypatch.chdir(material[0])
+    argv = [*material[1], "--learning_rate", "0", "--max_steps", "40", "--early_stopping_patience", "2"]
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv, "--output_dir", "stopped"])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+    assert json.loads((material[0] / "stopped" / "results.json").read_text())["steps"] == 6
+
+
 @pytest.fixture(scope="module")
 def refusals(material):
     """Each mistake once through the whole program: flags and what the line must say."""
