@@ -1,22 +1,36 @@
-"""Losses on embeddings: normalise -> pair up -> similarity -> objective. A loss never sees a model."""
+"""Losses on embeddings: normalise -> gather -> pair up -> similarity -> objective. A loss never sees a model."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fmicl_text import objectives
+from fmicl_text.blockwise import SUMMANDS, OnePass, Plan, distinct
+from fmicl_text.distributed import GLOBAL_BATCH, GatherWithGradient, gather_rows, row_counts, sum_over_ranks, world_size
 from fmicl_text.divergences import DIVERGENCES, FDivergence, convex_conjugate, uniformity_holds
 from fmicl_text.errors import InputError
-from fmicl_text.objectives import Terms
+from fmicl_text.objectives import PairObjective, Terms
 from fmicl_text.similarity import SIMILARITIES, unit_rows
 
-NEGATIVES = ("same_view", "cross_view", "both")
+NEGATIVES = tuple(SUMMANDS)
+BLOCKWISE_FROM = 512  # rows from which one pass in blocks is faster (eval/loss_benchmark.py --sizes 256 512 1024)
+CPU_BLOCK, GPU_BLOCK = 512, 4096  # the few buffers of a block fit the L2 cache; a launch has enough to do
+
+
+class LossTerms(NamedTuple):
+    """Scalars: the loss, which carries the gradient, and the two terms whose sum it is, for the log."""
+
+    loss: Tensor
+    positive: Tensor
+    negative: Tensor
 
 
 def require_choice(name: str, value: str, accepted: tuple[str, ...] | list[str]) -> None:
@@ -38,17 +52,34 @@ class ContrastiveLoss(nn.Module):
         gamma: 1/(2 sigma^2) of the Gaussian log ratio r = -gamma ||x - y||^2; finite, > 0.
         negatives: `same_view` pairs (x_i, x_j), `cross_view` pairs (x_i, y_j), or `both`; i != j.
         similarity: `gaussian` or `cosine`.
+        block_size: Rows of a block of pairs, >= 1; memory is then linear in N. None takes the whole matrix for small
+            N and chooses blocks from N = 512 on.
+        global_batch: Under torch.distributed, `none` is a loss of this process's rows alone. `gather` and `ring` are
+            the loss of all processes' rows (which may differ in number), the same value in each, with gradients times
+            the number of processes because DDP and FSDP average them; every process must call it. `ring` holds the
+            rows of two processes at a time instead of all.
 
     Raises:
         ValueError: A knob outside its range; names it, the value received and what is accepted.
     """
 
-    def __init__(self, gamma: float, negatives: str, similarity: str = "gaussian") -> None:
+    def __init__(
+        self,
+        gamma: float,
+        negatives: str,
+        similarity: str = "gaussian",
+        block_size: int | None = None,
+        global_batch: str = "none",
+    ) -> None:
         super().__init__()
         require_positive("gamma", gamma)
         require_choice("negatives", negatives, NEGATIVES)
         require_choice("similarity", similarity, list(SIMILARITIES))
+        require_choice("global_batch", global_batch, GLOBAL_BATCH)
+        if block_size is not None and block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {block_size}")
         self.gamma, self.negatives, self.similarity = gamma, negatives, similarity
+        self.block_size, self.global_batch = block_size, global_batch
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -58,21 +89,21 @@ class ContrastiveLoss(nn.Module):
             del values["gamma"]
         return {name: value.name if isinstance(value, FDivergence) else value for name, value in values.items()}
 
-    def objective(self, positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
-        """The two terms from similarities [N], [N, M] and the mask [N, M]; see `objectives`."""
+    @property
+    def objective(self) -> Callable[[Tensor, Tensor, Tensor], Terms]:
+        """From similarities [N], [N, M] and the mask [N, M] to the two terms; see `objectives`."""
         raise NotImplementedError
 
     def forward(
         self, x: Tensor, y: Tensor, hard_negatives: Tensor | None = None, text_ids: Tensor | None = None
     ) -> Tensor:
         """The loss, a scalar; see `terms`."""
-        terms = self.terms(x, y, hard_negatives, text_ids)
-        return terms.positive + terms.negative
+        return self.terms(x, y, hard_negatives, text_ids).loss
 
     def terms(
         self, x: Tensor, y: Tensor, hard_negatives: Tensor | None = None, text_ids: Tensor | None = None
-    ) -> Terms:
-        """The positive and the negative term, scalars in float32, outside autocast.
+    ) -> LossTerms:
+        """The loss and its two terms, in float32, outside autocast.
 
         Args:
             x: First views [N, D], N >= 2, any scale (normalised here), differentiable.
@@ -90,31 +121,53 @@ class ContrastiveLoss(nn.Module):
             raise ValueError(f"x, y and hard_negatives must all be [N, D], got {shapes}")
         if hard_negatives is not None and text_ids is not None and text_ids.shape[1] != 3:
             raise ValueError(f"with hard_negatives text_ids must be [N, 3], got {list(text_ids.shape)}")
-        if len(x) < 2:
+        spread = self.global_batch != "none" and world_size() > 1
+        if len(x) < 2 and not spread:
             raise ValueError(f"a batch needs at least 2 examples to have a negative, got {len(x)}")
         with torch.autocast(x.device.type, enabled=False):
-            x, y = unit_rows(x), unit_rows(y)
-            columns = {"same_view": [x], "cross_view": [y], "both": [x, y]}[self.negatives]
-            if hard_negatives is not None:
-                columns = [*columns, unit_rows(hard_negatives)]
-            keep = self.negative_mask(x, hard_negatives is not None, text_ids)
-            paired, pairwise = SIMILARITIES[self.similarity]
-            return self.objective(paired(x, y, self.gamma), pairwise(x, torch.cat(columns), self.gamma), keep)
+            objective = self.objective
+            small = self.block_size is None and len(x) < BLOCKWISE_FROM
+            if not isinstance(objective, PairObjective) or (small and not spread):
+                return self.whole_matrix(x, y, hard_negatives, text_ids, spread)
+            block_size = self.block_size or (CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK)
+            similarity = SIMILARITIES[self.similarity]
+            plan = Plan(objective, similarity, self.gamma, self.negatives, block_size, self.global_batch)
+            return LossTerms(*OnePass.apply(plan, *ids_of_rows(x, text_ids, spread), x, y, hard_negatives))
 
-    def negative_mask(self, x: Tensor, with_hard: bool, text_ids: Tensor | None) -> Tensor:
-        """Which candidates are negatives of x_i: [N, N] for each of the columns that `terms` joins."""
-        if text_ids is None:
-            distinct = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-            hard = torch.ones_like(distinct)
-        else:
-            own = text_ids[:, :2]
-            distinct = (own[:, None, :, None] != own[None, :, None, :]).all(-1).all(-1)
-            hard = (text_ids[None, :, -1:] != own[:, None]).all(-1)
-        masks = [distinct] * (2 if self.negatives == "both" else 1) + [hard] * with_hard
+    def whole_matrix(
+        self, x: Tensor, y: Tensor, hard: Tensor | None, text_ids: Tensor | None, spread: bool
+    ) -> LossTerms:
+        """As `terms`, by autograd through the similarities of this process's rows with all columns [N, M]."""
+        own, hard_ids = ids_of_rows(x, text_ids, spread)
+        x, y = unit_rows(x), unit_rows(y)
+        views = [{"x": x, "y": y}[view] for _, view in SUMMANDS[self.negatives]]
+        columns, column_ids = torch.stack(views + ([] if hard is None else [unit_rows(hard)])), (own, hard_ids)
+        counts = row_counts(x) if spread else [len(x)]
+        if spread:
+            columns = GatherWithGradient.apply(columns.transpose(0, 1), counts).transpose(0, 1)
+            column_ids = tuple(torch.cat(gather_rows(ids, counts)) for ids in column_ids)
+        masks = [distinct(own, column_ids[0])] * len(views) + ([] if hard is None else [distinct(own, column_ids[1])])
         keep = torch.cat(masks, dim=1)
         if text_ids is not None and not keep.any():
-            raise InputError(f"no negative pair in the batch: all {len(x)} texts are equal")
-        return keep
+            raise InputError(f"no negative pair in the batch: all {sum(counts)} texts are equal")
+        paired, pairwise = SIMILARITIES[self.similarity].paired, SIMILARITIES[self.similarity].pairwise
+        terms = self.objective(paired(x, y, self.gamma), pairwise(x, columns.flatten(0, 1), self.gamma), keep)
+        if not spread:
+            return LossTerms(terms.positive + terms.negative, *(term.detach() for term in terms))
+        share = (terms.positive + terms.negative) * len(x) / sum(counts)
+        positive, negative = sum_over_ranks(torch.stack(terms).detach() * len(x) / sum(counts), counts)
+        gradient_carrier = len(counts) * (share - share.detach())
+        return LossTerms(gradient_carrier + positive + negative, positive, negative)
+
+
+def ids_of_rows(x: Tensor, text_ids: Tensor | None, spread: bool) -> tuple[Tensor, Tensor]:
+    """Text ids [N, V] of the examples and [N, 1] of their hard negatives. Without text_ids no two are equal, in all
+    processes if the batch is spread over them."""
+    if text_ids is not None:
+        return text_ids[:, :2], text_ids[:, -1:]
+    first = dist.get_rank() << 32 if spread else 0
+    own = torch.arange(first, first + len(x), device=x.device)[:, None]
+    return own, -1 - own
 
 
 class FMICLLoss(ContrastiveLoss):
@@ -135,6 +188,8 @@ class FMICLLoss(ContrastiveLoss):
         negatives: `same_view` as in the paper, `cross_view` or `both`.
         similarity: `gaussian`, the f-Gaussian similarity f'(e^r); or `cosine`, the paper's comparison, which puts
             x.y in place of f'(u) and f*(x.y) in place of the conjugate, inf where x.y is beyond the range of f'.
+        block_size: See `ContrastiveLoss`.
+        global_batch: See `ContrastiveLoss`.
 
     Warns:
         UserWarning: The uniformity condition fails, so that embeddings may collapse.
@@ -147,8 +202,10 @@ class FMICLLoss(ContrastiveLoss):
         alpha: float = 409600.0,
         negatives: str = "same_view",
         similarity: str = "gaussian",
+        block_size: int | None = None,
+        global_batch: str = "none",
     ) -> None:
-        super().__init__(gamma, negatives, similarity)
+        super().__init__(gamma, negatives, similarity, block_size, global_batch)
         require_positive("alpha", alpha)
         if isinstance(divergence, str):
             require_choice("divergence", divergence, list(DIVERGENCES))
@@ -162,11 +219,12 @@ class FMICLLoss(ContrastiveLoss):
                 stacklevel=2,
             )
 
-    def objective(self, positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
+    @property
+    def objective(self) -> PairObjective:
         score, conjugate = self.divergence.score, self.divergence.conjugate
         if self.similarity == "cosine":
             score, conjugate = (lambda t: t), (lambda t: convex_conjugate(self.divergence, t))
-        return objectives.fmicl(positive, negative, keep, score=score, conjugate=conjugate, alpha=self.alpha)
+        return objectives.fmicl(score=score, conjugate=conjugate, alpha=self.alpha)
 
 
 class InfoNCELoss(ContrastiveLoss):
@@ -175,15 +233,19 @@ class InfoNCELoss(ContrastiveLoss):
     Args:
         temperature: Of the softmax, finite, > 0 (= 1/(2 gamma)).
         negatives: As for `FMICLLoss`, `cross_view` by default.
+        global_batch: `none` or `gather`: every row's log-sum-exp needs all columns, so their gradient is summed over
+            the processes in the backward pass.
     """
 
-    def __init__(self, temperature: float = 0.05, negatives: str = "cross_view") -> None:
+    def __init__(self, temperature: float = 0.05, negatives: str = "cross_view", global_batch: str = "none") -> None:
         require_positive("temperature", temperature)
-        super().__init__(gamma=1 / (2 * temperature), negatives=negatives)
+        require_choice("global_batch", global_batch, ["none", "gather"])
+        super().__init__(gamma=1 / (2 * temperature), negatives=negatives, global_batch=global_batch)
         self.temperature = temperature
 
-    def objective(self, positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
-        return objectives.infonce(positive, negative, keep)
+    @property
+    def objective(self) -> Callable[[Tensor, Tensor, Tensor], Terms]:
+        return objectives.infonce
 
 
 class AlignUniformLoss(ContrastiveLoss):
@@ -192,16 +254,24 @@ class AlignUniformLoss(ContrastiveLoss):
     Args:
         gamma: Theirs is t = 2; finite, > 0.
         alpha: Weight of uniformity, finite, > 0.
-        negatives: As for `FMICLLoss`.
+        negatives, block_size, global_batch: As for `FMICLLoss`.
     """
 
-    def __init__(self, gamma: float = 2.0, alpha: float = 1.0, negatives: str = "same_view") -> None:
-        super().__init__(gamma, negatives)
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        alpha: float = 1.0,
+        negatives: str = "same_view",
+        block_size: int | None = None,
+        global_batch: str = "none",
+    ) -> None:
+        super().__init__(gamma, negatives, block_size=block_size, global_batch=global_batch)
         require_positive("alpha", alpha)
         self.alpha = alpha
 
-    def objective(self, positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
-        return objectives.align_uniform(positive, negative, keep, gamma=self.gamma, alpha=self.alpha)
+    @property
+    def objective(self) -> PairObjective:
+        return objectives.align_uniform(gamma=self.gamma, alpha=self.alpha)
 
 
 class SpectralLoss(ContrastiveLoss):
@@ -210,15 +280,23 @@ class SpectralLoss(ContrastiveLoss):
     Args:
         alpha: Weight of the negative term, finite, > 0.
         negatives: As for `FMICLLoss`, `cross_view` by default.
+        block_size, global_batch: As for `FMICLLoss`.
     """
 
-    def __init__(self, alpha: float = 1.0, negatives: str = "cross_view") -> None:
-        super().__init__(gamma=0.5, negatives=negatives)
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        negatives: str = "cross_view",
+        block_size: int | None = None,
+        global_batch: str = "none",
+    ) -> None:
+        super().__init__(gamma=0.5, negatives=negatives, block_size=block_size, global_batch=global_batch)
         require_positive("alpha", alpha)
         self.alpha = alpha
 
-    def objective(self, positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
-        return objectives.spectral(positive, negative, keep, alpha=self.alpha)
+    @property
+    def objective(self) -> PairObjective:
+        return objectives.spectral(alpha=self.alpha)
 
 
 def passing(gamma: float) -> list[str]:

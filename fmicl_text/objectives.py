@@ -11,6 +11,7 @@ Similarities are log density ratios r = -gamma ||x - y||^2; with `fmicl` they ma
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,25 +30,56 @@ def kept_mean(values: Tensor, keep: Tensor) -> Tensor:
     return torch.where(keep, values, 0).sum() / keep.sum()
 
 
-def fmicl(
-    positive: Tensor,
-    negative: Tensor,
-    keep: Tensor,
-    *,
-    score: Callable[[Tensor], Tensor],
-    conjugate: Callable[[Tensor], Tensor],
-    alpha: float,
-) -> Terms:
+@dataclass(frozen=True)
+class PairObjective:
+    """-mean score(positive) + outer(mean pair(negative)).
+
+    No pair knows of another, but through one mean. So the sum splits over blocks, micro-batches and processes
+    (`blockwise`), which InfoNCE's, with a log-sum-exp for every row, does not.
+
+    Attributes:
+        score: Similarities of positives, elementwise.
+        pair: Similarities of negatives, elementwise.
+        outer: The mean of `pair`, a scalar.
+    """
+
+    score: Callable[[Tensor], Tensor]
+    pair: Callable[[Tensor], Tensor]
+    outer: Callable[[Tensor], Tensor]
+
+    def __call__(self, positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
+        return Terms(-self.score(positive).mean(), self.outer(kept_mean(self.pair(negative), keep)))
+
+
+def fmicl(*, score: Callable[[Tensor], Tensor], conjugate: Callable[[Tensor], Tensor], alpha: float) -> PairObjective:
     """-mean score(positive) + alpha mean conjugate(negative): arXiv 2402.10150, the f-MICL objective.
 
     With f = KL (score r, conjugate e^r - 1), positive r = -1 and one negative r = -2 for either of two examples:
 
     >>> r = torch.tensor([-1.0, -1.0]), torch.tensor([[0.0, -2.0], [-2.0, 0.0]])
     >>> keep = torch.tensor([[False, True], [True, False]])
-    >>> fmicl(*r, keep, score=lambda r: r, conjugate=torch.expm1, alpha=10.0)
+    >>> fmicl(score=lambda r: r, conjugate=torch.expm1, alpha=10.0)(*r, keep)
     Terms(positive=tensor(1.), negative=tensor(-8.6466))
     """
-    return Terms(-score(positive).mean(), alpha * kept_mean(conjugate(negative), keep))
+    return PairObjective(score, conjugate, lambda mean: alpha * mean)
+
+
+def align_uniform(*, gamma: float, alpha: float) -> PairObjective:
+    """mean ||x - y||^2 + alpha log mean e^{-gamma ||x_i - x_j||^2}, Wang & Isola (arXiv 2005.10242).
+
+    With alpha = 1/gamma it is gamma times smaller than KL's Donsker-Varadhan bound, sign reversed.
+    The exponent is moved to 2 gamma x_i.x_j, which is near 0 for embeddings that spread, so that float32 neither
+    loses small terms (r alone falls below -87 for gamma > 22) nor overflows (hence at most 60).
+    """
+    shift = min(2 * gamma, 60.0)
+    return PairObjective(lambda r: r / gamma, lambda r: torch.exp(r + shift), lambda mean: alpha * (mean.log() - shift))
+
+
+def spectral(*, alpha: float) -> PairObjective:
+    """-2 mean x.y + alpha mean (x_i.x_j)^2, the spectral contrastive loss (arXiv 2106.04156) on the unit sphere.
+
+    Takes r at gamma = 1/2, where x.y = 1 + r."""
+    return PairObjective(lambda r: 2 * (1 + r), lambda r: (1 + r).square(), lambda mean: alpha * mean)
 
 
 def infonce(positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
@@ -56,18 +88,3 @@ def infonce(positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
     On the sphere r = 2 gamma (cos - 1), so this is the usual loss on cosines with temperature 1/(2 gamma)."""
     logits = torch.cat([positive[:, None], negative.masked_fill(~keep, -torch.inf)], dim=1)
     return Terms(-positive.mean(), logits.logsumexp(1).mean())
-
-
-def align_uniform(positive: Tensor, negative: Tensor, keep: Tensor, *, gamma: float, alpha: float) -> Terms:
-    """mean ||x - y||^2 + alpha log mean e^{-gamma ||x_i - x_j||^2}, Wang & Isola (arXiv 2005.10242).
-
-    With alpha = 1/gamma it is gamma times smaller than KL's Donsker-Varadhan bound, sign reversed."""
-    log_mean = negative.masked_fill(~keep, -torch.inf).flatten().logsumexp(0) - keep.sum().to(negative.dtype).log()
-    return Terms(-positive.mean() / gamma, alpha * log_mean)
-
-
-def spectral(positive: Tensor, negative: Tensor, keep: Tensor, *, alpha: float) -> Terms:
-    """-2 mean x.y + alpha mean (x_i.x_j)^2, the spectral contrastive loss (arXiv 2106.04156) on the unit sphere.
-
-    Takes r at gamma = 1/2, where x.y = 1 + r."""
-    return Terms(-2 * (1 + positive).mean(), alpha * kept_mean((1 + negative).square(), keep))

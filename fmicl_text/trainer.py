@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
@@ -18,12 +21,19 @@ from fmicl_text.model import ContrastiveModel
 from fmicl_text.training_args import FMICLTrainingArguments
 
 
+UNIFORMITY_ROWS = 512  # of a batch; the log's figure need not cost as much as the loss
+
+
 class NonFiniteError(InputError):
     """The loss or a weight is inf or nan; nothing was saved since the last good checkpoint."""
 
 
 class FMICLTrainer(Trainer):
-    """Trains a `ContrastiveModel` on batches [examples, views, ...] with one forward pass per step.
+    """Trains a `ContrastiveModel` on batches [examples, views, ...] with one forward pass per step; with
+    `mini_batch_size` with two, of which one keeps a graph of a mini-batch at a time (GradCache, arXiv 2101.06983).
+
+    Dropout is drawn from a generator seeded by (seed, step, micro-step, process, mini-batch): processes differ, and a
+    mini-batch's second pass repeats its first.
 
     Args:
         model: Encoder and head.
@@ -34,8 +44,9 @@ class FMICLTrainer(Trainer):
             asks for when it is to evaluate during training. Metrics are logged as `eval_<name>`.
         **kwargs: As for `transformers.Trainer`.
 
-    Logged with each loss, as means since the last log over this process's batches: loss_positive and loss_negative
-    (their sum is the loss), and alignment and uniformity of the training batches (with dropout, after the head).
+    Logged with each loss, as means since the last log: loss_positive and loss_negative (their sum is the loss, that of
+    all processes' rows unless global_batch is none), and of this process's batches, with dropout, after the head,
+    alignment and uniformity (of the first 512 rows).
     """
 
     # The base class would take a model whose forward has **kwargs for one that scales its own loss, and skip the
@@ -64,6 +75,7 @@ class FMICLTrainer(Trainer):
         self.batch_sums: dict[str, Tensor] = {}
         self.batch_count = 0
         self.views_checked = False
+        self.micro_step = (-1, 0)  # the step, and how many of its micro-batches were begun
         super().__init__(
             model=model,
             args=args,
@@ -72,6 +84,79 @@ class FMICLTrainer(Trainer):
             data_collator=data_collator,
             **kwargs,
         )
+        self.check_engine()
+
+    def check_engine(self) -> None:
+        """InputError for what the launcher asked for and this trainer, or this machine, cannot do."""
+        if self.args.n_gpu > 1:
+            raise InputError(
+                f"one process sees {self.args.n_gpu} GPUs and cannot split a contrastive batch over them: start one "
+                f"process per GPU, accelerate launch --multi_gpu --num_processes {self.args.n_gpu}"
+            )
+        if self.accelerator.mixed_precision == "fp16" and self.args.device.type == "cpu":
+            raise InputError("mixed precision fp16 needs a GPU; on a CPU bf16 (--bf16 True) or none")
+        engine = self.accelerator.distributed_type
+        if self.args.mini_batch_size is not None and engine in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+            raise InputError(
+                f"--mini_batch_size {self.args.mini_batch_size} is not possible with {engine.value}: it runs several "
+                "backward passes per step; use plain processes (DDP), or --gradient_checkpointing True"
+            )
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Gradients of one micro-batch; its loss divided by the number of micro-batches, as the base class has it."""
+        step, begun = self.micro_step
+        self.micro_step = (self.state.global_step, begun + 1 if step == self.state.global_step else 1)
+        with self.name_what_saves_memory(), torch.random.fork_rng(devices=[]):  # samplers draw from the state outside
+            if self.args.mini_batch_size is None:
+                self.seed_dropout()
+                return super().training_step(model, inputs, num_items_in_batch)
+            model.train()
+            return self.cached_step(model, self._prepare_inputs(inputs))
+
+    def seed_dropout(self, mini_batch: int = 0) -> None:
+        """Make the masks of the next forward pass a function of where training stands."""
+        where = [self.args.seed, *self.micro_step, self.args.process_index, mini_batch]
+        torch.manual_seed(int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0]))
+
+    def cached_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Embed every mini-batch without a graph, take the loss's gradient in the embeddings, then embed again with the
+        same dropout and send that gradient back. Processes exchange gradients once, at the last mini-batch."""
+        text_ids = inputs.pop("text_ids", None)
+        columns = {name: value.split(self.args.mini_batch_size) for name, value in inputs.items()}
+        mini_batches = [dict(zip(columns, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
+        parts = []
+        with torch.no_grad():
+            for k, mini_batch in enumerate(mini_batches):
+                self.seed_dropout(k)
+                parts.append(self.embed(model, mini_batch))
+        embeddings = torch.cat(parts).requires_grad_()
+        loss = self.loss_of(embeddings, text_ids) / self.current_gradient_accumulation_steps
+        (gradient,) = torch.autograd.grad(loss, embeddings)
+        for k, (mini_batch, part) in enumerate(
+            zip(mini_batches, gradient.split(self.args.mini_batch_size), strict=True)
+        ):
+            last = k == len(mini_batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                self.seed_dropout(k)
+                self.accelerator.backward((self.embed(model, mini_batch) * part).sum())
+        return loss.detach()
+
+    @contextmanager
+    def name_what_saves_memory(self) -> Iterator[None]:
+        """Turn an allocation that fails into one line with the options that help."""
+        try:
+            yield
+        except RuntimeError as error:  # torch.OutOfMemoryError among them
+            if not isinstance(error, torch.OutOfMemoryError) and "t allocate memory" not in str(error):
+                raise
+            batch, mini_batch, block = self.args.train_batch_size, self.args.mini_batch_size, self.args.block_size
+            raise InputError(
+                f"out of memory at step {self.state.global_step + 1}: --mini_batch_size (now {mini_batch or batch}) "
+                f"embeds the batch of {batch} in parts, --block_size (now {block or 'automatic'}) takes the loss in "
+                "smaller blocks; both leave the result as it is"
+            ) from error
 
     def compute_loss(
         self,
@@ -83,20 +168,23 @@ class FMICLTrainer(Trainer):
         """The loss of one batch. accelerate's autocast covers the model's forward only; the loss is float32."""
         text_ids = inputs.pop("text_ids", None)
         embeddings = self.embed(model, inputs)
+        loss = self.loss_of(embeddings, text_ids)
+        return (loss, {"embeddings": embeddings}) if return_outputs else loss
+
+    def loss_of(self, embeddings: Tensor, text_ids: Tensor | None) -> Tensor:
+        """The loss of embeddings [B, V, D], checked, its parts recorded for the log."""
         x, y, *others = embeddings.unbind(1)
-        hard_negatives = others[0] if others else None
-        terms = self.loss.terms(x, y, hard_negatives, text_ids)
-        loss = terms.positive + terms.negative
-        self.check_finite(loss)
+        terms = self.loss.terms(x, y, others[0] if others else None, text_ids)
+        self.check_finite(terms.loss)
         self.check_views(x, y)
         with torch.no_grad():
             self.record(
                 loss_positive=terms.positive,
                 loss_negative=terms.negative,
                 alignment=alignment(x, y),
-                uniformity=uniformity(x),
+                uniformity=uniformity(x[:UNIFORMITY_ROWS]),
             )
-        return (loss, {"embeddings": embeddings}) if return_outputs else loss
+        return terms.loss
 
     def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Embeddings [B, V, D] of a batch [B, V, ...]: flattened, one forward, unflattened."""

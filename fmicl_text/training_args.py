@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from fmicl_text.distributed import GLOBAL_BATCH
 from fmicl_text.divergences import DIVERGENCES, tsallis
 from fmicl_text.loss import NEGATIVES, OBJECTIVES, ContrastiveLoss
 from fmicl_text.similarity import SIMILARITIES
@@ -30,8 +31,8 @@ class FMICLTrainingArguments(TrainingArguments):
 
     Changed defaults: the paper's text setting (batch 64, learning rate 3e-5, one epoch); STS scored every 125
     steps, the best checkpoint kept and loaded at the end, as in SimCSE; two checkpoints kept; a log line every 25
-    steps; `output_dir` runs/<objective>; `ddp_find_unused_parameters` off (every parameter gets a gradient); and
-    the settings that `ONLY` holds, which cannot be changed.
+    steps; `output_dir` runs/<objective>; `ddp_find_unused_parameters` and `ddp_broadcast_buffers` off (every parameter
+    gets a gradient, no buffer changes); and the settings that `ONLY` holds, which cannot be changed.
     """
 
     objective: str = field(default="fmicl", metadata={"help": "What is minimised.", "choices": list(OBJECTIVES)})
@@ -53,6 +54,20 @@ class FMICLTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Negative pairs (default same_view; infonce, spectral cross_view).", "choices": NEGATIVES},
     )
+    global_batch: str = field(
+        default="gather",
+        metadata={
+            "help": "Negatives of all processes (gather, or ring: less memory, f-MICL only) or of each its own (none).",
+            "choices": GLOBAL_BATCH,
+        },
+    )
+    mini_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Examples embedded at once, so that memory does not grow with the batch; exact."},
+    )
+    block_size: int | None = field(
+        default=None, metadata={"help": "Rows of a block of pairs in the loss (default: chosen); exact."}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better score."}
     )
@@ -72,6 +87,7 @@ class FMICLTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads text."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See torch's DDP."})
+    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "See torch's DDP."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: it hides a broken run."})
 
     def __post_init__(self) -> None:
@@ -90,6 +106,10 @@ class FMICLTrainingArguments(TrainingArguments):
         for name, lowest in {"per_device_train_batch_size": 2, "learning_rate": 0, "seed": 0}.items():
             if not getattr(self, name) >= lowest:
                 raise ValueError(f"--{name} must be at least {lowest}, got {getattr(self, name)}")
+        for name in ("mini_batch_size", "block_size"):
+            size, batch = getattr(self, name), self.per_device_train_batch_size
+            if size is not None and not 1 <= size <= batch:
+                raise ValueError(f"--{name} must be from 1 to the batch of {batch}, got {size}")
         for name, only in ONLY.items():
             if getattr(self, name) != only:
                 raise ValueError(f"--{name} {getattr(self, name)} is not possible here: it must be {only}")
@@ -115,7 +135,7 @@ class FMICLTrainingArguments(TrainingArguments):
             ValueError: A knob that is out of range, or that the objective does not have.
         """
         loss_class = OBJECTIVES[self.objective]
-        names = ("divergence", "gamma", "alpha", "temperature", "similarity", "negatives")
+        names = ("divergence", "gamma", "alpha", "temperature", "similarity", "negatives", "block_size", "global_batch")
         knobs = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         accepted = list(inspect.signature(loss_class).parameters)
         for name in knobs:

@@ -1,0 +1,145 @@
+"""Time and memory of the loss's value and gradient against batch size, beside its peers and the floor.
+
+    python eval/loss_benchmark.py                              # N = 512 ... 65536; about 15 minutes on 2 cores
+    python eval/loss_benchmark.py --sizes 8192 --repeats 5 --output loss.json --plot loss.png
+
+Contestants: `blockwise` and `plain` (FMICLLoss), `pdist` (the loss as its authors write it, with torch.pdist),
+`MNRL` and `cached MNRL` (sentence-transformers), and `floor`, the three matrix products per pair of blocks that value
+and gradient need (3 N^2 D operations), at the rate this machine reaches on blocks of that size. In each round every
+contestant runs once; ratios are medians over rounds. Peak memory is what a run needs beyond its inputs. A contestant
+that would need more than --max_memory GiB or --max_seconds, as its smaller sizes foretell, is left out and said so.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
+from torch import Tensor, nn
+
+from fmicl_text import DIVERGENCES, FMICLLoss
+from fmicl_text.blockwise import blocks
+from fmicl_text.errors import InputError, one_line_errors
+from fmicl_text.evaluation.benchmark import interleaved_seconds, median_ratio, peak_extra_mib, plot_scaling
+from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
+from fmicl_text.loss import CPU_BLOCK, GPU_BLOCK
+from fmicl_text.similarity import log_ratio, unit_rows
+
+QUADRATIC = ("plain", "pdist", "MNRL")  # contestants that hold N x N numbers
+
+
+def contestants(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
+    """Each a call that takes value and gradients of the embeddings x, y [N, D]."""
+    record, knobs = DIVERGENCES[args.divergence], {"gamma": args.gamma, "alpha": args.alpha}
+    blockwise = FMICLLoss(args.divergence, **knobs, block_size=args.block_size)
+    plain = FMICLLoss(args.divergence, **knobs)
+    no_model: Any = nn.Sequential(nn.Identity())  # both are called on embeddings
+    ranking = MultipleNegativesRankingLoss(no_model)
+    cached = CachedMultipleNegativesRankingLoss(no_model, mini_batch_size=args.block_size)
+
+    def gradients(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
+        def run() -> object:
+            a, b = x.detach().requires_grad_(), y.detach().requires_grad_()
+            return torch.autograd.grad(loss(a, b), (a, b))
+
+        return run
+
+    def pdist(a: Tensor, b: Tensor) -> Tensor:
+        u, v = unit_rows(a), unit_rows(b)
+        negative = record.conjugate(-args.gamma * torch.pdist(u).square()).mean()
+        return -record.score(log_ratio(u, v, args.gamma)).mean() + args.alpha * negative
+
+    def cached_ranking() -> object:
+        a, b = x.detach().requires_grad_(), y.detach().requires_grad_()
+        return cached.calculate_loss([[a], [b]], with_backward=True)
+
+    def floor() -> object:
+        gradient = torch.empty_like(x)
+        for i in blocks(len(x), args.block_size):
+            for j in blocks(len(x), args.block_size, start=i.start):
+                product = x[i] @ x[j].T
+                gradient[i].addmm_(product, x[j])
+                gradient[j].addmm_(product.T, x[i])
+        return gradient
+
+    plain_terms = plain.whole_matrix
+    return {
+        "blockwise": gradients(blockwise),
+        "plain": gradients(lambda a, b: plain_terms(a, b, None, None, False).loss),
+        "pdist": gradients(pdist),
+        "MNRL": gradients(lambda a, b: ranking.compute_loss_from_embeddings([a, b], None)),
+        "cached MNRL": cached_ranking,
+        "floor": floor,
+    }
+
+
+def affordable(name: str, size: int, args: argparse.Namespace, last: dict[str, tuple[int, float]]) -> str | None:
+    """Why a contestant is left out at this size, or None."""
+    gib = 4 * size**2 * 4 / 2**30  # about four float32 matrices live at the peak
+    if name in QUADRATIC and gib > args.max_memory:
+        return f"would need about {gib:.0f} GiB"
+    if name in last and name not in ("blockwise", "floor"):
+        seconds = last[name][1] * (size / last[name][0]) ** 2
+        if seconds > args.max_seconds:
+            return f"would take about {seconds:.0f} s"
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="N, examples in the batch")
+    parser.add_argument("--dim", type=int, default=768, help="D, width of the embeddings")
+    parser.add_argument("--divergence", default="kl", choices=list(DIVERGENCES))
+    parser.add_argument("--gamma", type=float, default=20.0)
+    parser.add_argument("--alpha", type=float, default=409600.0)
+    parser.add_argument("--block_size", type=int, help="default: the loss's own")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds that count, up to N = 8192; one beyond")
+    parser.add_argument("--max_memory", type=float, default=6.0, help="GiB")
+    parser.add_argument("--max_seconds", type=float, default=120.0)
+    parser.add_argument("--output", help="JSON of every measurement")
+    parser.add_argument("--plot", help="PNG of time and memory against N")
+    args = parser.parse_args()
+    if min(args.sizes) < 2 or args.repeats < 1:
+        raise InputError(f"--sizes must be at least 2 and --repeats at least 1, got {args.sizes} and {args.repeats}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args.block_size = args.block_size or (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK)
+
+    rows: list[dict[str, object]] = []
+    last: dict[str, tuple[int, float]] = {}
+    for size in sorted(args.sizes):
+        generator = torch.Generator().manual_seed(0)
+        common, noise = (torch.randn(rows, args.dim, generator=generator) for rows in (1, size))
+        x = unit_rows(noise + 0.65 * common).to(device)  # mean cosine 0.3, as sentence embeddings in training
+        y = unit_rows(x + 0.5 * unit_rows(torch.randn(size, args.dim, generator=generator)).to(device))
+        everyone = contestants(args, x, y)
+        reasons = {name: affordable(name, size, args, last) for name in everyone}
+        running = {name: run for name, run in everyone.items() if reasons[name] is None}
+        seconds = interleaved_seconds(running, device, args.repeats if size <= 8192 else 1)
+        for name in everyone:
+            row: dict[str, object] = {"N": size, "contestant": name, "left out": reasons[name]}
+            if name in running:
+                last[name] = (size, statistics.median(seconds[name]))
+                row |= {"seconds": last[name][1], "x floor": median_ratio(seconds[name], seconds["floor"])}
+                if "MNRL" in running:
+                    row["x MNRL"] = median_ratio(seconds[name], seconds["MNRL"])
+                row |= {"peak MiB": peak_extra_mib(running[name], device), "rounds": seconds[name]}
+            rows.append(row)
+        print(
+            markdown_table([{k: v for k, v in r.items() if k != "rounds"} for r in rows if r["N"] == size]), flush=True
+        )
+    if args.output:
+        machine = {"device": str(device), "threads": torch.get_num_threads(), "versions": library_versions()}
+        write_json(args.output, {"settings": vars(args), **machine, "rows": rows})
+    if args.plot:
+        plot_scaling(rows, args.plot, f"{args.divergence}, D = {args.dim}, float32, {device.type}")
+
+
+if __name__ == "__main__":
+    with one_line_errors("loss_benchmark.py"):
+        main()

@@ -1,0 +1,164 @@
+"""The loss on several gloo processes with different rows equals one process's on the joined rows."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fmicl_text import FMICLLoss, InfoNCELoss
+from fmicl_text.divergences import DIVERGENCES
+from fmicl_text.loss import NEGATIVES, OBJECTIVES
+from fmicl_text.similarity import unit_rows
+from tests.distributed.ranks import run_ranks
+
+pytestmark = pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")
+BARS = {torch.float32: 1e-6, torch.float64: 1e-12}
+SPLITS = {"two even": [6, 6], "two uneven": [7, 4], "three": [4, 4, 4], "three uneven": [5, 4, 2], "one row": [8, 1]}
+
+
+def material(rows, dtype, with_hard=False, repeat=False):
+    """x, y, hard [rows, 6] and text ids; with `repeat`, texts that stand in the first and the last rows."""
+    generator = torch.Generator().manual_seed(rows)
+    x, noise, hard = (torch.randn(rows, 6, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3))
+    ids = torch.arange(rows)[:, None] * 10 + torch.arange(3)
+    if repeat:
+        ids[-1, 0], ids[-2, 1], ids[-1, 2], ids[1, 2] = ids[0, 0], ids[1, 1], ids[0, 0], ids[1, 0]
+    return x, x + 0.5 * noise, hard if with_hard else None, ids if with_hard else ids[:, :2]
+
+
+def gradients(loss, x, y, hard, ids):
+    """Terms, and the gradients in the rows joined [V N, D]."""
+    leaves = [rows.clone().requires_grad_() for rows in (x, y, hard) if rows is not None]
+    terms = loss.terms(*leaves[:2], leaves[2] if hard is not None else None, ids)
+    return torch.stack([term.detach() for term in terms]), torch.stack(torch.autograd.grad(terms.loss, leaves), dim=1)
+
+
+def own_rows(rank, split, tensors):
+    start = sum(split[:rank])
+    return [None if tensor is None else tensor[start : start + split[rank]] for tensor in tensors]
+
+
+def on_one_rank(rank, losses, split, tensors):
+    return [gradients(loss, *own_rows(rank, split, tensors)) for loss in losses]
+
+
+def on_all_ranks(split, losses, tensors):
+    """Terms of every rank, and the gradients as DDP would average them, for each loss."""
+    answers = run_ranks(len(split), on_one_rank, losses, split, tensors)
+    for each in zip(*answers, strict=True):
+        yield [terms for terms, _ in each], torch.cat([gradient for _, gradient in each]) / len(split)
+
+
+def error(measured, exact):
+    assert exact.norm() > 1e-2
+    return ((measured - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("strategy", ["gather", "ring"])
+@pytest.mark.parametrize("dtype", BARS, ids=str)
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+def test_every_divergence_equals_one_process(split, dtype, strategy):
+    tensors = material(sum(split), dtype)
+    cases = [(name, negatives) for name in DIVERGENCES for negatives in NEGATIVES]
+    spread = [FMICLLoss(name, 1.0, 4.0, negatives, global_batch=strategy) for name, negatives in cases]
+    for case, (terms, gradient) in zip(cases, on_all_ranks(split, spread, tensors), strict=True):
+        exact = gradients(FMICLLoss(case[0], 1.0, 4.0, case[1]), *tensors)
+        assert error(gradient, exact[1]) < BARS[dtype], case
+        for each in terms:
+            torch.testing.assert_close(each, exact[0], rtol=10 * BARS[dtype], atol=10 * BARS[dtype], msg=str(case))
+
+
+@pytest.mark.parametrize("strategy", ["gather", "ring"])
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "infonce"])
+def test_hard_negatives_repeated_texts_and_blocks(name, block_size, strategy):
+    split = [5, 4, 3]
+    tensors = material(12, torch.float64, with_hard=True, repeat=True)
+    knobs = {"fmicl": {"divergence": "js", "gamma": 1.0, "alpha": 4.0}}.get(name, {})
+    exact = gradients(OBJECTIVES[name](**knobs), *tensors)
+    unmasked = gradients(OBJECTIVES[name](**knobs), *tensors[:3], None)
+    assert error(unmasked[1], exact[1]) > 1e-3
+    spread = OBJECTIVES[name](**knobs, block_size=block_size, global_batch=strategy)
+    ((terms, gradient),) = on_all_ranks(split, [spread], tensors)
+    assert error(gradient, exact[1]) < 1e-12
+    assert all(torch.allclose(each, exact[0], rtol=1e-11) for each in terms)
+
+
+@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+def test_infonce_equals_one_process(split, negatives):
+    tensors = material(sum(split), torch.float64, with_hard=True, repeat=True)
+    exact = gradients(InfoNCELoss(0.5, negatives), *tensors)
+    ((terms, gradient),) = on_all_ranks(split, [InfoNCELoss(0.5, negatives, global_batch="gather")], tensors)
+    assert error(gradient, exact[1]) < 1e-12
+    assert all(torch.allclose(each, exact[0], rtol=1e-11) for each in terms)
+
+
+# ---- the variants that are wrong, and seen to be
+
+
+def wrong_variants(rank, split, tensors):
+    """Gradients of this rank's rows by three mistakes: no factor W, foreign rows as constants, own negatives only."""
+    x, y, _, ids = own_rows(rank, split, tensors)
+    right = gradients(FMICLLoss("kl", 1.0, 4.0, global_batch="gather"), x, y, None, ids)[1]
+    per_rank = gradients(FMICLLoss("kl", 1.0, 4.0), x, y, None, ids)[1]
+    everyone = [torch.empty_like(x) for _ in split]
+    dist.all_gather(everyone, x)
+    leaf_x, leaf_y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    columns = torch.cat([leaf_x if k == rank else rows for k, rows in enumerate(everyone)])
+    r = -(unit_rows(leaf_x)[:, None] - unit_rows(columns)[None]).square().sum(-1)
+    keep = torch.arange(len(columns)) != torch.arange(len(x))[:, None] + rank * len(x)
+    positive = -(unit_rows(leaf_x) - unit_rows(leaf_y)).square().sum(-1)
+    loss = -positive.mean() + 4.0 * torch.where(keep, r.expm1(), 0).sum() / keep.sum()
+    rows_only = torch.stack(torch.autograd.grad(loss, (leaf_x, leaf_y)), dim=1)
+    return right / len(split), rows_only, per_rank
+
+
+def test_the_wrong_variants_fail_the_same_test():
+    split = [6, 6]
+    tensors = material(12, torch.float64)
+    exact = gradients(FMICLLoss("kl", 1.0, 4.0), *tensors)[1]
+    answers = run_ranks(2, wrong_variants, split, tensors)
+    for variant in zip(*answers, strict=True):
+        assert error(torch.cat(variant) / 2, exact) > 0.1
+
+
+# ---- what is communicated
+
+
+def count_collectives(rank, loss, split, tensors):
+    x, y, hard, ids = own_rows(rank, split, tensors)
+    x, y = x.requires_grad_(), y.requires_grad_()
+    counts = []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        value = loss(x, y, hard, ids)
+    counts.append(sum(event.count for event in profile.key_averages() if event.key.startswith(("gloo:", "c10d::"))))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        value.backward()
+    counts.append(sum(event.count for event in profile.key_averages() if event.key.startswith(("gloo:", "c10d::"))))
+    return counts
+
+
+@pytest.mark.parametrize("strategy", ["gather", "ring"])
+def test_no_collective_in_the_backward_pass(strategy):
+    tensors = material(12, torch.float32)
+    for forward, backward in run_ranks(2, count_collectives, FMICLLoss("kl", global_batch=strategy), [6, 6], tensors):
+        assert forward > 0 and backward == 0
+    for forward, backward in run_ranks(2, count_collectives, InfoNCELoss(global_batch="gather"), [6, 6], tensors):
+        assert forward > 0 and backward > 0  # the counter sees those that there are
+
+
+def test_equal_texts_everywhere_are_refused_by_all():
+    tensors = material(6, torch.float32)
+    ids = torch.zeros(6, 1, dtype=torch.long)
+
+    assert (
+        run_ranks(2, refused, [3, 3], (*tensors[:3], ids))
+        == ["no negative pair in the batch: all 6 texts are equal"] * 2
+    )
+
+
+def refused(rank, split, tensors):
+    try:
+        FMICLLoss(global_batch="gather")(*own_rows(rank, split, tensors))
+    except ValueError as error:
+        return f"{error}"
