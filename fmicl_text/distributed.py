@@ -86,8 +86,8 @@ def sum_over_ranks(values: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 class GatherWithGradient(torch.autograd.Function):
-    """Rows [N_k, ...] of every process, joined in rank order [N, ...]. The gradient of this process's rows is the sum of
-    what all processes' losses say of them: one all-reduce in the backward pass."""
+    """Rows [N_k, ...] of every process, joined in rank order [N, ...]. The gradient of this process's rows is the sum
+    of what all processes' losses say of them: one all-reduce in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:

@@ -141,17 +141,17 @@ class ContrastiveLoss(nn.Module):
         own, hard_ids = ids_of_rows(x, text_ids, spread)
         x, y = unit_rows(x), unit_rows(y)
         views = [{"x": x, "y": y}[view] for _, view in SUMMANDS[self.negatives]]
-        columns, column_ids = torch.stack(views + ([] if hard is None else [unit_rows(hard)])), (own, hard_ids)
+        columns = torch.stack(views + ([] if hard is None else [unit_rows(hard)]), dim=1)
         counts = row_counts(x) if spread else [len(x)]
+        own_columns, hard_columns = (torch.cat(gather_rows(ids, counts)) for ids in (own, hard_ids))
         if spread:
-            columns = GatherWithGradient.apply(columns.transpose(0, 1), counts).transpose(0, 1)
-            column_ids = tuple(torch.cat(gather_rows(ids, counts)) for ids in column_ids)
-        masks = [distinct(own, column_ids[0])] * len(views) + ([] if hard is None else [distinct(own, column_ids[1])])
+            columns = GatherWithGradient.apply(columns, counts)
+        masks = [distinct(own, own_columns)] * len(views) + ([] if hard is None else [distinct(own, hard_columns)])
         keep = torch.cat(masks, dim=1)
         if text_ids is not None and not keep.any():
             raise InputError(f"no negative pair in the batch: all {sum(counts)} texts are equal")
         paired, pairwise = SIMILARITIES[self.similarity].paired, SIMILARITIES[self.similarity].pairwise
-        terms = self.objective(paired(x, y, self.gamma), pairwise(x, columns.flatten(0, 1), self.gamma), keep)
+        terms = self.objective(paired(x, y, self.gamma), pairwise(x, columns.transpose(0, 1).flatten(0, 1), self.gamma), keep)
         if not spread:
             return LossTerms(terms.positive + terms.negative, *(term.detach() for term in terms))
         share = (terms.positive + terms.negative) * len(x) / sum(counts)

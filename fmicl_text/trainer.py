@@ -20,7 +20,6 @@ from fmicl_text.evaluation.geometry import alignment, uniformity
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.training_args import FMICLTrainingArguments
 
-
 UNIFORMITY_ROWS = 512  # of a batch; the log's figure need not cost as much as the loss
 
 

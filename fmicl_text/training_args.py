@@ -31,8 +31,8 @@ class FMICLTrainingArguments(TrainingArguments):
 
     Changed defaults: the paper's text setting (batch 64, learning rate 3e-5, one epoch); STS scored every 125
     steps, the best checkpoint kept and loaded at the end, as in SimCSE; two checkpoints kept; a log line every 25
-    steps; `output_dir` runs/<objective>; `ddp_find_unused_parameters` and `ddp_broadcast_buffers` off (every parameter
-    gets a gradient, no buffer changes); and the settings that `ONLY` holds, which cannot be changed.
+    steps; `output_dir` runs/<objective>; `ddp_find_unused_parameters` off (every parameter gets a gradient);
+    and the settings that `ONLY` holds, which cannot be changed.
     """
 
     objective: str = field(default="fmicl", metadata={"help": "What is minimised.", "choices": list(OBJECTIVES)})
@@ -87,7 +87,6 @@ class FMICLTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads text."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See torch's DDP."})
-    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "See torch's DDP."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: it hides a broken run."})
 
     def __post_init__(self) -> None:

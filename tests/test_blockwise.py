@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fmicl_text import FMICLLoss, FDivergence
+from fmicl_text import FDivergence, FMICLLoss
 from fmicl_text.blockwise import blocks, distinct, ids_of_ranks
 from fmicl_text.divergences import DIVERGENCES
 from fmicl_text.loss import BLOCKWISE_FROM, NEGATIVES, OBJECTIVES, AlignUniformLoss, InfoNCELoss

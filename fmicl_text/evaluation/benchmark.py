@@ -55,10 +55,10 @@ def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         wait_for(device)
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        held = torch.cuda.memory_allocated(device)
         run()
         wait_for(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / MIB
+        return (torch.cuda.max_memory_allocated(device) - held) / MIB
     if not sys.platform.startswith("linux"):
         raise OSError("peak memory on a CPU is read from /proc, which only Linux has")
     ctypes.CDLL(None).malloc_trim(0)  # what was freed but kept would hide a part of the need

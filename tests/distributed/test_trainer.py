@@ -1,0 +1,149 @@
+"""The trainer on several gloo processes: gradients, dropout, and what is sent, against one process."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from fmicl_text.divergences import DIVERGENCES
+from tests.conftest import sentences
+from tests.distributed.ranks import run_ranks
+from tests.test_trainer import make_trainer, weights
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition"),
+    pytest.mark.filterwarnings("ignore:the two views of every text are identical"),
+]
+COLUMNS = ("sent0", "sent1")
+
+
+def pairs(count):
+    return Dataset.from_dict({"sent0": sentences(count, seed=1), "sent1": sentences(count, seed=2)})
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every step, joined, as the optimizer gets it."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone())
+
+
+def run_trainer(folder, output_dir, rows=16, dtype=torch.float32, **settings):
+    """Gradients of every step, weights after the last and the logged losses of one run of plain SGD."""
+    trainer = make_trainer(
+        folder, output_dir, columns=COLUMNS, dataset=pairs(rows), optim="sgd", learning_rate=0.1, max_grad_norm=0.0,
+        lr_scheduler_type="constant", train_sampling_strategy="sequential", **({"max_steps": 1} | settings),
+    )  # fmt: skip
+    trainer.model.to(dtype)
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return gradients.steps, weights(trainer), losses
+
+
+def as_rank(rank, world_size, function, *args):
+    """In a forked process: what a launcher would set, and no state of accelerate's from the parent."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()
+    return function(*args)
+
+
+def run_trainers(world_size, *args, function=run_trainer, **settings):
+    return run_ranks(world_size, as_rank_with, world_size, function, args, settings)
+
+
+def as_rank_with(rank, world_size, function, args, settings):
+    return as_rank(rank, world_size, lambda: function(*args, **settings))
+
+
+def error(measured, exact):
+    assert exact.norm() > 1e-2
+    return ((measured - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, dtype):
+    """Five steps of SGD without dropout: gradients, logged losses and the final weights."""
+    settings = {"max_steps": 5, "dtype": dtype, "rows": 80}
+    one = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16, **settings)
+    for strategy in ("gather", "ring"):
+        for two in run_trainers(2, no_dropout_folder, tmp_path, global_batch=strategy, **settings):
+            bar = 1e-6 if dtype == torch.float32 else 1e-12
+            assert all(error(a, b) < 5 * bar for a, b in zip(two[0], one[0], strict=True))
+            assert error(two[0][0], one[0][0]) < bar
+            assert max((two[1][n] - one[1][n]).abs().max() for n in one[1]) < 1e-6
+            assert two[2] == pytest.approx(one[2], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_cached_on_two_processes_equals_one_plain_one(no_dropout_folder, tmp_path, name):
+    settings = {"divergence": name, "dtype": torch.float64}
+    (exact,), _, loss = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16, **settings)
+    for (gradient,), _, each in run_trainers(2, no_dropout_folder, tmp_path, mini_batch_size=3, **settings):
+        assert error(gradient, exact) < 1e-12
+        assert each == pytest.approx(loss, rel=1e-5)
+
+
+def test_infonce_on_two_processes(no_dropout_folder, tmp_path):
+    settings = {"objective": "infonce", "gamma": None, "alpha": None, "dtype": torch.float64}
+    (exact,), _, _ = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16, **settings)
+    for (gradient,), _, _ in run_trainers(2, no_dropout_folder, tmp_path, mini_batch_size=3, **settings):
+        assert error(gradient, exact) < 1e-12
+
+
+def test_negatives_of_each_its_own_is_another_gradient(no_dropout_folder, tmp_path):
+    (exact,), _, _ = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16)
+    for (gradient,), _, _ in run_trainers(2, no_dropout_folder, tmp_path, global_batch="none"):
+        assert error(gradient, exact) > 0.05
+
+
+def first_embeddings(folder, output_dir):
+    """Embeddings of the first step; every rank is given the same sentences."""
+    trainer = make_trainer(folder, output_dir, dataset=Dataset.from_dict({"text": sentences(8) * 2}), max_steps=1,
+                           train_sampling_strategy="sequential")  # fmt: skip
+    seen = []
+    trainer.model.register_forward_hook(lambda module, args, output: seen.append(output.detach()))
+    trainer.train()
+    return seen[0]
+
+
+def test_dropout_masks_differ_between_processes(bert_folder, tmp_path):
+    first, second = run_trainers(2, bert_folder, tmp_path, function=first_embeddings)
+    assert first.shape == second.shape
+    assert not torch.isclose(first, second).all(1).any()
+
+
+def gradient_exchanges(folder, output_dir, **settings):
+    """How many times one step with three buckets' worth of parameters is all-reduced outside the loss."""
+    calls, all_reduce = [], dist.all_reduce
+    trainer = make_trainer(folder, output_dir, columns=COLUMNS, dataset=pairs(32), max_steps=1, **settings)
+
+    def hook(state, bucket):
+        calls.append(bucket.index())
+        work = all_reduce(bucket.buffer().div_(2), async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
+
+    class Register(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            trainer.model_wrapped.register_comm_hook(None, hook)
+
+    trainer.add_callback(Register())
+    trainer.train()
+    return calls
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_one_exchange_of_gradients_per_step(no_dropout_folder, tmp_path, accumulation):
+    settings = {"mini_batch_size": 2, "gradient_accumulation_steps": accumulation}
+    for calls in run_trainers(2, no_dropout_folder, tmp_path, function=gradient_exchanges, **settings):
+        assert calls and len(calls) == len(set(calls))
