@@ -151,7 +151,9 @@ class ContrastiveLoss(nn.Module):
         if text_ids is not None and not keep.any():
             raise InputError(f"no negative pair in the batch: all {sum(counts)} texts are equal")
         paired, pairwise = SIMILARITIES[self.similarity].paired, SIMILARITIES[self.similarity].pairwise
-        terms = self.objective(paired(x, y, self.gamma), pairwise(x, columns.transpose(0, 1).flatten(0, 1), self.gamma), keep)
+        terms = self.objective(
+            paired(x, y, self.gamma), pairwise(x, columns.transpose(0, 1).flatten(0, 1), self.gamma), keep
+        )
         if not spread:
             return LossTerms(terms.positive + terms.negative, *(term.detach() for term in terms))
         share = (terms.positive + terms.negative) * len(x) / sum(counts)

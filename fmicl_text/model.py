@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,24 @@ class ContrastiveModel(nn.Module):
         """Tokenised rows {input_ids, attention_mask, ...} [B, T] to embeddings [B, D]."""
         return self.head(self.encoder(features)["sentence_embedding"])
 
-    def save_head(self, folder: str) -> None:
-        """Write the head's weights, if it has any, into a checkpoint folder."""
-        if state := self.head.state_dict():
-            safetensors.torch.save_file(state, Path(folder) / HEAD_FILE)
+    def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
+        """Write the encoder as a SentenceTransformer folder, with the weights of `state` (of this whole module)."""
+        backbone: Any = self.encoder[0].model
+        prefix = "encoder.0.model."
+        weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
+        save = backbone.save_pretrained
+        backbone.save_pretrained = partial(save, state_dict=weights)
+        try:
+            self.encoder.save(folder, create_model_card=False)
+        finally:
+            backbone.save_pretrained = save
+
+    def save_head(self, folder: str, state: dict[str, Tensor]) -> None:
+        """Write the head's weights in `state`, if it has any, into a checkpoint folder."""
+        if weights := {
+            name.removeprefix("head."): weight for name, weight in state.items() if name.startswith("head.")
+        }:
+            safetensors.torch.save_file(weights, Path(folder) / HEAD_FILE)
 
     def load_checkpoint(self, folder: str) -> None:
         """Take encoder and head from a checkpoint folder, in place."""

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
+from accelerate.commands.config import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from transformers.trainer_utils import get_last_checkpoint
 
 from fmicl_text.errors import InputError
@@ -17,6 +20,37 @@ from fmicl_text.trainer import FMICLTrainer
 from fmicl_text.training_args import FMICLTrainingArguments
 
 RESULTS_FILE, SETTINGS_FILE, CURVE_FILE = "results.json", "settings.yaml", "training_curve.png"
+
+
+def check_processes(args: FMICLTrainingArguments) -> None:
+    """Refuse to train with fewer processes than the launcher was asked for: accelerate on a CPU silently starts one, or
+    several that know nothing of each other and write into the same folder.
+
+    Raises:
+        InputError: Says how many there are and how to get the others.
+    """
+    asked = max(int(os.environ.get("WORLD_SIZE", 1)), launcher_processes(psutil.Process().parents()))
+    if asked > args.world_size:
+        on_cpu = "on CPUs start them with `accelerate launch --multi_gpu --num_processes N` and give --use_cpu True"
+        raise InputError(
+            f"{asked} processes were asked for, but this one trains with {args.world_size}: "
+            + (on_cpu if args.device.type == "cpu" else "see `accelerate launch --help`")
+        )
+
+
+def launcher_processes(parents: list[psutil.Process]) -> int:
+    """--num_processes of the `accelerate launch` among the parent processes, or of its configuration file; 1 if
+    neither says. accelerate hands it on to nobody."""
+    for parent in parents:
+        try:
+            command = parent.cmdline()
+        except psutil.Error:
+            continue
+        if "launch" in command and any("accelerate" in word for word in command[: command.index("launch")]):
+            asked, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
+            configured = load_config_from_file(asked.config_file).num_processes if asked.config_file else None
+            return asked.num_processes or configured or 1
+    return 1
 
 
 def claim_output_dir(args: FMICLTrainingArguments) -> None:
@@ -116,6 +150,8 @@ def save_run(
             "knobs": trainer.loss.knobs,
             "seed": args.seed,
             "steps": trainer.state.global_step,
+            "engine": str(trainer.accelerator.distributed_type.value),
+            "processes": args.world_size,
             "best_step": trainer.state.best_global_step if args.load_best_model_at_end else None,
             "before": before,
             "after": after,

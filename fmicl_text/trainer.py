@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from fmicl_text.errors import InputError
@@ -25,6 +28,21 @@ UNIFORMITY_ROWS = 512  # of a batch; the log's figure need not cost as much as t
 
 class NonFiniteError(InputError):
     """The loss or a weight is inf or nan; nothing was saved since the last good checkpoint."""
+
+
+class LengthSampler(LengthGroupedSampler):
+    """Batches of like length in an order that (seed, epoch) determine: the same in every process and after a resume.
+
+    The base class draws it from the global random state."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch."""
+        self.generator.manual_seed(self.seed + epoch)
 
 
 class FMICLTrainer(Trainer):
@@ -94,11 +112,20 @@ class FMICLTrainer(Trainer):
             )
         if self.accelerator.mixed_precision == "fp16" and self.args.device.type == "cpu":
             raise InputError("mixed precision fp16 needs a GPU; on a CPU bf16 (--bf16 True) or none")
+        for engine, enabled in {"FSDP": self.is_fsdp_enabled, "DEEPSPEED": self.is_deepspeed_enabled}.items():
+            if os.environ.get(f"ACCELERATE_USE_{engine}") == "true" and not enabled:
+                got = self.accelerator.distributed_type.value
+                raise InputError(f"{engine} was asked for, but on {self.args.device.type} accelerate gives {got}")
+        if self.is_fsdp_enabled and (self.args.load_best_model_at_end or self.args.resume_from_checkpoint):
+            raise InputError(
+                "with FSDP a checkpoint cannot be read back into training here: --load_best_model_at_end False, no "
+                "--resume_from_checkpoint"
+            )
         engine = self.accelerator.distributed_type
         if self.args.mini_batch_size is not None and engine in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             raise InputError(
-                f"--mini_batch_size {self.args.mini_batch_size} is not possible with {engine.value}: it runs several "
-                "backward passes per step; use plain processes (DDP), or --gradient_checkpointing True"
+                f"--mini_batch_size {self.args.mini_batch_size} is not possible with {engine.value}: it takes several "
+                "backward passes per step; use plain processes (DDP)"
             )
 
     def training_step(
@@ -185,6 +212,15 @@ class FMICLTrainer(Trainer):
             )
         return terms.loss
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        if "length" not in (getattr(dataset, "column_names", None) or []):
+            raise InputError("--train_sampling_strategy group_by_length needs text tokenised before training")
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthSampler(batch, dataset.with_format("numpy")["length"][:].tolist(), self.args.seed)
+
     def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Embeddings [B, V, D] of a batch [B, V, ...]: flattened, one forward, unflattened."""
         shape = next(iter(inputs.values())).shape[:2]
@@ -251,14 +287,21 @@ class FMICLTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the encoder as a SentenceTransformer folder. The base class would write the wrapper's bare state
-        dict, and a pickle of the arguments that can hold a Hub token."""
-        broken = [name for name, weight in self.model.named_parameters() if not weight.isfinite().all()]
+        dict, and a pickle of the arguments that can hold a Hub token.
+
+        Args:
+            output_dir: The folder, by default that of the arguments.
+            state_dict: Whole weights of the model, where an engine has sharded its own."""
+        if not self.args.should_save:  # with FSDP every process gets here
+            return
+        state = self.model.state_dict() if state_dict is None else state_dict
+        broken = [name for name, weight in state.items() if not weight.isfinite().all()]
         if broken:
             raise NonFiniteError(f"step {self.state.global_step}: {broken[0]} is not finite; {output_dir} not written")
         folder = str(output_dir or self.args.output_dir)
-        self.model.encoder.save(folder, create_model_card=False)
+        self.model.save_encoder(folder, state)
         if Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):  # the head is training state, no part of the encoder
-            self.model.save_head(folder)
+            self.model.save_head(folder, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.model.load_checkpoint(resume_from_checkpoint)

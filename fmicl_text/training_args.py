@@ -112,8 +112,6 @@ class FMICLTrainingArguments(TrainingArguments):
         for name, only in ONLY.items():
             if getattr(self, name) != only:
                 raise ValueError(f"--{name} {getattr(self, name)} is not possible here: it must be {only}")
-        if self.train_sampling_strategy == "group_by_length":
-            raise ValueError("--train_sampling_strategy group_by_length is not possible here: texts are tokenised late")
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1:
                 raise ValueError(f"--early_stopping_patience must be at least 1, got {self.early_stopping_patience}")

@@ -17,7 +17,14 @@ from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.report import before_after_table
 from fmicl_text.evaluation.sts import load_pairs, load_stsb
 from fmicl_text.model import ContrastiveModel, build_text_encoder
-from fmicl_text.run import checkpoint_to_resume, claim_output_dir, clear_output_dir, data_facts, save_run
+from fmicl_text.run import (
+    check_processes,
+    checkpoint_to_resume,
+    claim_output_dir,
+    clear_output_dir,
+    data_facts,
+    save_run,
+)
 from fmicl_text.text.collator import TextViewCollator
 from fmicl_text.text.data import load_training_text
 from fmicl_text.trainer import FMICLTrainer
@@ -27,6 +34,7 @@ def main() -> None:
     model_args, data_args, args = parse_args()
     say = print if args.process_index == 0 else lambda *_: None
     say(announce(model_args, data_args, args))
+    check_processes(args)
     claim_output_dir(args)
     checkpoint = checkpoint_to_resume(args)
 

@@ -181,5 +181,9 @@ def test_another_runtime_error_stays_what_it_is(bert_folder, tmp_path):
 
 
 def test_fp16_on_a_processor_is_refused(bert_folder, tmp_path):
-    with pytest.raises(InputError, match="fp16 needs a GPU; on a CPU bf16") if not torch.cuda.is_available() else nullcontext():
+    with (
+        pytest.raises(InputError, match="fp16 needs a GPU; on a CPU bf16")
+        if not torch.cuda.is_available()
+        else nullcontext()
+    ):
         make_trainer(bert_folder, tmp_path, fp16=True)

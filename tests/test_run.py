@@ -1,9 +1,16 @@
 """Claiming the output folder."""
 
+import psutil
 import pytest
 
 from fmicl_text import FMICLTrainingArguments, InputError
-from fmicl_text.run import checkpoint_to_resume, claim_output_dir, clear_output_dir
+from fmicl_text.run import (
+    check_processes,
+    checkpoint_to_resume,
+    claim_output_dir,
+    clear_output_dir,
+    launcher_processes,
+)
 
 
 def arguments(folder, **settings):
@@ -51,3 +58,42 @@ def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
     clear_output_dir(args)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+class Parent:
+    """A process that was started by a command."""
+
+    def __init__(self, *command):
+        self.command = command
+
+    def cmdline(self):
+        if self.command == ("gone",):
+            raise psutil.NoSuchProcess(1)
+        return list(self.command)
+
+
+def test_what_the_launcher_was_asked_for(tmp_path):
+    config = tmp_path / "engine.yaml"
+    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 3\nuse_cpu: true\n")
+    script = ("recipes/simcse_fmicl.py", "--num_processes", "9")
+    shell, gone = Parent("/bin/sh", "-c", "launch"), Parent("gone")
+    for command, expected in [
+        (("python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", *script), 2),
+        (("python", "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes=4", *script), 4),
+        (("accelerate", "launch", "--config_file", str(config), *script), 3),
+        (("accelerate", "launch", "--config_file", str(config), "--num_processes", "2", *script), 2),
+        (("accelerate", "launch", *script), 1),
+        (("python", *script), 1),
+    ]:
+        assert launcher_processes([gone, shell, Parent(*command)]) == expected
+    assert launcher_processes([]) == 1
+
+
+def test_a_process_of_several_that_is_alone_is_refused(tmp_path, monkeypatch):
+    args = arguments(tmp_path)
+    check_processes(args)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        InputError, match=r"2 processes were asked for, but this one trains with 1: on CPUs .*--use_cpu True"
+    ):
+        check_processes(args)

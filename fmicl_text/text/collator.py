@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,20 +39,52 @@ class TextViewCollator:
     max_seq_length: int = 32
 
     def __post_init__(self) -> None:
-        limit = self.tokenizer.model_max_length
-        if self.max_seq_length > limit:
-            raise InputError(f"--max_seq_length {self.max_seq_length} is beyond the model's {limit} tokens")
+        check_max_seq_length(self.tokenizer, self.max_seq_length)
 
     def __call__(self, rows: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
-        texts = [row[column] for row in rows for column in self.columns]
+        texts = [[row[column] for column in self.columns] for row in rows]
         tokens = self.tokenizer(
-            texts, truncation=True, max_length=self.max_seq_length, padding=True, return_tensors="pt"
+            list(chain.from_iterable(texts)),
+            truncation=True,
+            max_length=self.max_seq_length,
+            padding=True,
+            return_tensors="pt",
         )
-        batch = {key: value.unflatten(0, (len(rows), len(self.columns))) for key, value in tokens.items()}
-        if len(self.columns) == 1:
-            batch = {key: value.expand(-1, 2, -1) for key, value in batch.items()}
-        batch["text_ids"] = torch.tensor([text_id(text) for text in texts]).view(len(rows), len(self.columns))
-        return batch
+        return _views(tokens, [list(map(text_id, row)) for row in texts])
+
+
+@dataclass
+class TokenCollator:
+    """The batches of `TextViewCollator`, from rows that `tokens.tokenise_once` has made of the same texts.
+
+    Args:
+        tokenizer: The one that made the rows; it pads them to the longest of the batch.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        names = [name for name in rows[0] if name not in ("text_ids", "length")]
+        tokens = self.tokenizer.pad(
+            {name: list(chain.from_iterable(row[name] for row in rows)) for name in names}, return_tensors="pt"
+        )
+        return _views(tokens, [row["text_ids"] for row in rows])
+
+
+def _views(tokens: Mapping[str, Tensor], text_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """The batch of tokens [B * C, T] and text_ids [B, C] of C columns: views [B, V, T], of one column two."""
+    ids = torch.tensor(text_ids)
+    batch = {key: value.unflatten(0, ids.shape) for key, value in tokens.items()}
+    if ids.shape[1] == 1:
+        batch = {key: value.expand(-1, 2, -1) for key, value in batch.items()}
+    return {**batch, "text_ids": ids}
+
+
+def check_max_seq_length(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:
+    """Raise `InputError` for a length beyond what the model can read."""
+    limit = tokenizer.model_max_length
+    if max_seq_length > limit:
+        raise InputError(f"--max_seq_length {max_seq_length} is beyond the model's {limit} tokens")
 
 
 def text_id(text: str) -> int:

@@ -1,12 +1,15 @@
 """Whole batches, written out."""
 
+import datasets
 import pytest
 import torch
-from transformers import AutoTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from fmicl_text.errors import InputError
-from fmicl_text.text.collator import TextViewCollator, text_id
-from tests.conftest import SPECIAL, WORDS
+from fmicl_text.text.collator import TextViewCollator, TokenCollator, text_id
+from fmicl_text.text.tokens import tokenise_once
+from tests.conftest import SPECIAL, WORDS, sentences
 
 
 def ids(text, length):
@@ -52,6 +55,67 @@ def test_long_texts_are_cut(bert_folder):
 def test_a_length_beyond_the_model_is_refused(bert_folder):
     with pytest.raises(InputError, match="--max_seq_length 41 is beyond the model's 40 tokens"):
         TextViewCollator(AutoTokenizer.from_pretrained(bert_folder), ["text"], max_seq_length=41)
+
+
+def test_rows_of_tokens_are_padded_to_the_longest(bert_folder):
+    rows = [
+        {"input_ids": [[2, 5, 3], [2, 7, 8, 9, 3]], "text_ids": [11, 12], "length": 5},
+        {"input_ids": [[2, 6, 6, 3], [2, 3]], "text_ids": [13, 11], "length": 4},
+    ]
+    batch = TokenCollator(AutoTokenizer.from_pretrained(bert_folder))(rows)
+    assert set(batch) == {"input_ids", "attention_mask", "text_ids"}
+    expected = torch.tensor([[[2, 5, 3, 0, 0], [2, 7, 8, 9, 3]], [[2, 6, 6, 3, 0], [2, 3, 0, 0, 0]]])
+    assert torch.equal(batch["input_ids"], expected)
+    assert torch.equal(batch["attention_mask"], (expected > 0).long())
+    assert torch.equal(batch["text_ids"], torch.tensor([[11, 12], [13, 11]]))
+
+
+def plain(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def left_padding(folder):
+    return AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+
+def left_truncation(folder):
+    return AutoTokenizer.from_pretrained(folder, truncation_side="left")
+
+
+def second_segment(folder):
+    """Token type 1 for all tokens but [CLS] and the padding."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, model_input_names=["input_ids", "token_type_ids", "attention_mask"], padding_side="left"
+    )
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS]:0 $A:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def slow(folder):
+    """Bytes for tokens, in Python."""
+    return ByT5Tokenizer()
+
+
+@pytest.mark.parametrize("columns", [["text"], ["sent0", "sent1"], ["sent0", "sent1", "hard_neg"]], ids=len)
+@pytest.mark.parametrize("make", [plain, left_padding, left_truncation, second_segment, slow])
+def test_tokens_and_texts_give_the_same_batches(bert_folder, make, columns):
+    texts = iter([*sentences(34), "dog", "a cat"] * len(columns))
+    rows = [{name: next(texts) for name in columns} for _ in range(36)]
+    tokenised = tokenise_once(datasets.Dataset.from_list(rows), make(bert_folder), columns, 9)
+    from_tokens, from_texts = TokenCollator(make(bert_folder)), TextViewCollator(make(bert_folder), columns, 9)
+    for chosen in (range(36), [35, 3, 3, 20], [34]):
+        got, expected = from_tokens([tokenised[i] for i in chosen]), from_texts([rows[i] for i in chosen])
+        assert got.keys() == expected.keys()
+        for key, value in expected.items():
+            assert got[key].dtype == value.dtype == torch.int64
+            assert torch.equal(got[key], value), key
+        if len(chosen) == 36:
+            num_tokens = expected["attention_mask"].sum(-1)
+            assert num_tokens.min() < num_tokens.max() == 9
+            if make is second_segment:
+                assert torch.equal(expected["token_type_ids"].sum(-1), num_tokens - 1)
 
 
 def test_text_id_is_stable():
