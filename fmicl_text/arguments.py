@@ -54,6 +54,9 @@ class DataArguments:
         default=None, metadata={"help": "Default: sent0, sent1[, hard_neg]; text; sentence; or the only column."}
     )
     streaming: bool = field(default=False, metadata={"help": "Read while training; needs max_steps."})
+    tokenize_once: bool = field(
+        default=True, metadata={"help": "Tokenise before training, into cached files; streamed text is never."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many rows."})
     max_seq_length: int = field(default=32, metadata={"help": "Tokens per text in training; longer ones are cut."})
     sts_dev_file: str | None = field(
@@ -100,6 +103,11 @@ def parse_args(
     fill_embedded(namespace)
     if namespace.streaming and namespace.max_steps <= 0:
         raise InputError(f"--streaming needs --max_steps (the length is not known), got {namespace.max_steps}")
+    if namespace.train_sampling_strategy == "group_by_length" and (namespace.streaming or not namespace.tokenize_once):
+        raise InputError(
+            "--train_sampling_strategy group_by_length needs lengths before training: --streaming False, "
+            "--tokenize_once True"
+        )
     try:
         model_args, data_args, training_args = parser.parse_dict(vars(namespace))
         get_reporting_integration_callbacks(training_args.report_to)  # refuses a logger that is not there

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from fmicl_text.dropout import cheapen_dropout
 from fmicl_text.errors import InputError
 
 HEAD_FILE = "head.safetensors"
@@ -47,13 +48,14 @@ class ContrastiveModel(nn.Module):
     """The one module that the trainer wraps: encoder, then the head if there is one.
 
     Args:
-        encoder: What is exported, saved and evaluated.
+        encoder: What is exported, saved and evaluated. Its dropout layers are replaced by `dropout.CheapDropout`.
         head: A name in `HEADS`. It is in checkpoints, so that training resumes, never in the exported encoder.
     """
 
     def __init__(self, encoder: SentenceTransformer, head: str = "none") -> None:
         super().__init__()
         self.encoder = encoder
+        cheapen_dropout(encoder)
         self.head = HEADS[head](int(encoder.get_embedding_dimension() or 0))
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -152,22 +152,23 @@ class FMICLTrainer(Trainer):
         text_ids = inputs.pop("text_ids", None)
         columns = {name: value.split(self.args.mini_batch_size) for name, value in inputs.items()}
         mini_batches = [dict(zip(columns, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
-        parts = []
         with torch.no_grad():
-            for k, mini_batch in enumerate(mini_batches):
-                self.seed_dropout(k)
-                parts.append(self.embed(model, mini_batch))
-        embeddings = torch.cat(parts).requires_grad_()
-        loss = self.loss_of(embeddings, text_ids) / self.current_gradient_accumulation_steps
-        (gradient,) = torch.autograd.grad(loss, embeddings)
-        for k, (mini_batch, part) in enumerate(
-            zip(mini_batches, gradient.split(self.args.mini_batch_size), strict=True)
-        ):
+            embeddings = torch.cat([self.embed_again(model, mini_batch, k) for k, mini_batch in enumerate(mini_batches)])
+        views = [view.requires_grad_() for view in embeddings.unbind(1)]
+        loss = self.loss_of(views, text_ids) / self.current_gradient_accumulation_steps
+        gradients = zip(*(g.split(self.args.mini_batch_size) for g in torch.autograd.grad(loss, views)), strict=True)
+        del embeddings, views
+        for k, (mini_batch, parts) in enumerate(zip(mini_batches, gradients, strict=True)):
             last = k == len(mini_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
-                self.seed_dropout(k)
-                self.accelerator.backward((self.embed(model, mini_batch) * part).sum())
+                surrogate = (self.embed_again(model, mini_batch, k) * torch.stack(parts, dim=1)).sum()
+                self.accelerator.backward(surrogate)
         return loss.detach()
+
+    def embed_again(self, model: nn.Module, mini_batch: dict[str, Tensor], k: int) -> Tensor:
+        """Embeddings [b, V, D] of mini-batch k, the same each time within a micro-step."""
+        self.seed_dropout(k)
+        return self.embed(model, mini_batch)
 
     @contextmanager
     def name_what_saves_memory(self) -> Iterator[None]:
@@ -194,12 +195,12 @@ class FMICLTrainer(Trainer):
         """The loss of one batch. accelerate's autocast covers the model's forward only; the loss is float32."""
         text_ids = inputs.pop("text_ids", None)
         embeddings = self.embed(model, inputs)
-        loss = self.loss_of(embeddings, text_ids)
+        loss = self.loss_of(embeddings.unbind(1), text_ids)
         return (loss, {"embeddings": embeddings}) if return_outputs else loss
 
-    def loss_of(self, embeddings: Tensor, text_ids: Tensor | None) -> Tensor:
-        """The loss of embeddings [B, V, D], checked, its parts recorded for the log."""
-        x, y, *others = embeddings.unbind(1)
+    def loss_of(self, views: Sequence[Tensor], text_ids: Tensor | None) -> Tensor:
+        """The loss of V views, embeddings [B, D] each, checked, its parts recorded for the log."""
+        x, y, *others = views
         terms = self.loss.terms(x, y, others[0] if others else None, text_ids)
         self.check_finite(terms.loss)
         self.check_views(x, y)

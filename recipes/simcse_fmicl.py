@@ -25,8 +25,8 @@ from fmicl_text.run import (
     data_facts,
     save_run,
 )
-from fmicl_text.text.collator import TextViewCollator
 from fmicl_text.text.data import load_training_text
+from fmicl_text.text.tokens import training_rows
 from fmicl_text.trainer import FMICLTrainer
 
 
@@ -39,28 +39,30 @@ def main() -> None:
     checkpoint = checkpoint_to_resume(args)
 
     set_seed(args.seed)
-    data = load_training_text(
-        data_args.train_file,
-        data_args.dataset_name,
-        data_args.dataset_config,
-        data_args.dataset_split,
-        data_args.text_column,
-        data_args.streaming,
-        data_args.max_train_samples,
-        shuffle_seed=args.seed,
-    )
-    facts = data_facts(data)
-    say("Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    pairs = load_pairs(data_args.sts_dev_file) if data_args.sts_dev_file else load_stsb("dev")
     encoder = build_text_encoder(
         str(model_args.model_name_or_path), model_args.model_revision, model_args.pooling, model_args.dropout
     )
+    with args.main_process_first(desc="reading the training text"):  # the others find it in the cache
+        data = load_training_text(
+            data_args.train_file,
+            data_args.dataset_name,
+            data_args.dataset_config,
+            data_args.dataset_split,
+            data_args.text_column,
+            data_args.streaming,
+            data_args.max_train_samples,
+            shuffle_seed=args.seed,
+        )
+        rows, collator = training_rows(data, encoder.tokenizer, data_args.max_seq_length, data_args.tokenize_once)
+    facts = data_facts(data)
+    say("Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+    pairs = load_pairs(data_args.sts_dev_file) if data_args.sts_dev_file else load_stsb("dev")
     patience = args.early_stopping_patience
     trainer = FMICLTrainer(
         model=ContrastiveModel(encoder, model_args.head),
         args=args,
-        train_dataset=data.dataset,
-        data_collator=TextViewCollator(encoder.tokenizer, data.columns, data_args.max_seq_length),
+        train_dataset=rows,
+        data_collator=collator,
         evaluator=STSEvaluator(pairs, progress=not args.disable_tqdm),
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
     )

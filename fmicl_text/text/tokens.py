@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
-from fmicl_text.text.collator import check_max_seq_length, text_id
+from fmicl_text.text.collator import TextViewCollator, TokenCollator, check_max_seq_length, text_id
+from fmicl_text.text.data import TextData
 
 # Raise it when the rows change, so that files of older code are not found.
 _FORMAT = 1
@@ -33,17 +34,17 @@ def tokenise_once(
     Args:
         dataset: such as `load_training_text` gives.
         tokenizer: The encoder's.
-        columns: The V text columns, in the order of the views.
+        columns: The C text columns, in the order of the views.
         max_seq_length: Longer texts are cut to this many tokens.
 
     Raises:
         InputError: max_seq_length is beyond what the model can read.
 
     The columns of the result:
-        input_ids: V lists of int32.
-        token_type_ids: V lists of int8, where the tokenizer gives them. There is no attention_mask, padding makes it.
-        text_ids: V int64, `collator.text_id` of each text.
-        length: int32, the most tokens that one of the V texts has.
+        input_ids: C lists of int32.
+        token_type_ids: C lists of int8, where the tokenizer gives them. There is no attention_mask, padding makes it.
+        text_ids: C int64, `collator.text_id` of each text.
+        length: int32, the most tokens that one of the C texts has.
     """
     check_max_seq_length(tokenizer, max_seq_length)
     tokenise = partial(_tokenise, tokenizer=tokenizer, columns=list(columns), max_seq_length=max_seq_length)
@@ -80,3 +81,13 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
         rules = tokenizer.get_vocab(), tokenizer.init_kwargs
     options = tokenizer.model_input_names, tokenizer.truncation_side, tokenizer.split_special_tokens
     return [type(tokenizer).__qualname__, *options, rules]
+
+
+def training_rows(
+    data: TextData, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, tokenize_once: bool
+) -> tuple[Any, TextViewCollator | TokenCollator]:
+    """What the trainer reads, and its collator: tokens where the text can be tokenised before training, else the text,
+    tokenised batch by batch."""
+    if tokenize_once and isinstance(data.dataset, datasets.Dataset):
+        return tokenise_once(data.dataset, tokenizer, data.columns, max_seq_length), TokenCollator(tokenizer)
+    return data.dataset, TextViewCollator(tokenizer, data.columns, max_seq_length)

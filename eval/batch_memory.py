@@ -1,0 +1,65 @@
+"""Peak memory of one training step against batch size, at a fixed mini-batch.
+
+    python eval/batch_memory.py                                 # batches of 256, 1024, 8192; about 3 minutes on 2 cores
+
+Each batch size trains one step of the package's encoder on its sentences (repeated where they do not fill a batch)
+with --mini_batch_size, and states what the step needs at its peak beyond what is held before: on a CPU resident
+memory, on a GPU allocated memory. Embeddings and their gradients are what has to grow with the batch.
+"""
+
+import argparse
+import tempfile
+from functools import partial
+
+import torch
+
+from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
+from fmicl_text.errors import one_line_errors
+from fmicl_text.evaluation.benchmark import MIB, peak_extra_mib
+from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
+from fmicl_text.quickstart import ENCODER, SENTENCES
+from fmicl_text.text.collator import TokenCollator
+from fmicl_text.text.data import load_training_text
+from fmicl_text.text.tokens import tokenise_once
+
+
+def one_step(folder: str, model: ContrastiveModel, batch: int, mini_batch: int, progress: bool) -> None:
+    encoder = model.encoder
+    rows = tokenise_once(load_training_text(train_file=str(SENTENCES)).dataset, encoder.tokenizer, ["text"], 32)
+    args = FMICLTrainingArguments(
+        folder, alpha=4096.0, per_device_train_batch_size=batch, mini_batch_size=mini_batch, max_steps=1,
+        eval_strategy="no", save_strategy="no", load_best_model_at_end=False, disable_tqdm=not progress,
+        report_to="none", use_cpu=not torch.cuda.is_available(),
+    )  # fmt: skip
+    rows = rows.select([i % len(rows) for i in range(max(batch, len(rows)))])
+    FMICLTrainer(model, args, rows, TokenCollator(encoder.tokenizer)).train()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024, 8192])
+    parser.add_argument("--mini_batch_size", type=int, default=64)
+    parser.add_argument("--output", help="JSON of every measurement")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = ContrastiveModel(build_text_encoder(str(ENCODER), pooling="mean")).to(device)
+    width = model.encoder.get_embedding_dimension()
+    table = []
+    with tempfile.TemporaryDirectory() as folder:
+        step = partial(one_step, folder, model, mini_batch=args.mini_batch_size, progress=False)
+        step(batch=args.mini_batch_size)  # what is allocated once
+        for batch in sorted(args.batches):
+            peak = peak_extra_mib(partial(step, batch=batch), device)
+            embeddings = 2 * 2 * batch * width * 4 / MIB  # two views and their gradients, float32
+            table.append({"batch": batch, "peak MiB": peak, "embeddings MiB": embeddings, "beyond": peak - embeddings})
+            row = table[-1] | {"beyond, of the first": (peak - embeddings) / table[0]["beyond"]}
+            table[-1] = row
+            print(markdown_table([row]), flush=True)
+    if args.output:
+        machine = {"device": str(device), "threads": torch.get_num_threads(), "versions": library_versions()}
+        write_json(args.output, {"settings": vars(args), **machine, "table": table})
+
+
+if __name__ == "__main__":
+    with one_line_errors("batch_memory.py"):
+        main()

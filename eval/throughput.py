@@ -1,0 +1,143 @@
+"""Training steps of this package's trainer beside sentence-transformers' own: sentences and tokens per second.
+
+    python eval/throughput.py                                        # the package's encoder and sentences, float32
+    python eval/throughput.py --precision bf16 --model MODEL --train_file SENTENCES.txt.gz --output throughput.json
+
+Both train the same encoder on dropout positives of the same sentences, with the same batch, length, pooling,
+precision and optimizer: `SentenceTransformerTrainer` with MultipleNegativesRankingLoss on the column given twice, and
+`FMICLTrainer` with f-MICL, as the recipe runs it, and with the options named. They take turns, so that what disturbs
+the machine disturbs all; the ratio is the median over rounds. Tokens are those of the sentences, padding not counted.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
+from fmicl_text.errors import one_line_errors
+from fmicl_text.evaluation.benchmark import median_ratio, wait_for
+from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
+from fmicl_text.quickstart import ENCODER, SENTENCES
+from fmicl_text.text.collator import TokenCollator
+from fmicl_text.text.data import load_training_text
+from fmicl_text.text.tokens import tokenise_once
+
+PEER = "SentenceTransformerTrainer"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "FMICLTrainer": {},
+    "FMICLTrainer, group_by_length": {"train_sampling_strategy": "group_by_length"},
+    "FMICLTrainer, torch_compile": {"torch_compile": True},
+}
+
+
+class Clock(TrainerCallback):
+    """Seconds and tokens of the steps after the warm-up."""
+
+    def __init__(self, transformer: torch.nn.Module, device: torch.device, warmup: int) -> None:
+        self.device, self.warmup, self.start, self.seconds = device, warmup, 0.0, 0.0
+        self.tokens: Any = 0
+        transformer.register_forward_pre_hook(self.count)
+
+    def count(self, module: torch.nn.Module, inputs: Any) -> None:
+        self.tokens += inputs[0]["attention_mask"].sum()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.warmup:
+            wait_for(self.device)
+            self.tokens, self.start = 0, time.perf_counter()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        wait_for(self.device)
+        self.seconds = time.perf_counter() - self.start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ENCODER), help="folder or Hub name")
+    parser.add_argument("--pooling", default="mean")
+    parser.add_argument("--train_file", default=str(SENTENCES))
+    parser.add_argument("--max_train_samples", type=int, default=20_000)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--max_seq_length", type=int, default=32)
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
+    parser.add_argument("--steps", type=int, default=20, help="per turn, after --warmup")
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--options", nargs="*", default=list(OPTIONS)[:2], choices=list(OPTIONS))
+    parser.add_argument("--output", help="JSON of every measurement")
+    args = parser.parse_args()
+    cpu = not torch.cuda.is_available()
+    text = load_training_text(train_file=args.train_file, max_train_samples=args.max_train_samples)
+    rows: Dataset = text.dataset
+    column = text.columns[0]
+    shared = {
+        "per_device_train_batch_size": args.batch_size, "max_steps": args.steps + args.warmup, "learning_rate": 3e-5,
+        "save_strategy": "no", "logging_steps": 10**6, "disable_tqdm": True, "use_cpu": cpu, "report_to": "none",
+        "bf16": args.precision == "bf16", "fp16": args.precision == "fp16", "dataloader_pin_memory": not cpu,
+    }  # fmt: skip
+
+    def ours(**options: Any) -> Callable[[str], Clock]:
+        def run(folder: str) -> Clock:
+            encoder = build_text_encoder(args.model, pooling=args.pooling)
+            settings = FMICLTrainingArguments(
+                folder, eval_strategy="no", load_best_model_at_end=False, **shared, **options
+            )
+            tokens = tokenise_once(rows, encoder.tokenizer, [column], args.max_seq_length)
+            trainer = FMICLTrainer(ContrastiveModel(encoder), settings, tokens, TokenCollator(encoder.tokenizer))
+            return timed(trainer, encoder, settings)
+
+        return run
+
+    def peer(folder: str) -> Clock:
+        encoder = build_text_encoder(args.model, pooling=args.pooling)
+        encoder.max_seq_length = args.max_seq_length
+        settings = SentenceTransformerTrainingArguments(folder, **shared)
+        twice = Dataset.from_dict({"anchor": rows[column], "positive": rows[column]})
+        loss = MultipleNegativesRankingLoss(encoder)
+        return timed(SentenceTransformerTrainer(encoder, settings, twice, loss=loss), encoder, settings)
+
+    def timed(trainer: Any, encoder: Any, settings: Any) -> Clock:
+        clock = Clock(encoder[0], settings.device, args.warmup)
+        trainer.add_callback(clock)
+        trainer.train()
+        return clock
+
+    contestants = {PEER: peer} | {name: ours(**OPTIONS[name]) for name in args.options}
+    seconds_per_token: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds_per_step: dict[str, list[float]] = {name: [] for name in contestants}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in tqdm(range(args.rounds), desc="rounds"):
+            for name, run in contestants.items():
+                clock = run(folder)
+                seconds_per_token[name].append(clock.seconds / float(clock.tokens))
+                seconds_per_step[name].append(clock.seconds / args.steps)
+    table = [
+        {
+            "trainer": name,
+            "ms/step": 1000 * statistics.median(seconds_per_step[name]),
+            "sentences/s": args.batch_size / statistics.median(seconds_per_step[name]),
+            "tokens/s": 1 / statistics.median(seconds_per_token[name]),
+            f"tokens/s over {PEER}'s": median_ratio(seconds_per_token[PEER], seconds_per_token[name]),
+        }
+        for name in contestants
+    ]
+    print(markdown_table(table))
+    if args.output:
+        machine = {"device": str(clock.device), "threads": torch.get_num_threads(), "versions": library_versions()}
+        measured = {"seconds_per_token": seconds_per_token, "seconds_per_step": seconds_per_step}
+        write_json(args.output, {"settings": vars(args), **machine, "table": table, **measured})
+
+
+if __name__ == "__main__":
+    with one_line_errors("throughput.py"):
+        main()
