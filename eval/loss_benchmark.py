@@ -72,7 +72,7 @@ def contestants(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Cal
         "blockwise": gradients(blockwise),
         "plain": gradients(lambda a, b: plain_terms(a, b, None, None, False).loss),
         "pdist": gradients(pdist),
-        "MNRL": gradients(lambda a, b: ranking.compute_loss_from_embeddings([a, b], None)),
+        "MNRL": gradients(lambda a, b: ranking.compute_loss_from_embeddings([a, b], x)),
         "cached MNRL": cached_ranking,
         "floor": floor,
     }

@@ -83,8 +83,11 @@ class ContrastiveLoss(nn.Module):
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """Constructor arguments, the divergence by name; what settings files and model cards record."""
-        values = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        """Constructor arguments that say what is minimised, the divergence by name; what settings files and model cards
+        record."""
+        values = {
+            name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "block_size"
+        }
         if self.similarity == "cosine":
             del values["gamma"]
         return {name: value.name if isinstance(value, FDivergence) else value for name, value in values.items()}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
@@ -153,7 +153,9 @@ class FMICLTrainer(Trainer):
         columns = {name: value.split(self.args.mini_batch_size) for name, value in inputs.items()}
         mini_batches = [dict(zip(columns, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
         with torch.no_grad():
-            embeddings = torch.cat([self.embed_again(model, mini_batch, k) for k, mini_batch in enumerate(mini_batches)])
+            embeddings = torch.cat(
+                [self.embed_again(model, mini_batch, k) for k, mini_batch in enumerate(mini_batches)]
+            )
         views = [view.requires_grad_() for view in embeddings.unbind(1)]
         loss = self.loss_of(views, text_ids) / self.current_gradient_accumulation_steps
         gradients = zip(*(g.split(self.args.mini_batch_size) for g in torch.autograd.grad(loss, views)), strict=True)
@@ -279,7 +281,10 @@ class FMICLTrainer(Trainer):
         Raises:
             InputError: --metric_for_best_model is none of them.
         """
-        metrics = {f"{prefix}_{name}": value for name, value in self.evaluator(self.model.encoder).items()}
+        measured = self.evaluator(self.model.encoder)
+        if self.args.world_size > 1:  # early stopping and the choice of a checkpoint must not differ by a last digit
+            (measured,) = broadcast_object_list([measured])
+        metrics = {f"{prefix}_{name}": value for name, value in measured.items()}
         wanted = str(self.args.metric_for_best_model).removeprefix("eval_")
         if self.args.metric_for_best_model and f"{prefix}_{wanted}" not in metrics:
             known = ", ".join(name.removeprefix(f"{prefix}_") for name in metrics)

@@ -94,6 +94,8 @@ class FMICLTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns at every DataLoader otherwise
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            self.accelerator_config.dispatch_batches = False  # it joins streamed batches, which differ in padding
         self.check_ranges()
         with warnings.catch_warnings(action="ignore"):  # the trainer's own call warns
             self.build_loss()

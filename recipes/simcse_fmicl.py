@@ -63,7 +63,7 @@ def main() -> None:
         args=args,
         train_dataset=rows,
         data_collator=collator,
-        evaluator=STSEvaluator(pairs, progress=not args.disable_tqdm),
+        evaluator=STSEvaluator(pairs, progress=args.process_index == 0 and not args.disable_tqdm),
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
     )
     before = trainer.score()

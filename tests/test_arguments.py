@@ -31,6 +31,7 @@ def test_defaults_with_a_model_are_the_papers():
         "alpha": 409600.0,
         "negatives": "same_view",
         "similarity": "gaussian",
+        "global_batch": "gather",
     }
     assert args.metric_for_best_model == "sts_spearman" and args.load_best_model_at_end
 
@@ -103,7 +104,6 @@ def test_baselines_resolve_too(objective, tmp_path):
             "--activation_checkpointing True is not possible here",
         ),
         (["--logging_nan_inf_filter", "True"], "--logging_nan_inf_filter True is not possible here: it must be False"),
-        (["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy group_by_length is not possible"),
         (["--push_to_hub", "True"], "--push_to_hub True is not possible here: it must be False"),
         (
             ["--overwrite_output_dir", "True", "--resume_from_checkpoint", "True"],
@@ -141,3 +141,25 @@ def test_a_bad_file_is_named(tmp_path, content, message):
     with pytest.raises(InputError) as error:
         parse_args(["--config", str(config)])
     assert str(error.value).startswith(f"--config {config}: {message}")
+
+
+def test_length_grouping_needs_lengths():
+    grouped = [*MODEL, "--train_sampling_strategy", "group_by_length"]
+    assert parse_args(grouped)[1].tokenize_once
+    for wrong in (["--tokenize_once", "False"], ["--streaming", "True", "--max_steps", "5"]):
+        with pytest.raises(InputError, match="group_by_length needs lengths before training: --streaming False"):
+            parse_args([*grouped, *wrong])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mini_batch_size", "65"], "--mini_batch_size must be from 1 to the batch of 64, got 65"),
+        (["--block_size", "0"], "--block_size must be from 1 to the batch of 64, got 0"),
+        (["--global_batch", "all"], "argument --global_batch.*: invalid choice: 'all'"),
+        (["--objective", "infonce", "--global_batch", "ring"], "global_batch must be one of none, gather; got 'ring'"),
+    ],
+)
+def test_sizes_and_strategies_are_named(flags, message):
+    with pytest.raises(InputError, match=message):
+        parse_args([*MODEL, *flags])

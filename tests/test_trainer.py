@@ -11,7 +11,8 @@ from sentence_transformers import SentenceTransformer
 
 from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, InputError, build_text_encoder
 from fmicl_text.evaluation.evaluator import STSEvaluator
-from fmicl_text.text.collator import TextViewCollator
+from fmicl_text.text.collator import TextViewCollator, TokenCollator
+from fmicl_text.text.tokens import tokenise_once
 from fmicl_text.trainer import NonFiniteError
 from tests.conftest import sentences
 
@@ -267,3 +268,72 @@ def test_an_evaluator_is_asked_for(bert_folder, tmp_path):
         make_trainer(bert_folder, tmp_path, eval_strategy="steps")
     with pytest.raises(ValueError, match="pass evaluator= to the trainer"):
         make_trainer(bert_folder, tmp_path).evaluate()
+
+
+def test_length_grouped_batches_are_the_same_in_every_epoch_that_is_repeated(bert_folder, tmp_path):
+    """Batches hold like lengths; the order differs between epochs, and is a function of seed and epoch alone."""
+    encoder = build_text_encoder(bert_folder)
+    rows = tokenise_once(Dataset.from_dict({"text": sentences(400)}), encoder.tokenizer, ["text"], 32)
+    lengths = rows["length"][:]
+
+    def batches(sampler):
+        order = list(sampler)
+        assert sorted(order) == list(range(400))
+        return [order[i : i + 8] for i in range(0, 400, 8)]
+
+    def spread(some):
+        return sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in some) / len(some)
+
+    trainer = make_trainer(bert_folder, tmp_path, dataset=rows, train_sampling_strategy="group_by_length")
+    sampler = trainer._get_train_sampler()
+    first = batches(sampler)
+    plain = [list(range(i, i + 8)) for i in range(0, 400, 8)]
+    assert spread(first) < spread(plain) / 3
+    sampler.set_epoch(1)
+    second = batches(sampler)
+    assert first != second
+    torch.manual_seed(99)
+    again = make_trainer(
+        bert_folder, tmp_path, dataset=rows, train_sampling_strategy="group_by_length"
+    )._get_train_sampler()
+    again.set_epoch(1)
+    assert batches(again) == second
+
+
+def test_length_grouping_trains_and_resumes_in_its_second_epoch(bert_folder, tmp_path):
+    encoder = build_text_encoder(bert_folder)
+    rows = tokenise_once(Dataset.from_dict({"text": sentences(40)}), encoder.tokenizer, ["text"], 32)
+    settings = {
+        "max_steps": 10,
+        "save_strategy": "steps",
+        "save_steps": 7,
+        "train_sampling_strategy": "group_by_length",
+    }
+    runs = []
+    for name in ("whole", "resumed"):
+        trainer = make_trainer(bert_folder, tmp_path / name, dataset=rows, **settings)
+        trainer.data_collator = TokenCollator(encoder.tokenizer)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7") if runs else None)
+        runs.append(weights(trainer))
+    assert same(*runs)
+
+
+def test_length_grouping_of_text_is_refused(bert_folder, tmp_path):
+    with pytest.raises(InputError, match="group_by_length needs text tokenised before training"):
+        make_trainer(bert_folder, tmp_path, train_sampling_strategy="group_by_length").train()
+
+
+def test_whole_weights_from_an_engine_are_what_is_saved(bert_folder, tmp_path):
+    """With sharded parameters the module's own are not what is to be written."""
+    trainer = make_trainer(bert_folder, tmp_path, head="simcse")
+    whole = {
+        name: weight + 1 if weight.is_floating_point() else weight
+        for name, weight in trainer.model.state_dict().items()
+    }
+    trainer._save(str(tmp_path / "checkpoint-1"), state_dict=whole)
+    other = ContrastiveModel(build_text_encoder(bert_folder), head="simcse")
+    other.load_checkpoint(str(tmp_path / "checkpoint-1"))
+    assert all(torch.equal(weight, whole[name]) for name, weight in other.state_dict().items())
+    trainer.save_model(str(tmp_path / "own"))
+    own = build_text_encoder(str(tmp_path / "own")).state_dict()
+    assert all(torch.equal(weight, own[name]) for name, weight in trainer.model.encoder.state_dict().items())

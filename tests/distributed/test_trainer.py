@@ -35,10 +35,11 @@ class Gradients(TrainerCallback):
         self.steps.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone())
 
 
-def run_trainer(folder, output_dir, rows=16, dtype=torch.float32, **settings):
+def run_trainer(folder, output_dir, rows=16, dtype=torch.float32, streaming=False, **settings):
     """Gradients of every step, weights after the last and the logged losses of one run of plain SGD."""
+    dataset = pairs(rows).to_iterable_dataset() if streaming else pairs(rows)
     trainer = make_trainer(
-        folder, output_dir, columns=COLUMNS, dataset=pairs(rows), optim="sgd", learning_rate=0.1, max_grad_norm=0.0,
+        folder, output_dir, columns=COLUMNS, dataset=dataset, optim="sgd", learning_rate=0.1, max_grad_norm=0.0,
         lr_scheduler_type="constant", train_sampling_strategy="sequential", **({"max_steps": 1} | settings),
     )  # fmt: skip
     trainer.model.to(dtype)
@@ -147,3 +148,21 @@ def test_one_exchange_of_gradients_per_step(no_dropout_folder, tmp_path, accumul
     settings = {"mini_batch_size": 2, "gradient_accumulation_steps": accumulation}
     for calls in run_trainers(2, no_dropout_folder, tmp_path, function=gradient_exchanges, **settings):
         assert calls and len(calls) == len(set(calls))
+
+
+def test_streamed_text_is_the_same_batch(no_dropout_folder, tmp_path):
+    """Batches of different padding on the two processes included."""
+    settings = {"max_steps": 4, "rows": 64, "dtype": torch.float64}
+    one = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16, **settings)
+    for two in run_trainers(2, no_dropout_folder, tmp_path, streaming=True, **settings):
+        assert all(error(a, b) < 1e-11 for a, b in zip(two[0], one[0], strict=True))
+
+
+def scored(folder, output_dir):
+    trainer = make_trainer(folder, output_dir, evaluate=True)
+    trainer.evaluator = lambda encoder: {"sts_spearman": float(os.environ["RANK"])}
+    return trainer.score()
+
+
+def test_the_score_of_the_first_process_counts(bert_folder, tmp_path):
+    assert run_trainers(2, bert_folder, tmp_path, function=scored) == [{"eval_sts_spearman": 0.0}] * 2

@@ -1,0 +1,85 @@
+"""What only GPUs can prove: NCCL, sharding by FSDP and DeepSpeed in the trainer, fp16, the loss on CUDA."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmicl_text import FMICLLoss
+from tests.conftest import sentences
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+
+TRAIN = """
+import sys
+import torch
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from torch.distributed.tensor import DTensor
+from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
+from fmicl_text.text.collator import TextViewCollator
+
+engine, folder, text, output = sys.argv[1:]
+encoder = build_text_encoder(folder, pooling="mean")
+args = FMICLTrainingArguments(output, per_device_train_batch_size=8, gamma=2.0, alpha=4.0, max_steps=2, bf16=True,
+                              eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+rows = Dataset.from_dict({"text": open(text).read().splitlines()})
+trainer = FMICLTrainer(ContrastiveModel(encoder), args, rows, TextViewCollator(encoder.tokenizer, ["text"]))
+trainer.train()
+assert trainer.accelerator.distributed_type == DistributedType[engine], trainer.accelerator.distributed_type
+assert torch.distributed.get_backend() == "nccl" and args.world_size == 2
+if engine == "FSDP":
+    parameters = list(trainer.model_wrapped.parameters())
+    assert all(isinstance(p, DTensor) for p in parameters)
+    assert sum(p.to_local().numel() for p in parameters) < sum(p.numel() for p in parameters)
+if engine == "DEEPSPEED":
+    held = sum(p.numel() for group in trainer.optimizer.optimizer.param_groups for p in group["params"])
+    assert held < sum(p.numel() for p in trainer.model.parameters())
+trainer.save_model(output)
+if args.process_index == 0:
+    assert build_text_encoder(output).encode(["a dog runs"]).shape == (1, 32)
+"""
+
+
+@several
+@pytest.mark.parametrize("config", ["multi_gpu", "fsdp", "deepspeed_zero2"])
+def test_the_engine_trains_and_shards(tmp_path, bert_folder, config):
+    if config == "deepspeed_zero2" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed")
+    engine = {"multi_gpu": "MULTI_GPU", "fsdp": "FSDP", "deepspeed_zero2": "DEEPSPEED"}[config]
+    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "text.txt").write_text("\n".join(sentences(64)))
+    file = ROOT / "recipes" / "accelerate" / f"{config}.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file)]
+    command += ["--num_processes", "2", str(tmp_path / "train.py"), engine, bert_folder]
+    done = subprocess.run(
+        [*command, str(tmp_path / "text.txt"), str(tmp_path / "out")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block_size", [None, 100])
+def test_the_loss_on_cuda_is_that_of_the_cpu(block_size):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(700, 64, generator=generator, dtype=torch.float64) for _ in range(2))
+    loss = FMICLLoss("js", 1.0, 40.0, block_size=block_size)
+    gradients = []
+    for device in ("cpu", "cuda"):
+        a, b = (rows.to(device).requires_grad_() for rows in (x, y))
+        gradients.append(torch.cat(torch.autograd.grad(loss(a, b), (a, b))).cpu())
+    assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 1e-12
+
+
+def test_memory_of_the_loss_on_cuda_is_linear():
+    x, y = (torch.randn(16384, 64, device="cuda", requires_grad=True) for _ in range(2))
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    FMICLLoss(block_size=1024)(x, y).backward()
+    assert torch.cuda.max_memory_allocated() - held < 16384**2 * 4 / 8
