@@ -123,11 +123,10 @@ class PairSums:
                     column_gradient[j].addmm_(slope.T, rows[i], alpha=weight)
 
     def sum_and_count(self) -> Tensor:
-        """Sum of `pair` over the pairs added, and their number; [2]. In float64, for float32 would lose digits of 10^9
-        terms (Apple's GPUs have nothing wider)."""
-        dtype = torch.float32 if self.sums[0].device.type == "mps" else torch.float64
-        counts = torch.stack([torch.as_tensor(count, device=self.sums[0].device) for count in self.counts])
-        return torch.stack([torch.stack(self.sums).sum(dtype=dtype), counts.sum(dtype=dtype)])
+        """Sum of `pair` over the pairs added, and their number; [2]."""
+        sums = torch.stack(self.sums)
+        counts = torch.stack([torch.as_tensor(count, device=sums.device) for count in self.counts])
+        return torch.stack([sums.sum(), counts.sum().to(sums.dtype)])
 
 
 def add_all_pairs(
@@ -179,14 +178,14 @@ def value_and_gradients(
     with torch.enable_grad():
         mean = (pair_sum / count).requires_grad_()
         negative = plan.objective.outer(mean)
-    slope = (torch.autograd.grad(negative, mean)[0] / count * factor).to(units["x"].dtype)
+    slope = torch.autograd.grad(negative, mean)[0] / count * factor
 
     gradients.setdefault("y", units["y"])  # in same_view: a block is read before it is written
     scores = []
     for i in blocks(len(raw["x"]), plan.block_size):
         with torch.enable_grad():
             x, y = (units[view][i].detach().requires_grad_() for view in ("x", "y"))
-            scores.append(plan.objective.score(plan.similarity.paired(x, y, plan.gamma)).sum(dtype=pair_sum.dtype))
+            scores.append(plan.objective.score(plan.similarity.paired(x, y, plan.gamma)).sum())
         attraction = dict(zip(("x", "y"), torch.autograd.grad(scores[-1], (x, y)), strict=True))
         for name, gradient in gradients.items():
             part = gradient[i].mul(slope) if name in paired else torch.zeros_like(gradient[i])
@@ -194,8 +193,7 @@ def value_and_gradients(
                 part.sub_(attraction[name], alpha=factor / total_rows)
             gradient[i] = gradient_of_rows(raw[name][i], units[name][i], part)
     score = sum_over_ranks(torch.stack(scores).detach().sum(), counts)
-    terms = Terms(-score / total_rows, negative.detach())
-    return Terms(*(term.to(units["x"].dtype) for term in terms)), gradients
+    return Terms(-score / total_rows, negative.detach()), gradients
 
 
 class OnePass(torch.autograd.Function):

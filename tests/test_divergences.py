@@ -7,6 +7,7 @@ from fmicl_text.divergences import (
     DIVERGENCES,
     FDivergence,
     convex_conjugate,
+    expm1,
     pearson,
     tsallis,
     uniformity_holds,
@@ -185,3 +186,11 @@ def test_convex_conjugate_against_closed_forms(name):
 def test_convex_conjugate_is_infinite_beyond_the_range_of_the_slope():
     assert convex_conjugate(DIVERGENCES["js"], torch.tensor([0.7])).item() == float("inf")
     assert convex_conjugate(DIVERGENCES["sh"], torch.tensor([1.0])).item() == float("inf")
+
+
+def test_expm1_can_be_differentiated_twice():
+    r = torch.linspace(-60, 2, 50, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(expm1(r).sum(), r, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), r)
+    torch.testing.assert_close(first, r.exp())
+    torch.testing.assert_close(second, r.exp())

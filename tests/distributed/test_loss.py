@@ -58,6 +58,8 @@ def error(measured, exact):
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
 def test_every_divergence_equals_one_process(split, dtype, strategy):
     tensors = material(sum(split), dtype)
+    if strategy == "gather":  # no text is known to be another's
+        tensors = (*tensors[:3], None)
     cases = [(name, negatives) for name in DIVERGENCES for negatives in NEGATIVES]
     spread = [FMICLLoss(name, 1.0, 4.0, negatives, global_batch=strategy) for name, negatives in cases]
     for case, (terms, gradient) in zip(cases, on_all_ranks(split, spread, tensors), strict=True):

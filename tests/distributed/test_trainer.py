@@ -22,7 +22,12 @@ COLUMNS = ("sent0", "sent1")
 
 
 def pairs(count):
-    return Dataset.from_dict({"sent0": sentences(count, seed=1), "sent1": sentences(count, seed=2)})
+    """Every other eight are short, so that two processes' batches of 8 differ in padding."""
+
+    def texts(seed):
+        return [" ".join(t.split()[: 3 if i // 8 % 2 else None]) for i, t in enumerate(sentences(count, seed))]
+
+    return Dataset.from_dict({"sent0": texts(1), "sent1": texts(2)})
 
 
 class Gradients(TrainerCallback):
@@ -80,7 +85,7 @@ def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, dtype):
     for strategy in ("gather", "ring"):
         for two in run_trainers(2, no_dropout_folder, tmp_path, global_batch=strategy, **settings):
             bar = 1e-6 if dtype == torch.float32 else 1e-12
-            assert all(error(a, b) < 5 * bar for a, b in zip(two[0], one[0], strict=True))
+            assert all(error(a, b) < 30 * bar for a, b in zip(two[0], one[0], strict=True))
             assert error(two[0][0], one[0][0]) < bar
             assert max((two[1][n] - one[1][n]).abs().max() for n in one[1]) < 1e-6
             assert two[2] == pytest.approx(one[2], rel=1e-5)
