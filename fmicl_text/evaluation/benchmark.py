@@ -75,17 +75,17 @@ def resident_mib(field: str) -> float:
 
 
 def plot_scaling(rows: Sequence[Mapping[str, object]], path: str | Path, title: str) -> None:
-    """Seconds and peak memory against N on logarithmic axes, one line per contestant.
+    """Time and peak memory against N on logarithmic axes, one line per contestant.
 
     Args:
-        rows: {contestant, N, seconds, peak MiB}; a value that is None has no point.
+        rows: {contestant, N, ms, peak MiB}; a value that is None has no point.
         path: Where to write the PNG.
         title: What was run.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axis, (key, label) in zip(
         figure.subplots(1, 2),
-        {"seconds": "seconds, forward + backward", "peak MiB": "extra memory, MiB"}.items(),
+        {"ms": "milliseconds, forward + backward", "peak MiB": "extra memory, MiB"}.items(),
         strict=True,
     ):
         for name in dict.fromkeys(row["contestant"] for row in rows):
