@@ -18,7 +18,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from fmicl_text.errors import InputError
 from fmicl_text.model import HEADS, POOLINGS
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
-from fmicl_text.training_args import FMICLTrainingArguments
+from fmicl_text.training_args import LENGTH_STRATEGIES, FMICLTrainingArguments
 
 PAPER_COMMAND = "accelerate launch recipes/simcse_fmicl.py --config recipes/configs/text/bert-base-kl.yaml"
 
@@ -103,10 +103,11 @@ def parse_args(
     fill_embedded(namespace)
     if namespace.streaming and namespace.max_steps <= 0:
         raise InputError(f"--streaming needs --max_steps (the length is not known), got {namespace.max_steps}")
-    if namespace.train_sampling_strategy == "group_by_length" and (namespace.streaming or not namespace.tokenize_once):
+    strategy = namespace.train_sampling_strategy
+    if strategy in LENGTH_STRATEGIES and (namespace.streaming or not namespace.tokenize_once):
         raise InputError(
-            "--train_sampling_strategy group_by_length needs lengths before training: --streaming False, "
-            "--tokenize_once True"
+            f"--train_sampling_strategy {strategy} needs lengths before training: "
+            "--streaming False, --tokenize_once True"
         )
     try:
         model_args, data_args, training_args = parser.parse_dict(vars(namespace))
@@ -143,9 +144,11 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: FMICLTr
         lines.append(f"Embedded default: the package's small BERT on {text}. The paper's run: {PAPER_COMMAND}")
     knobs = " ".join(f"{name}={value}" for name, value in args.build_loss().knobs.items())
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    batch = str(args.per_device_train_batch_size) + (f" x {args.world_size}" if args.world_size > 1 else "")
+    batch += f" in parts of {args.mini_batch_size}" if args.mini_batch_size else ""
     lines.append(
         f"{args.objective} {knobs} | pooling {model_args.pooling or 'as the model says, else cls'}, head "
-        f"{model_args.head}, learning rate {args.learning_rate:g}, batch {args.per_device_train_batch_size}, {length}, "
+        f"{model_args.head}, learning rate {args.learning_rate:g}, batch {batch}, {length}, "
         f"seed {args.seed} -> {args.output_dir}"
     )
     return "\n".join(lines)

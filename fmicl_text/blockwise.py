@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fmicl_text.distributed import gather_rows, own_rank, row_counts, rows_of_others, sum_over_ranks
 from fmicl_text.errors import InputError
@@ -38,7 +39,7 @@ class Plan:
 class Ids(NamedTuple):
     """Which texts the rows of one process are.
 
-    own [N, V] and hard [N, 1], equal where texts are equal. `*_recurs` [N], on the CPU: whether a text stands in
+    own [N, V] and hard [N, 0 or 1], equal where texts are equal. `*_recurs` [N], on the CPU: whether a text stands in
     another row too, so that pairs with it need a mask."""
 
     own: Tensor
@@ -62,7 +63,7 @@ def ids_of_ranks(own: Tensor, hard: Tensor, counts: list[int]) -> list[Ids]:
     table = torch.cat([torch.cat(owns), torch.cat(hards)], dim=1)
     _, inverse, occurrences = table.unique(return_inverse=True, return_counts=True)
     recurs = (occurrences[inverse] > 1).cpu()
-    own_recurs, hard_recurs = recurs[:, :-1].any(1).split(counts), recurs[:, -1].split(counts)
+    own_recurs, hard_recurs = (part.any(1).split(counts) for part in recurs.tensor_split([own.shape[1]], dim=1))
     return [Ids(*parts) for parts in zip(owns, hards, own_recurs, hard_recurs, strict=True)]
 
 
@@ -78,6 +79,14 @@ def pair_block(rows: Tensor, columns: Tensor, keep: Tensor | None, plan: Plan) -
         values = plan.objective.pair(similarities)
         total = (values if keep is None else torch.where(keep, values, 0)).sum()
     return total.detach(), torch.autograd.grad(total, similarities)[0]
+
+
+def positive_block(x: Tensor, y: Tensor, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of `score` over partners, unit rows [b, D], and its gradients in them."""
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    with torch.enable_grad():
+        total = plan.objective.score(plan.similarity.paired(x, y, plan.gamma)).sum()
+    return total.detach(), dict(zip(("x", "y"), torch.autograd.grad(total, (x, y)), strict=True))
 
 
 class PairSums:
@@ -159,7 +168,7 @@ def value_and_gradients(
         plan: Objective, similarity and block size.
         raw: x, y and, where there are any, hard: rows [N, D] of any scale.
         own: Text ids [N, V] of x and y.
-        hard: Text ids [N, 1] of hard.
+        hard: Text ids [N, 1] of hard, [N, 0] without.
 
     Raises:
         InputError: All texts are equal.
@@ -180,20 +189,17 @@ def value_and_gradients(
         negative = plan.objective.outer(mean)
     slope = torch.autograd.grad(negative, mean)[0] / count * factor
 
-    gradients.setdefault("y", units["y"])  # in same_view: a block is read before it is written
-    scores = []
+    gradients.setdefault("y", units["y"])  # in same_view no pair gives y one: its rows are overwritten as they are used
+    score = torch.zeros_like(pair_sum)
     for i in blocks(len(raw["x"]), plan.block_size):
-        with torch.enable_grad():
-            x, y = (units[view][i].detach().requires_grad_() for view in ("x", "y"))
-            scores.append(plan.objective.score(plan.similarity.paired(x, y, plan.gamma)).sum())
-        attraction = dict(zip(("x", "y"), torch.autograd.grad(scores[-1], (x, y)), strict=True))
+        total, attraction = positive_block(units["x"][i], units["y"][i], plan)
+        score += total
         for name, gradient in gradients.items():
             part = gradient[i].mul(slope) if name in paired else torch.zeros_like(gradient[i])
             if name in attraction:
                 part.sub_(attraction[name], alpha=factor / total_rows)
             gradient[i] = gradient_of_rows(raw[name][i], units[name][i], part)
-    score = sum_over_ranks(torch.stack(scores).detach().sum(), counts)
-    return Terms(-score / total_rows, negative.detach()), gradients
+    return Terms(-sum_over_ranks(score, counts) / total_rows, negative.detach()), gradients
 
 
 class OnePass(torch.autograd.Function):
@@ -204,12 +210,14 @@ class OnePass(torch.autograd.Function):
         ctx: Any, plan: Plan, own: Tensor, hard_ids: Tensor, x: Tensor, y: Tensor, hard: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         raw = {"x": x, "y": y} | ({} if hard is None else {"hard": hard})
-        terms, gradients = value_and_gradients(plan, raw, own, hard_ids)
+        with torch.inference_mode(False), torch.no_grad():  # gradients are taken within, whatever the caller's mode
+            terms, gradients = value_and_gradients(plan, raw, own, hard_ids)
         ctx.gradients = [gradients[name].to(tensor.dtype) for name, tensor in raw.items()]
         ctx.mark_non_differentiable(*terms)
         return terms.positive + terms.negative, *terms
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the gradient of a blockwise loss can be taken once")

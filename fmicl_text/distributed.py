@@ -33,7 +33,10 @@ def row_counts(rows: Tensor) -> list[int]:
     own = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(counts, own)
-    return torch.cat(counts).tolist()
+    numbers = torch.cat(counts).tolist()
+    if not all(numbers):
+        raise ValueError(f"every process needs at least one row, they have {numbers}")
+    return numbers
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> list[Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,21 @@ from fmicl_text.similarity import SIMILARITIES, unit_rows
 NEGATIVES = tuple(SUMMANDS)
 BLOCKWISE_FROM = 512  # rows from which one pass in blocks is faster (eval/loss_benchmark.py --sizes 256 512 1024)
 CPU_BLOCK, GPU_BLOCK = 512, 4096  # the few buffers of a block fit the L2 cache; a launch has enough to do
+
+
+@contextmanager
+def ieee_products() -> Iterator[None]:
+    """Matrix products of float32 in float32, though the encoder's may be in TF32 (or bfloat16 on a CPU): that would put
+    r off by up to 0.04 at gamma = 20."""
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 class LossTerms(NamedTuple):
@@ -53,7 +69,7 @@ class ContrastiveLoss(nn.Module):
         negatives: `same_view` pairs (x_i, x_j), `cross_view` pairs (x_i, y_j), or `both`; i != j.
         similarity: `gaussian` or `cosine`.
         block_size: Rows of a block of pairs, >= 1; memory is then linear in N. None takes the whole matrix for small
-            N and chooses blocks from N = 512 on.
+            N and chooses blocks from N = 512 on. The gradient of a loss in blocks can be taken once, and has none.
         global_batch: Under torch.distributed, `none` is a loss of this process's rows alone. `gather` and `ring` are
             the loss of all processes' rows (which may differ in number), the same value in each, with gradients times
             the number of processes because DDP and FSDP average them; every process must call it. `ring` holds the
@@ -122,12 +138,15 @@ class ContrastiveLoss(nn.Module):
         if x.ndim != 2 or x.shape != y.shape or (hard_negatives is not None and hard_negatives.shape != x.shape):
             shapes = [tuple(t.shape) for t in (x, y, hard_negatives) if t is not None]
             raise ValueError(f"x, y and hard_negatives must all be [N, D], got {shapes}")
-        if hard_negatives is not None and text_ids is not None and text_ids.shape[1] != 3:
-            raise ValueError(f"with hard_negatives text_ids must be [N, 3], got {list(text_ids.shape)}")
+        if text_ids is not None:
+            widths = (1, 2, 3) if hard_negatives is None else (3,)
+            if text_ids.ndim != 2 or len(text_ids) != len(x) or text_ids.shape[1] not in widths:
+                expected = "[N, 1 to 3]" if hard_negatives is None else "[N, 3] with hard_negatives"
+                raise ValueError(f"text_ids must be {expected}, N = {len(x)}, got {list(text_ids.shape)}")
         spread = self.global_batch != "none" and world_size() > 1
         if len(x) < 2 and not spread:
             raise ValueError(f"a batch needs at least 2 examples to have a negative, got {len(x)}")
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), ieee_products():
             objective = self.objective
             small = self.block_size is None and len(x) < BLOCKWISE_FROM
             if not isinstance(objective, PairObjective) or (small and not spread):
@@ -151,7 +170,7 @@ class ContrastiveLoss(nn.Module):
             columns = GatherWithGradient.apply(columns, counts)
         masks = [distinct(own, own_columns)] * len(views) + ([] if hard is None else [distinct(own, hard_columns)])
         keep = torch.cat(masks, dim=1)
-        if text_ids is not None and not keep.any():
+        if text_ids is not None and not sum_over_ranks(keep.sum(), counts):
             raise InputError(f"no negative pair in the batch: all {sum(counts)} texts are equal")
         paired, pairwise = SIMILARITIES[self.similarity].paired, SIMILARITIES[self.similarity].pairwise
         terms = self.objective(
@@ -166,10 +185,10 @@ class ContrastiveLoss(nn.Module):
 
 
 def ids_of_rows(x: Tensor, text_ids: Tensor | None, spread: bool) -> tuple[Tensor, Tensor]:
-    """Text ids [N, V] of the examples and [N, 1] of their hard negatives. Without text_ids no two are equal, in all
-    processes if the batch is spread over them."""
+    """Text ids [N, V] of the examples and [N, 0 or 1] of their hard negatives. Without text_ids no two are equal, in
+    all processes if the batch is spread over them."""
     if text_ids is not None:
-        return text_ids[:, :2], text_ids[:, -1:]
+        return text_ids[:, :2], text_ids[:, 2:]
     first = dist.get_rank() << 32 if spread else 0
     own = torch.arange(first, first + len(x), device=x.device)[:, None]
     return own, -1 - own
@@ -257,7 +276,7 @@ class AlignUniformLoss(ContrastiveLoss):
     """Alignment + uniformity (Wang & Isola, arXiv 2005.10242): mean ||x - y||^2 + alpha log mean e^{-gamma d^2}.
 
     Args:
-        gamma: Theirs is t = 2; finite, > 0.
+        gamma: Theirs is t = 2; > 0, at most 80.
         alpha: Weight of uniformity, finite, > 0.
         negatives, block_size, global_batch: As for `FMICLLoss`.
     """
@@ -272,6 +291,8 @@ class AlignUniformLoss(ContrastiveLoss):
     ) -> None:
         super().__init__(gamma, negatives, block_size=block_size, global_batch=global_batch)
         require_positive("alpha", alpha)
+        if gamma > 80:
+            raise ValueError(f"gamma of alignment + uniformity must be at most 80, got {gamma}")
         self.alpha = alpha
 
     @property

@@ -1,5 +1,5 @@
-"""Contrastive objectives as functions of similarities. All have one signature and return two terms; the loss to
-minimise is their sum.
+"""Contrastive objectives: functions of similarities that return two terms, whose sum is the loss to minimise. `infonce`
+is one; the others make one, a `PairObjective`, of their knobs.
 
     positive [N]       similarity of example i to its positive
     negative [N, M]    similarity of example i to each of M candidates
@@ -68,8 +68,8 @@ def align_uniform(*, gamma: float, alpha: float) -> PairObjective:
     """mean ||x - y||^2 + alpha log mean e^{-gamma ||x_i - x_j||^2}, Wang & Isola (arXiv 2005.10242).
 
     With alpha = 1/gamma it is gamma times smaller than KL's Donsker-Varadhan bound, sign reversed.
-    The exponent is moved to 2 gamma x_i.x_j, which is near 0 for embeddings that spread, so that float32 neither
-    loses small terms (r alone falls below -87 for gamma > 22) nor overflows (hence at most 60).
+    The exponent is moved to 2 gamma x_i.x_j, which is near 0 for embeddings that spread: r alone may fall below -87,
+    where float32 has no e^r, for gamma > 22. By at most 60, or e^r of 10^9 pairs that coincide would overflow.
     """
     shift = min(2 * gamma, 60.0)
     return PairObjective(lambda r: r / gamma, lambda r: torch.exp(r + shift), lambda mean: alpha * (mean.log() - shift))

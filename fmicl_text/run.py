@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import psutil
 import yaml
-from accelerate.commands.config import load_config_from_file
+from accelerate.commands.config import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -39,18 +40,33 @@ def check_processes(args: FMICLTrainingArguments) -> None:
 
 
 def launcher_processes(parents: list[psutil.Process]) -> int:
-    """--num_processes of the `accelerate launch` among the parent processes, or of its configuration file; 1 if
-    neither says. accelerate hands it on to nobody."""
+    """--num_processes of the `accelerate launch` among the parent processes, or of its configuration file, by default
+    that of `accelerate config`; 1 if none says. accelerate hands it on to nobody."""
     for parent in parents:
         try:
             command = parent.cmdline()
         except psutil.Error:
             continue
-        if "launch" in command and any("accelerate" in word for word in command[: command.index("launch")]):
-            asked, _ = launch_command_parser().parse_known_args(command[command.index("launch") + 1 :])
-            configured = load_config_from_file(asked.config_file).num_processes if asked.config_file else None
-            return asked.num_processes or configured or 1
+        arguments = launch_arguments(command)
+        if arguments is None:
+            continue
+        with contextlib.suppress(SystemExit):  # arguments that accelerate itself would refuse
+            asked, _ = launch_command_parser().parse_known_args(arguments)
+            by_default = default_config_file if Path(default_config_file).is_file() and not asked.cpu else None
+            file = asked.config_file or by_default
+            return asked.num_processes or (load_config_from_file(file).num_processes if file else None) or 1
     return 1
+
+
+def launch_arguments(command: list[str]) -> list[str] | None:
+    """What follows `accelerate launch`, in any of its spellings, in a command; None for another command."""
+    for i, word in enumerate(command):
+        cli = Path(word).name == "accelerate" or word == "accelerate.commands.accelerate_cli"
+        if cli and command[i + 1 : i + 2] == ["launch"]:
+            return command[i + 2 :]
+        if Path(word).name == "accelerate-launch" or word == "accelerate.commands.launch":
+            return command[i + 1 :]
+    return None
 
 
 def claim_output_dir(args: FMICLTrainingArguments) -> None:

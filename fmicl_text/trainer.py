@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.geometry import alignment, uniformity
 from fmicl_text.model import ContrastiveModel
-from fmicl_text.training_args import FMICLTrainingArguments
+from fmicl_text.training_args import LENGTH_STRATEGIES, FMICLTrainingArguments
 
 UNIFORMITY_ROWS = 512  # of a batch; the log's figure need not cost as much as the loss
 
@@ -33,7 +34,8 @@ class NonFiniteError(InputError):
 class LengthSampler(LengthGroupedSampler):
     """Batches of like length in an order that (seed, epoch) determine: the same in every process and after a resume.
 
-    The base class draws it from the global random state."""
+    The base class draws it from the global random state. accelerate would set the epoch, but not after a resume on
+    several processes, where it wraps the sampler more deeply: `Position` does."""
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -41,8 +43,22 @@ class LengthSampler(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch."""
+        """Choose the order of an epoch, counted from 0."""
         self.generator.manual_seed(self.seed + epoch)
+
+
+class Position(TrainerCallback):
+    """Tells a trainer where it stands: the epoch for its length sampler, the first micro-step of a step for dropout."""
+
+    def __init__(self, trainer: FMICLTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.length_sampler is not None:
+            self.trainer.length_sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.micro_step = 0
 
 
 class FMICLTrainer(Trainer):
@@ -92,7 +108,8 @@ class FMICLTrainer(Trainer):
         self.batch_sums: dict[str, Tensor] = {}
         self.batch_count = 0
         self.views_checked = False
-        self.micro_step = (-1, 0)  # the step, and how many of its micro-batches were begun
+        self.micro_step = 0
+        self.length_sampler: LengthSampler | None = None
         super().__init__(
             model=model,
             args=args,
@@ -101,6 +118,7 @@ class FMICLTrainer(Trainer):
             data_collator=data_collator,
             **kwargs,
         )
+        self.add_callback(Position(self))
         self.check_engine()
 
     def check_engine(self) -> None:
@@ -132,18 +150,22 @@ class FMICLTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Gradients of one micro-batch; its loss divided by the number of micro-batches, as the base class has it."""
-        step, begun = self.micro_step
-        self.micro_step = (self.state.global_step, begun + 1 if step == self.state.global_step else 1)
         with self.name_what_saves_memory(), torch.random.fork_rng(devices=[]):  # samplers draw from the state outside
             if self.args.mini_batch_size is None:
                 self.seed_dropout()
-                return super().training_step(model, inputs, num_items_in_batch)
-            model.train()
-            return self.cached_step(model, self._prepare_inputs(inputs))
+                loss = super().training_step(model, inputs, num_items_in_batch)
+            else:
+                model.train()
+                optimizer: Any = self.optimizer
+                if callable(getattr(optimizer, "train", None)):  # schedule-free ones
+                    optimizer.train()
+                loss = self.cached_step(model, self._prepare_inputs(inputs))
+        self.micro_step += 1
+        return loss
 
     def seed_dropout(self, mini_batch: int = 0) -> None:
         """Make the masks of the next forward pass a function of where training stands."""
-        where = [self.args.seed, *self.micro_step, self.args.process_index, mini_batch]
+        where = [self.args.seed, self.state.global_step, self.micro_step, self.args.process_index, mini_batch]
         torch.manual_seed(int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0]))
 
     def cached_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -154,7 +176,7 @@ class FMICLTrainer(Trainer):
         mini_batches = [dict(zip(columns, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
         with torch.no_grad():
             embeddings = torch.cat(
-                [self.embed_again(model, mini_batch, k) for k, mini_batch in enumerate(mini_batches)]
+                [self.embed_mini_batch(model, mini_batch, k) for k, mini_batch in enumerate(mini_batches)]
             )
         views = [view.requires_grad_() for view in embeddings.unbind(1)]
         loss = self.loss_of(views, text_ids) / self.current_gradient_accumulation_steps
@@ -163,11 +185,11 @@ class FMICLTrainer(Trainer):
         for k, (mini_batch, parts) in enumerate(zip(mini_batches, gradients, strict=True)):
             last = k == len(mini_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
-                surrogate = (self.embed_again(model, mini_batch, k) * torch.stack(parts, dim=1)).sum()
+                surrogate = (self.embed_mini_batch(model, mini_batch, k) * torch.stack(parts, dim=1)).sum()
                 self.accelerator.backward(surrogate)
         return loss.detach()
 
-    def embed_again(self, model: nn.Module, mini_batch: dict[str, Tensor], k: int) -> Tensor:
+    def embed_mini_batch(self, model: nn.Module, mini_batch: dict[str, Tensor], k: int) -> Tensor:
         """Embeddings [b, V, D] of mini-batch k, the same each time within a micro-step."""
         self.seed_dropout(k)
         return self.embed(model, mini_batch)
@@ -181,10 +203,11 @@ class FMICLTrainer(Trainer):
             if not isinstance(error, torch.OutOfMemoryError) and "t allocate memory" not in str(error):
                 raise
             batch, mini_batch, block = self.args.train_batch_size, self.args.mini_batch_size, self.args.block_size
+            help_for_loss = f", --block_size (now {block or 'automatic'}) takes the loss in smaller blocks"
             raise InputError(
                 f"out of memory at step {self.state.global_step + 1}: --mini_batch_size (now {mini_batch or batch}) "
-                f"embeds the batch of {batch} in parts, --block_size (now {block or 'automatic'}) takes the loss in "
-                "smaller blocks; both leave the result as it is"
+                f"embeds the batch of {batch} in parts{help_for_loss if self.args.objective != 'infonce' else ''}; "
+                "the result stays as it is"
             ) from error
 
     def compute_loss(
@@ -217,12 +240,15 @@ class FMICLTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
+        strategy = self.args.train_sampling_strategy
+        if strategy in LENGTH_STRATEGIES and "length" not in (getattr(dataset, "column_names", None) or []):
+            raise InputError(f"--train_sampling_strategy {strategy} needs text tokenised before training")
+        if strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        if "length" not in (getattr(dataset, "column_names", None) or []):
-            raise InputError("--train_sampling_strategy group_by_length needs text tokenised before training")
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthSampler(batch, dataset.with_format("numpy")["length"][:].tolist(), self.args.seed)
+        lengths = dataset.with_format("numpy")["length"][:].tolist()
+        self.length_sampler = LengthSampler(batch, lengths, self.args.seed)
+        return self.length_sampler
 
     def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Embeddings [B, V, D] of a batch [B, V, ...]: flattened, one forward, unflattened."""
@@ -281,7 +307,8 @@ class FMICLTrainer(Trainer):
         Raises:
             InputError: --metric_for_best_model is none of them.
         """
-        measured = self.evaluator(self.model.encoder)
+        with self.whole_weights():
+            measured = self.evaluator(self.model.encoder)
         if self.args.world_size > 1:  # early stopping and the choice of a checkpoint must not differ by a last digit
             (measured,) = broadcast_object_list([measured])
         metrics = {f"{prefix}_{name}": value for name, value in measured.items()}
@@ -290,6 +317,19 @@ class FMICLTrainer(Trainer):
             known = ", ".join(name.removeprefix(f"{prefix}_") for name in metrics)
             raise InputError(f"--metric_for_best_model {wanted} is not measured; there are {known}")
         return metrics
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """FSDP shards the weights, and gathers them only for calls of the whole model: the encoder is a part of it."""
+        model: Any = self.model
+        if not isinstance(model, FSDPModule):
+            yield
+            return
+        model.unshard()
+        try:
+            yield
+        finally:
+            model.reshard()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the encoder as a SentenceTransformer folder. The base class would write the wrapper's bare state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -14,8 +15,10 @@ from fmicl_text.divergences import DIVERGENCES, tsallis
 from fmicl_text.loss import NEGATIVES, OBJECTIVES, ContrastiveLoss
 from fmicl_text.similarity import SIMILARITIES
 
+LENGTH_STRATEGIES = ("group_by_length", "batch_rebalance")  # of train_sampling_strategy, those that need lengths
 ONLY = {
     "activation_checkpointing": False,
+    "auto_find_batch_size": False,  # another batch is another objective; mini_batch_size leaves it
     "dataloader_drop_last": True,  # a last batch of one has no negative
     "logging_nan_inf_filter": False,  # it hides a broken run
     "neftune_noise_alpha": None,
@@ -57,7 +60,7 @@ class FMICLTrainingArguments(TrainingArguments):
     global_batch: str = field(
         default="gather",
         metadata={
-            "help": "Negatives of all processes (gather, or ring: less memory, f-MICL only) or of each its own (none).",
+            "help": "Negatives of all processes (gather, or ring: less memory, not infonce) or of each its own (none).",
             "choices": GLOBAL_BATCH,
         },
     )
@@ -94,8 +97,9 @@ class FMICLTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns at every DataLoader otherwise
         super().__post_init__()
-        if self.accelerator_config.dispatch_batches is None:
-            self.accelerator_config.dispatch_batches = False  # it joins streamed batches, which differ in padding
+        accelerator: Any = self.accelerator_config
+        if accelerator.dispatch_batches is None:
+            accelerator.dispatch_batches = False  # it joins streamed batches, which differ in padding
         self.check_ranges()
         with warnings.catch_warnings(action="ignore"):  # the trainer's own call warns
             self.build_loss()
@@ -111,6 +115,10 @@ class FMICLTrainingArguments(TrainingArguments):
             size, batch = getattr(self, name), self.per_device_train_batch_size
             if size is not None and not 1 <= size <= batch:
                 raise ValueError(f"--{name} must be from 1 to the batch of {batch}, got {size}")
+        if self.mini_batch_size is not None and "lomo" in str(self.optim).lower():
+            raise ValueError(
+                f"--mini_batch_size is not possible with --optim {self.optim}, which steps in the backward pass"
+            )
         for name, only in ONLY.items():
             if getattr(self, name) != only:
                 raise ValueError(f"--{name} {getattr(self, name)} is not possible here: it must be {only}")

@@ -154,6 +154,11 @@ def test_ids():
     [
         (lambda: FMICLLoss(block_size=0), "block_size must be at least 1, got 0"),
         (lambda: FMICLLoss(global_batch="all"), "global_batch must be one of none, gather, ring; got 'all'"),
+        (lambda: AlignUniformLoss(gamma=81.0), "gamma of alignment . uniformity must be at most 80, got 81.0"),
+        (
+            lambda: FMICLLoss()(*[torch.ones(3, 3)] * 2, text_ids=torch.zeros(3)),
+            r"text_ids must be \[N, 1 to 3\], N = 3, got \[3\]",
+        ),
         (lambda: InfoNCELoss(global_batch="ring"), "global_batch must be one of none, gather; got 'ring'"),
         (lambda: FMICLLoss(block_size=2)(*[torch.ones(1, 3)] * 2), "a batch needs at least 2 examples"),
         (
@@ -172,3 +177,48 @@ def test_value_of_very_many_pairs_keeps_its_digits():
     x = torch.nn.functional.normalize(torch.randn(4000, 256, generator=torch.Generator().manual_seed(0)), dim=1)
     terms = FMICLLoss("kl", 200.0, 1.0, block_size=256).terms(x, x)
     assert math.isclose(terms.negative.item(), -1.0, rel_tol=1e-7)
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 3])
+def test_masks_are_made_where_a_text_recurs_and_on_the_diagonal_only(monkeypatch, width):
+    """64 rows in blocks of 8: 8 masks on the diagonal of 36 blocks; a text that recurs in blocks 0 and 5 adds one."""
+    made = []
+    monkeypatch.setattr("fmicl_text.blockwise.distinct", lambda *a: made.append(1) or distinct(*a))
+    x, y, _ = material(64, torch.float32)
+    ids = torch.arange(64 * 3).view(64, 3)[:, :width]
+    FMICLLoss(block_size=8)(x, y, None, ids if width else None)
+    assert len(made) == 8
+    if width:
+        ids[40, 0] = ids[0, 0]
+        FMICLLoss(block_size=8)(x, y, None, ids)
+        assert len(made) == 8 + 9
+
+
+def test_every_mode_of_the_caller():
+    """No gradient wanted, inference mode, gradients of one view only, views of one tensor."""
+    x, y, _ = material(20, torch.float64)
+    loss, expected = FMICLLoss("kl", 1.0, 4.0, block_size=8), FMICLLoss("kl", 1.0, 4.0)(x, y)
+    with torch.no_grad():
+        assert loss(x, y).item() == pytest.approx(expected.item(), rel=1e-12)
+    with torch.inference_mode():
+        assert loss(x.clone(), y.clone()).item() == pytest.approx(expected.item(), rel=1e-12)
+    both = torch.stack([x, y], dim=1).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(*both.unbind(1)), both)
+    for k, leaf in enumerate(both.detach().unbind(1)):
+        views = [x, y]
+        views[k] = leaf.clone().requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(loss(*views), views[k])[0], gradient[:, k])
+
+
+@pytest.mark.parametrize("block_size", [None, 8])
+def test_products_are_float32_whatever_the_encoder_uses(block_size):
+    x, y, _ = material(64, torch.float32, width=256)
+    loss = FMICLLoss("kl", 20.0, 4.0, block_size=block_size)
+    expected, low = loss(x, y), torch.backends.mkldnn.matmul
+    before = low.fp32_precision
+    try:
+        low.fp32_precision = "bf16"
+        assert loss(x, y).item() == expected.item()
+        assert low.fp32_precision == "bf16"
+    finally:
+        low.fp32_precision = before

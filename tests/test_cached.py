@@ -101,28 +101,16 @@ def test_dropout_differs_between_steps_micro_batches_and_mini_batches(bert_folde
             train_sampling_strategy="sequential", max_steps=3, gradient_accumulation_steps=2, mini_batch_size=4,
             per_device_train_batch_size=8,
         )  # fmt: skip
-        seen = []
-        trainer.loss.terms = lambda x, y, *_, seen=seen: seen.append(x.detach()) or refused()
-        with pytest.raises(InputError, match="seen enough"):
-            trainer.train()
-        seeds = []
-        trainer.micro_step = (-1, 0)
-        for step, micro_steps in ((0, 2), (1, 2)):
-            trainer.state.global_step = step
-            for _ in range(micro_steps):
-                begun = trainer.micro_step
-                trainer.micro_step = (step, begun[1] + 1 if begun[0] == step else 1)
-                for mini_batch in range(2):
-                    trainer.seed_dropout(mini_batch)
-                    seeds.append(torch.initial_seed())
-        assert len(set(seeds)) == 8
-        runs.append((seen[0], seeds))
-    assert torch.equal(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
-    assert runs[0][0][:-1].unique(dim=0).shape[0] == 7
-
-
-def refused():
-    raise InputError("seen enough")
+        seen, seeds, terms, embed = [], [], trainer.loss.terms, trainer.embed
+        trainer.loss.terms = lambda x, y, *_, terms=terms, seen=seen: seen.append(x.detach()) or terms(x, y)
+        trainer.embed = lambda *a, embed=embed, seeds=seeds: seeds.append(torch.initial_seed()) or embed(*a)
+        trainer.train()
+        runs.append((seen, seeds))
+    assert runs[0][1] == runs[1][1]
+    assert torch.equal(torch.cat(runs[0][0]), torch.cat(runs[1][0]))
+    assert len(set(runs[0][1])) == 3 * 2 * 2  # steps, micro-steps, mini-batches; each drawn twice
+    for each in runs[0][0]:
+        assert len(each.unique(dim=0)) == len(each)
 
 
 def test_samplers_draw_from_an_untouched_random_state(bert_folder, tmp_path):
@@ -167,7 +155,7 @@ def test_out_of_memory_names_the_two_options(bert_folder, tmp_path, failure):
     trainer.model.forward = full
     expected = (
         "out of memory at step 1: --mini_batch_size (now 4) embeds the batch of 8 in parts, --block_size (now "
-        "automatic) takes the loss in smaller blocks; both leave the result as it is"
+        "automatic) takes the loss in smaller blocks; the result stays as it is"
     )
     with pytest.raises(InputError, match=re.escape(expected)):
         trainer.train()
@@ -187,3 +175,38 @@ def test_fp16_on_a_processor_is_refused(bert_folder, tmp_path):
         else nullcontext()
     ):
         make_trainer(bert_folder, tmp_path, fp16=True)
+
+
+def test_training_again_draws_the_same_dropout(bert_folder, tmp_path):
+    losses = []
+    for _ in range(2):
+        trainer = make_trainer(bert_folder, tmp_path, max_steps=1)
+        start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        for _ in range(2):
+            trainer.model.load_state_dict(start, strict=False)
+            trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1])
+    first = make_trainer(bert_folder, tmp_path, max_steps=1)
+    first.train()
+    assert losses[0] == losses[1] == first.state.log_history[0]["loss"]
+
+
+def test_schedule_free_optimizers_are_told_to_train(bert_folder, tmp_path):
+    trainer, calls = make_trainer(bert_folder, tmp_path, max_steps=2, mini_batch_size=4), []
+    trainer.create_optimizer()
+    trainer.optimizer.train = lambda: calls.append(1)
+    trainer.optimizer.eval = lambda: None
+    trainer.train()
+    assert len(calls) >= 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mini_batch_size": 4, "optim": "lomo"}, "--mini_batch_size is not possible with --optim"),
+        ({"auto_find_batch_size": True}, "--auto_find_batch_size True is not possible here"),
+    ],
+)
+def test_what_cannot_go_together(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        FMICLTrainingArguments(str(tmp_path), use_cpu=True, **settings)

@@ -316,7 +316,7 @@ def test_collapse_is_warned_of(name):
         (lambda: FMICLLoss()(torch.ones(2, 3), torch.ones(3, 3)), r"must all be \[N, D\], got"),
         (
             lambda: FMICLLoss()(*[torch.ones(2, 3)] * 3, text_ids=torch.zeros(2, 1)),
-            r"with hard_negatives text_ids must be \[N, 3\], got \[2, 1\]",
+            r"text_ids must be \[N, 3\] with hard_negatives, N = 2, got \[2, 1\]",
         ),
         (
             lambda: FMICLLoss()(torch.ones(2, 3), torch.ones(2, 3), text_ids=torch.zeros(2, 1)),

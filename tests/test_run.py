@@ -72,21 +72,29 @@ class Parent:
         return list(self.command)
 
 
-def test_what_the_launcher_was_asked_for(tmp_path):
+def test_what_the_launcher_was_asked_for(tmp_path, monkeypatch, capsys):
     config = tmp_path / "engine.yaml"
     config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 3\nuse_cpu: true\n")
     script = ("recipes/simcse_fmicl.py", "--num_processes", "9")
     shell, gone = Parent("/bin/sh", "-c", "launch"), Parent("gone")
+    monkeypatch.setattr("fmicl_text.run.default_config_file", str(tmp_path / "none.yaml"))
     for command, expected in [
         (("python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", *script), 2),
         (("python", "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes=4", *script), 4),
         (("accelerate", "launch", "--config_file", str(config), *script), 3),
         (("accelerate", "launch", "--config_file", str(config), "--num_processes", "2", *script), 2),
         (("accelerate", "launch", *script), 1),
+        (("/bin/accelerate-launch", "--cpu", "--num_processes", "2", *script), 2),
+        (("python", "-m", "accelerate.commands.launch", "--num_processes", "2", *script), 2),
+        (("/envs/accelerate/bin/python", "deploy.py", "launch", "--num_processes", "8", "job"), 1),
+        (("accelerate", "launch", "--num_processes", "many"), 1),
         (("python", *script), 1),
     ]:
         assert launcher_processes([gone, shell, Parent(*command)]) == expected
     assert launcher_processes([]) == 1
+    monkeypatch.setattr("fmicl_text.run.default_config_file", str(config))
+    for flags, expected in [((), 3), (("--cpu",), 1)]:  # as accelerate reads its default file
+        assert launcher_processes([Parent("accelerate", "launch", *flags, *script)]) == expected
 
 
 def test_a_process_of_several_that_is_alone_is_refused(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from fmicl_text import FMICLLoss
 from tests.conftest import sentences
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_trainer import error
+from tests.test_trainer import make_trainer
 
 ROOT = Path(__file__).parent.parent.parent
 ENGINES = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
@@ -69,6 +70,24 @@ def test_the_loss_under_ddp_and_fsdp2(wrap, strategy):
         assert error(gradient, exact) < 1e-12
         assert held < total if wrap == "fsdp2" else held == total
     assert sum(held for _, held, _ in answers) == answers[0][2] * (1 if wrap == "fsdp2" else 2)
+
+
+def sharded_score(rank, folder, output_dir):
+    """The score of an encoder whose layers and rest FSDP2 has sharded, after a step."""
+    trainer = make_trainer(folder, output_dir, evaluate=True)
+    expected = trainer.score()
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in trainer.model.encoder[0].model.encoder.layer:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(trainer.model, mesh=mesh)
+    tokens = trainer.model.encoder.tokenizer(sentences(4), return_tensors="pt", padding=True)
+    trainer.model(dict(tokens)).sum().backward()
+    return expected, trainer.score()
+
+
+def test_a_sharded_encoder_can_be_scored(bert_folder, tmp_path):
+    for expected, score in run_ranks(2, sharded_score, bert_folder, tmp_path):
+        assert score == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("path", ENGINES, ids=lambda path: path.stem)

@@ -23,14 +23,17 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
+from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.text.collator import TextViewCollator
 
 engine, folder, text, output = sys.argv[1:]
 encoder = build_text_encoder(folder, pooling="mean")
 args = FMICLTrainingArguments(output, per_device_train_batch_size=8, gamma=2.0, alpha=4.0, max_steps=2, bf16=True,
-                              eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+                              eval_strategy="steps", eval_steps=2, save_strategy="no", load_best_model_at_end=False)
 rows = Dataset.from_dict({"text": open(text).read().splitlines()})
-trainer = FMICLTrainer(ContrastiveModel(encoder), args, rows, TextViewCollator(encoder.tokenizer, ["text"]))
+graded = Dataset.from_dict({"sentence1": rows["text"][:9], "sentence2": rows["text"][9:18], "score": list(range(9))})
+trainer = FMICLTrainer(ContrastiveModel(encoder), args, rows, TextViewCollator(encoder.tokenizer, ["text"]),
+                       STSEvaluator(graded, progress=False))
 trainer.train()
 assert trainer.accelerator.distributed_type == DistributedType[engine], trainer.accelerator.distributed_type
 assert torch.distributed.get_backend() == "nccl" and args.world_size == 2

@@ -164,3 +164,28 @@ def refused(rank, split, tensors):
         FMICLLoss(global_batch="gather")(*own_rows(rank, split, tensors))
     except ValueError as error:
         return f"{error}"
+
+
+def one_rank_without_negatives(rank):
+    """InfoNCE where the only row of rank 0 shares a text with every row there is, f-MICL likewise."""
+    ids = torch.tensor([[[1, 2]], [[1, 3], [2, 4]]][rank])
+    x = torch.randn(len(ids), 4, generator=torch.Generator().manual_seed(rank)).requires_grad_()
+    losses = InfoNCELoss(global_batch="gather"), FMICLLoss(global_batch="gather")
+    return [loss(x, x.detach(), None, ids).item() for loss in losses]
+
+
+def test_a_rank_without_negatives_does_not_stop_the_others():
+    first, second = run_ranks(2, one_rank_without_negatives)
+    assert first == second and all(torch.tensor(first).isfinite())
+
+
+def without_rows(rank, strategy):
+    try:
+        FMICLLoss(global_batch=strategy)(*[torch.ones(3 * rank, 4)] * 2)
+    except ValueError as error:
+        return f"{error}"
+
+
+@pytest.mark.parametrize("strategy", ["gather", "ring"])
+def test_a_rank_without_rows_is_named_by_all(strategy):
+    assert run_ranks(2, without_rows, strategy) == ["every process needs at least one row, they have [0, 3]"] * 2

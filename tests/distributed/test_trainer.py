@@ -9,7 +9,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from fmicl_text import build_text_encoder
 from fmicl_text.divergences import DIVERGENCES
+from fmicl_text.text.collator import TokenCollator
+from fmicl_text.text.tokens import tokenise_once
 from tests.conftest import sentences
 from tests.distributed.ranks import run_ranks
 from tests.test_trainer import make_trainer, weights
@@ -171,3 +174,24 @@ def scored(folder, output_dir):
 
 def test_the_score_of_the_first_process_counts(bert_folder, tmp_path):
     assert run_trainers(2, bert_folder, tmp_path, function=scored) == [{"eval_sts_spearman": 0.0}] * 2
+
+
+def length_grouped(folder, output_dir, checkpoint=None):
+    encoder = build_text_encoder(folder)
+    rows = tokenise_once(Dataset.from_dict({"text": sentences(64)}), encoder.tokenizer, ["text"], 32)
+    trainer = make_trainer(
+        folder, output_dir, dataset=rows, max_steps=10, save_strategy="steps", save_steps=6,
+        train_sampling_strategy="group_by_length",
+    )  # fmt: skip
+    trainer.data_collator = TokenCollator(encoder.tokenizer)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return weights(trainer)
+
+
+def test_length_grouping_resumes_exactly_in_its_second_epoch(bert_folder, tmp_path):
+    """4 steps an epoch; the checkpoint is in the middle of the second."""
+    whole = run_trainers(2, bert_folder, tmp_path / "whole", function=length_grouped)
+    checkpoint = str(tmp_path / "whole" / "checkpoint-6")
+    resumed = run_trainers(2, bert_folder, tmp_path / "resumed", checkpoint, function=length_grouped)
+    for a, b in zip(whole, resumed, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
