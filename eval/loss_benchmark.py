@@ -78,6 +78,14 @@ def contestants(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Cal
     }
 
 
+def embeddings(size: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two views [N, D] whose mean cosine between examples is 0.3, as of sentence embeddings in training."""
+    generator = torch.Generator().manual_seed(0)
+    common, first, second = (torch.randn(rows, dim, generator=generator) for rows in (1, size, size))
+    x = unit_rows(first + 0.65 * common)
+    return x.to(device), unit_rows(x + 0.5 * unit_rows(second)).to(device)
+
+
 def affordable(name: str, size: int, args: argparse.Namespace, last: dict[str, tuple[int, float]]) -> str | None:
     """Why a contestant is left out at this size, or None."""
     gib = 4 * size**2 * 4 / 2**30  # about four float32 matrices live at the peak
@@ -113,11 +121,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     last: dict[str, tuple[int, float]] = {}
     for size in sorted(args.sizes):
-        generator = torch.Generator().manual_seed(0)
-        common, noise = (torch.randn(rows, args.dim, generator=generator) for rows in (1, size))
-        x = unit_rows(noise + 0.65 * common).to(device)  # mean cosine 0.3, as sentence embeddings in training
-        y = unit_rows(x + 0.5 * unit_rows(torch.randn(size, args.dim, generator=generator)).to(device))
-        everyone = contestants(args, x, y)
+        everyone = contestants(args, *embeddings(size, args.dim, device))
         reasons = {name: affordable(name, size, args, last) for name in everyone}
         running = {name: run for name, run in everyone.items() if reasons[name] is None}
         seconds = interleaved_seconds(running, device, args.repeats if size <= 8192 else 1)
@@ -128,11 +132,14 @@ def main() -> None:
                 row |= {"ms": 1000 * last[name][1], "x floor": median_ratio(seconds[name], seconds["floor"])}
                 if "MNRL" in running:
                     row["x MNRL"] = median_ratio(seconds[name], seconds["MNRL"])
-                row |= {"peak MiB": peak_extra_mib(running[name], device), "rounds": seconds[name]}
+                row["rounds"] = seconds[name]
             rows.append(row)
-        print(
-            markdown_table([{k: v for k, v in r.items() if k != "rounds"} for r in rows if r["N"] == size]), flush=True
-        )
+    for size in sorted(args.sizes):  # after all times: see peak_extra_mib
+        everyone = contestants(args, *embeddings(size, args.dim, device))
+        for row in [row for row in rows if row["N"] == size and row["left out"] is None]:
+            row["peak MiB"] = peak_extra_mib(everyone[str(row["contestant"])], device)
+        table = [{k: v for k, v in row.items() if k != "rounds"} for row in rows if row["N"] == size]
+        print(markdown_table(table), flush=True)
     if args.output:
         machine = {"device": str(device), "threads": torch.get_num_threads(), "versions": library_versions()}
         write_json(args.output, {"settings": vars(args), **machine, "rows": rows})

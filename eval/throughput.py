@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
+from fmicl_text.dropout import CheapDropout
 from fmicl_text.errors import one_line_errors
 from fmicl_text.evaluation.benchmark import median_ratio, wait_for
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
@@ -36,7 +37,9 @@ PEER = "SentenceTransformerTrainer"
 OPTIONS: dict[str, dict[str, Any]] = {
     "FMICLTrainer": {},
     "FMICLTrainer, group_by_length": {"train_sampling_strategy": "group_by_length"},
+    "FMICLTrainer, mini_batch_size 16": {"mini_batch_size": 16},
     "FMICLTrainer, torch_compile": {"torch_compile": True},
+    "FMICLTrainer, torch's dropout": {},
 }
 
 
@@ -86,14 +89,19 @@ def main() -> None:
         "bf16": args.precision == "bf16", "fp16": args.precision == "fp16", "dataloader_pin_memory": not cpu,
     }  # fmt: skip
 
-    def ours(**options: Any) -> Callable[[str], Clock]:
+    def ours(name: str) -> Callable[[str], Clock]:
         def run(folder: str) -> Clock:
             encoder = build_text_encoder(args.model, pooling=args.pooling)
             settings = FMICLTrainingArguments(
-                folder, eval_strategy="no", load_best_model_at_end=False, **shared, **options
+                folder, eval_strategy="no", load_best_model_at_end=False, **shared, **OPTIONS[name]
             )
             tokens = tokenise_once(rows, encoder.tokenizer, [column], args.max_seq_length)
-            trainer = FMICLTrainer(ContrastiveModel(encoder), settings, tokens, TokenCollator(encoder.tokenizer))
+            model = ContrastiveModel(encoder)
+            if name.endswith("torch's dropout"):
+                for module in model.modules():
+                    if isinstance(module, CheapDropout):
+                        module.__class__ = torch.nn.Dropout
+            trainer = FMICLTrainer(model, settings, tokens, TokenCollator(encoder.tokenizer))
             return timed(trainer, encoder, settings)
 
         return run
@@ -112,7 +120,7 @@ def main() -> None:
         trainer.train()
         return clock
 
-    contestants = {PEER: peer} | {name: ours(**OPTIONS[name]) for name in args.options}
+    contestants = {PEER: peer} | {name: ours(name) for name in args.options}
     seconds_per_token: dict[str, list[float]] = {name: [] for name in contestants}
     seconds_per_step: dict[str, list[float]] = {name: [] for name in contestants}
     with tempfile.TemporaryDirectory() as folder:

@@ -92,10 +92,12 @@ def positive_block(x: Tensor, y: Tensor, plan: Plan) -> tuple[Tensor, dict[str, 
 class PairSums:
     """Runs over blocks of pairs and adds up their sum, their number and the gradients of this process's rows."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, device: torch.device) -> None:
         self.plan = plan
-        self.sums: list[Tensor] = []  # of blocks that this process counts
-        self.counts: list[Tensor | int] = []
+        # Of the blocks that this process counts. In place: small tensors kept between the blocks' buffers would pin the
+        # heap, and memory would grow with their number. In float64 where there is one, for they may be millions.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sum_and_count = torch.zeros(2, dtype=dtype, device=device)
 
     def add(
         self,
@@ -125,17 +127,11 @@ class PairSums:
                 total, slope = pair_block(rows[i], columns[j], keep, self.plan)
                 mirrored = own and symmetric and not diagonal  # block (j, i) is not visited
                 if row_gradient is not None:
-                    self.sums += [total] * (1 + mirrored)
-                    self.counts += [slope.numel() if keep is None else keep.sum()] * (1 + mirrored)
+                    self.sum_and_count[0] += total * (1 + mirrored)
+                    self.sum_and_count[1] += (slope.numel() if keep is None else keep.sum()) * (1 + mirrored)
                     row_gradient[i].addmm_(slope, columns[j], alpha=weight)
                 if column_gradient is not None and (mirrored or not symmetric):
                     column_gradient[j].addmm_(slope.T, rows[i], alpha=weight)
-
-    def sum_and_count(self) -> Tensor:
-        """Sum of `pair` over the pairs added, and their number; [2]."""
-        sums = torch.stack(self.sums)
-        counts = torch.stack([torch.as_tensor(count, device=sums.device) for count in self.counts])
-        return torch.stack([sums.sum(), counts.sum().to(sums.dtype)])
 
 
 def add_all_pairs(
@@ -175,19 +171,19 @@ def value_and_gradients(
     """
     counts = row_counts(raw["x"]) if plan.global_batch != "none" else [len(raw["x"])]
     total_rows, factor = sum(counts), len(counts)
-    everyone, sums = ids_of_ranks(own, hard, counts), PairSums(plan)
+    everyone, sums = ids_of_ranks(own, hard, counts), PairSums(plan, raw["x"].device)
     units = {name: unit_rows(rows) for name, rows in raw.items()}
     paired = {name: unit for name, unit in units.items() if name != "y" or plan.negatives != "same_view"}
     gradients = {name: torch.zeros_like(unit) for name, unit in paired.items()}
     add_all_pairs(sums, paired, gradients, everyone, counts)
 
-    pair_sum, count = sum_over_ranks(sums.sum_and_count(), counts)
+    pair_sum, count = sum_over_ranks(sums.sum_and_count, counts)
     if any(ids.own_recurs.any() for ids in everyone) and not count:
         raise InputError(f"no negative pair in the batch: all {total_rows} texts are equal")
     with torch.enable_grad():
         mean = (pair_sum / count).requires_grad_()
         negative = plan.objective.outer(mean)
-    slope = torch.autograd.grad(negative, mean)[0] / count * factor
+    slope = (torch.autograd.grad(negative, mean)[0] / count * factor).to(units["x"].dtype)
 
     gradients.setdefault("y", units["y"])  # in same_view no pair gives y one: its rows are overwritten as they are used
     score = torch.zeros_like(pair_sum)
@@ -199,7 +195,8 @@ def value_and_gradients(
             if name in attraction:
                 part.sub_(attraction[name], alpha=factor / total_rows)
             gradient[i] = gradient_of_rows(raw[name][i], units[name][i], part)
-    return Terms(-sum_over_ranks(score, counts) / total_rows, negative.detach()), gradients
+    terms = Terms(-sum_over_ranks(score, counts) / total_rows, negative.detach())
+    return Terms(*(term.to(units["x"].dtype) for term in terms)), gradients
 
 
 class OnePass(torch.autograd.Function):

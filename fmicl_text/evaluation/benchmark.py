@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 MIB = 2**20
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def wait_for(device: torch.device) -> None:
@@ -48,6 +49,9 @@ def median_ratio(first: Sequence[float], second: Sequence[float]) -> float:
 def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float:
     """MiB that a call needs at its peak beyond what is held before it: of the GPU's memory, else resident (Linux).
 
+    On Linux glibc is told, for the rest of the process, to return what is freed in pieces of 1 MiB and more: what it
+    keeps would count as needed. That slows allocation down, so measure time first.
+
     Raises:
         OSError: No GPU and no /proc, so that nothing here can tell.
     """
@@ -61,7 +65,9 @@ def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated(device) - held) / MIB
     if not sys.platform.startswith("linux"):
         raise OSError("peak memory on a CPU is read from /proc, which only Linux has")
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed but kept would hide a part of the need
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, MIB)
+    libc.malloc_trim(0)  # what was freed before but kept would hide a part of the need
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM := VmRSS
     before = resident_mib("VmRSS")
     run()

@@ -1,0 +1,97 @@
+"""The benchmark scripts, at their smallest: they run, and what they write is what they say."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import sentences
+
+EVAL = Path(__file__).parent.parent.parent / "eval"
+
+
+def run(script, *flags, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+    runpy.run_path(str(EVAL / script), run_name="__main__")
+
+
+def test_loss_benchmark(tmp_path, monkeypatch, capsys):
+    flags = ["--sizes", 64, 32, "--dim", 8, "--repeats", 2, "--block_size", 16, "--max_memory", "1e-4"]
+    run(
+        "loss_benchmark.py",
+        *flags,
+        "--output",
+        tmp_path / "r.json",
+        "--plot",
+        tmp_path / "r.png",
+        monkeypatch=monkeypatch,
+    )
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [(row["N"], row["contestant"]) for row in rows[:2]] == [(32, "blockwise"), (32, "plain")]
+    assert {row["contestant"]: row["left out"] for row in rows if row["N"] == 64}["MNRL"].startswith("would need")
+    kept = [row for row in rows if row["left out"] is None]
+    assert len(kept) == 6 + 3 and all(row["ms"] > 0 and len(row["rounds"]) == 2 for row in kept)
+    assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| blockwise" in capsys.readouterr().out
+
+
+def test_throughput(tmp_path, monkeypatch, capsys, bert_folder):
+    (tmp_path / "text.txt").write_text("\n".join(sentences(60)), encoding="utf-8")
+    flags = [
+        "--model",
+        bert_folder,
+        "--train_file",
+        tmp_path / "text.txt",
+        "--batch_size",
+        4,
+        "--steps",
+        2,
+        "--warmup",
+        1,
+    ]
+    options = ["--options", "FMICLTrainer", "FMICLTrainer, mini_batch_size 16", "FMICLTrainer, torch's dropout"]
+    monkeypatch.setattr("fmicl_text.training_args.FMICLTrainingArguments.check_ranges", lambda args: None)
+    run("throughput.py", *flags, "--rounds", 1, *options, "--output", tmp_path / "r.json", monkeypatch=monkeypatch)
+    table = json.loads((tmp_path / "r.json").read_text())["table"]
+    assert [row["trainer"] for row in table] == ["SentenceTransformerTrainer", *options[1:]]
+    assert all(row["tokens/s"] > row["sentences/s"] > 0 for row in table)
+
+
+def test_batch_memory(monkeypatch, capsys, tmp_path):
+    run(
+        "batch_memory.py",
+        "--batches",
+        4,
+        "--mini_batch_size",
+        2,
+        "--output",
+        tmp_path / "r.json",
+        monkeypatch=monkeypatch,
+    )
+    (row,) = json.loads((tmp_path / "r.json").read_text())["table"]
+    assert row["batch"] == 4 and row["beyond, of the first"] == 1.0
+
+
+def test_scaling(monkeypatch, capsys):
+    run("scaling.py", "--world_sizes", 2, "--rows", 8, monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.count("| 8 ") == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        ("loss_benchmark.py", ["--sizes", "1"], "loss_benchmark.py: error: --sizes must be at least 2"),
+        ("scaling.py", ["--rows", "0"], "scaling.py: error: every size must be at least 1"),
+        (
+            "throughput.py",
+            ["--train_file", "nowhere.txt"],
+            "throughput.py: error: --train_file nowhere.txt: no such file",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, script, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        run(script, *flags, monkeypatch=monkeypatch)
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith(message)
