@@ -52,7 +52,8 @@ class Clock(TrainerCallback):
         transformer.register_forward_pre_hook(self.count)
 
     def count(self, module: torch.nn.Module, inputs: Any) -> None:
-        self.tokens += inputs[0]["attention_mask"].sum()
+        if torch.is_grad_enabled():  # a mini-batch is embedded twice
+            self.tokens += inputs[0]["attention_mask"].sum()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.warmup:

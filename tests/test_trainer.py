@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
@@ -337,3 +338,24 @@ def test_whole_weights_from_an_engine_are_what_is_saved(bert_folder, tmp_path):
     trainer.save_model(str(tmp_path / "own"))
     own = build_text_encoder(str(tmp_path / "own")).state_dict()
     assert all(torch.equal(weight, own[name]) for name, weight in trainer.model.encoder.state_dict().items())
+
+
+def test_engines_that_this_process_cannot_be_are_refused(bert_folder, tmp_path, monkeypatch):
+    trainer = make_trainer(bert_folder, tmp_path, mini_batch_size=4)
+    trainer.args._n_gpu = 2
+    with pytest.raises(InputError, match="one process sees 2 GPUs .* accelerate launch --multi_gpu --num_processes 2"):
+        trainer.check_engine()
+    trainer.args._n_gpu = 0
+    for engine in ("FSDP", "DEEPSPEED"):
+        with monkeypatch.context() as patch:
+            patch.setenv(f"ACCELERATE_USE_{engine}", "true")
+            with pytest.raises(InputError, match=f"{engine} was asked for, but on cpu accelerate gives NO"):
+                trainer.check_engine()
+    trainer.is_fsdp_enabled = True
+    trainer.args.load_best_model_at_end = True
+    with pytest.raises(InputError, match="with FSDP a checkpoint cannot be read back .*--load_best_model_at_end False"):
+        trainer.check_engine()
+    trainer.args.load_best_model_at_end = False
+    monkeypatch.setattr(type(trainer.accelerator), "distributed_type", property(lambda self: DistributedType.FSDP))
+    with pytest.raises(InputError, match="--mini_batch_size 4 is not possible with FSDP: it takes several backward"):
+        trainer.check_engine()

@@ -18,7 +18,7 @@ def run(script, *flags, monkeypatch):
 
 
 def test_loss_benchmark(tmp_path, monkeypatch, capsys):
-    flags = ["--sizes", 64, 32, "--dim", 8, "--repeats", 2, "--block_size", 16, "--max_memory", "1e-4"]
+    flags = ["--sizes", 64, 32, "--dim", 8, "--repeats", 2, "--block_size", 16, "--max_memory", "5e-5"]
     run(
         "loss_benchmark.py",
         *flags,
