@@ -101,7 +101,7 @@ def main() -> None:
             if name.endswith("torch's dropout"):
                 for module in model.modules():
                     if isinstance(module, CheapDropout):
-                        module.__class__ = torch.nn.Dropout
+                        module.__class__ = torch.nn.Dropout  # type: ignore[assignment]
             trainer = FMICLTrainer(model, settings, tokens, TokenCollator(encoder.tokenizer))
             return timed(trainer, encoder, settings)
 

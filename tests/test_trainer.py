@@ -343,7 +343,7 @@ def test_whole_weights_from_an_engine_are_what_is_saved(bert_folder, tmp_path):
 def test_engines_that_this_process_cannot_be_are_refused(bert_folder, tmp_path, monkeypatch):
     trainer = make_trainer(bert_folder, tmp_path, mini_batch_size=4)
     trainer.args._n_gpu = 2
-    with pytest.raises(InputError, match="one process sees 2 GPUs .* accelerate launch --multi_gpu --num_processes 2"):
+    with pytest.raises(InputError, match=r"one process sees 2 GPUs .* accelerate launch --multi_gpu --num_processes 2"):
         trainer.check_engine()
     trainer.args._n_gpu = 0
     for engine in ("FSDP", "DEEPSPEED"):
@@ -353,7 +353,7 @@ def test_engines_that_this_process_cannot_be_are_refused(bert_folder, tmp_path, 
                 trainer.check_engine()
     trainer.is_fsdp_enabled = True
     trainer.args.load_best_model_at_end = True
-    with pytest.raises(InputError, match="with FSDP a checkpoint cannot be read back .*--load_best_model_at_end False"):
+    with pytest.raises(InputError, match=r"with FSDP a checkpoint cannot be read back .*--load_best"):
         trainer.check_engine()
     trainer.args.load_best_model_at_end = False
     monkeypatch.setattr(type(trainer.accelerator), "distributed_type", property(lambda self: DistributedType.FSDP))
