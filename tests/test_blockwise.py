@@ -212,13 +212,22 @@ def test_every_mode_of_the_caller():
 
 @pytest.mark.parametrize("block_size", [None, 8])
 def test_products_are_float32_whatever_the_encoder_uses(block_size):
-    x, y, _ = material(64, torch.float32, width=256)
-    loss = FMICLLoss("kl", 20.0, 4.0, block_size=block_size)
-    expected, low = loss(x, y), torch.backends.mkldnn.matmul
-    before = low.fp32_precision
+    """The switches as the conjugate finds them, between the products."""
+    switches, seen, kl = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul), [], DIVERGENCES["kl"]
+
+    def conjugate(r):
+        seen.append([switch.fp32_precision for switch in switches])
+        return kl.conjugate(r)
+
+    loss = FMICLLoss(FDivergence("spy", kl.f, kl.score, conjugate), 1.0, 4.0, block_size=block_size)
+    seen.clear()
+    before = [switch.fp32_precision for switch in switches]
     try:
-        low.fp32_precision = "bf16"
-        assert loss(x, y).item() == expected.item()
-        assert low.fp32_precision == "bf16"
+        for switch, low in zip(switches, ("tf32", "bf16"), strict=True):
+            switch.fp32_precision = low
+        loss(*material(16, torch.float32)[:2])
+        assert seen and all(each == ["ieee", "ieee"] for each in seen)
+        assert [switch.fp32_precision for switch in switches] == ["tf32", "bf16"]
     finally:
-        low.fp32_precision = before
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
