@@ -35,7 +35,8 @@ class FMICLTrainingArguments(TrainingArguments):
     Changed defaults: the paper's text setting (batch 64, learning rate 3e-5, one epoch); STS scored every 125
     steps, the best checkpoint kept and loaded at the end, as in SimCSE; two checkpoints kept; a log line every 25
     steps; `output_dir` runs/<objective>; `ddp_find_unused_parameters` off (every parameter gets a gradient);
-    and the settings that `ONLY` holds, which cannot be changed.
+    each process reads a stream itself (`dispatch_batches` off); and the settings that `ONLY` holds, which cannot be
+    changed.
     """
 
     objective: str = field(default="fmicl", metadata={"help": "What is minimised.", "choices": list(OBJECTIVES)})
