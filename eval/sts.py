@@ -1,140 +1,109 @@
-"""Semantic textual similarity of one or several encoders: a Markdown table and, with --output, a JSON file.
+"""The seven STS tasks by SimCSE's protocol: a Markdown table, a row a model, and with --output a JSON file.
 
-    python eval/sts.py --model runs/bert-base-js --data_dir SentEval/data/downstream --split dev
-    python eval/sts.py --model runs/js runs/kl bert-base-uncased --pooling cls --output results.json
+    python eval/sts.py --model runs/bert-base-js --data_dir SentEval/data/downstream
+    python eval/sts.py --model js=runs/js-{1,2,3} kl=runs/kl-{1,2,3} bert-base-uncased --split dev --output r.json
     python eval/sts.py --model sentence-transformers/all-MiniLM-L6-v2 --file my_pairs.tsv
 
-eval/README.md says what is measured.
+Models with the same NAME= are seeds of one run: one row, mean ± standard deviation. What cannot be scored is a line on
+stderr and missing from the table; the rest is scored, and the exit status is 2. eval/README.md says what is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from datasets import Dataset
-from huggingface_hub import try_to_load_from_cache
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 
-from fmicl_text.errors import InputError, one_line_errors
+from fmicl_text.errors import InputError, OneLineParser, check_writable, one_line_errors, whole_number
+from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
 from fmicl_text.evaluation.encoding import encode_sentences
-from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
-from fmicl_text.evaluation.sts import STS_TASKS, evaluate_sts, load_pairs
-from fmicl_text.model import LOADING_ERRORS, POOLINGS, quiet_loading, require_tokenizer, set_pooling
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """ArgumentParser that says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
+from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, score_rows, write_json
+from fmicl_text.evaluation.sts import load_pairs
+from fmicl_text.evaluation.tasks import STS_TASKS, SentEvalFiles, evaluate_task, load_task
+from fmicl_text.model import POOLINGS
 
 
 def parse_args() -> argparse.Namespace:
     """The command line, checked as far as it can be before anything is loaded."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = OneLineParser("sts.py", description=__doc__, formatter_class=raw, allow_abbrev=False)
-    parser.add_argument("--model", nargs="+", required=True, metavar="M", help="folders or Hub names")
-    parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, help="default: all of these")
-    parser.add_argument("--split", choices=("dev", "test"), help="default: test")
+    parser = OneLineParser("sts.py", __doc__)
+    parser.add_argument("--model", nargs="+", required=True, metavar="[NAME=]M", help="folders or Hub names")
+    parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, help="default: all that have the split")
+    parser.add_argument("--split", choices=("train", "dev", "test"), help="default: test")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--data_dir", type=Path, help="folder in SentEval's layout; default: the Hub's data sets")
+    where.add_argument("--data_dir", type=Path, help="folder in SentEval's layout; default: SimCSE's, from the Hub")
     where.add_argument("--file", type=Path, help="graded pairs of your own: .tsv, .csv, .parquet")
     parser.add_argument("--pooling", choices=POOLINGS, help="default: what the model says, or mean")
-    parser.add_argument("--batch_size", type=positive, default=64)
-    parser.add_argument("--max_seq_length", type=positive, help="in tokens; default: what the model says")
+    parser.add_argument("--strict", action="store_true", help="refuse a model that says nothing of its pooling")
+    parser.add_argument("--revision", help="branch, tag or commit of the models, on the Hub")
+    parser.add_argument("--sets", action="store_true", help="columns for each set of a year, and their two means")
+    parser.add_argument("--batch_size", type=whole_number, default=64)
+    parser.add_argument("--max_seq_length", type=whole_number, help="in tokens; default: what the model says")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     if args.file and (args.tasks or args.split):
         parser.error("--file holds the pairs to score: leave out --tasks and --split")
-    if args.output and (args.output.is_dir() or not args.output.parent.is_dir()):
-        parser.error(f"--output {args.output}: name a file in a folder that exists")
+    if len(set(args.model)) < len(args.model):
+        parser.error("--model: the same model is named twice")
+    check_writable("--output", args.output)
+    args.split = args.split or "test"
+    args.tasks = args.tasks or [task for task, splits in STS_TASKS.items() if args.split in splits]
     return args
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
+def say_missing(what: str, error: InputError) -> dict[str, str]:
+    """Tell on stderr what could not be scored; the entry for the JSON file."""
+    print(f"sts.py: missing: {what}{error}", file=sys.stderr)
+    return {"missing": str(error)}
 
 
-def open_model(name: str, pooling: str | None) -> SentenceTransformer:
-    """The model in float32, on the GPU if there is one; a note on stderr where its pooling is not its own word."""
-    if name.startswith((".", "~", "/")) and not Path(name).is_dir():
-        raise InputError(f"--model {name}: no such folder")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        with quiet_loading():
-            model = SentenceTransformer(name, device=device, model_kwargs={"dtype": torch.float32})
-    except LOADING_ERRORS as error:
-        raise InputError(f"--model {name}: {str(error).strip().splitlines()[0]}") from error
-    require_tokenizer(model, f"--model {name}")
-    own = pooling_of(model)
-    if pooling and own is None:
-        raise InputError(f"--pooling {pooling}: {name} has no pooling layer")
-    says_pooling = bool(model.module_kwargs)  # one entry per line of modules.json
-    if pooling and pooling != own:
-        set_pooling(model, pooling)
-        if says_pooling:
-            print(f"{name}: {pooling} pooling instead of its own, {own}", file=sys.stderr)
-    elif not (says_pooling or pooling):
-        print(f"{name}: says nothing of pooling, {own} is assumed (--pooling to choose)", file=sys.stderr)
-    return model
-
-
-def pooling_of(model: SentenceTransformer) -> Any:
-    """cls, mean, ... (a tuple of these where they are joined); None without a pooling layer."""
-    return next((module.pooling_mode for module in model if isinstance(module, Pooling)), None)
-
-
-def hub_commit(model: SentenceTransformer) -> str | None:
-    """The commit of a model from the Hub, as its snapshot folder in the cache is named; None for a folder."""
-    name = getattr(model.transformers_model, "name_or_path", "")  # with the organisation that a short name leaves out
-    cached = None if not name or Path(name).exists() else try_to_load_from_cache(name, "config.json")
-    return Path(cached).parent.name if isinstance(cached, str) else None
+def load_jobs(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Callable[[], dict[str, Dataset]]]]:
+    """What is to be scored: {task, split, source, ...} and what loads its pairs."""
+    if args.file:
+        facts = {"protocol": "graded pairs", "task": args.file.name, "split": None, "source": str(args.file)}
+        yield facts, lambda: {args.file.name: load_pairs(args.file)}
+        return
+    files = SentEvalFiles(args.data_dir)
+    for task in args.tasks:
+        facts = {"protocol": "SimCSE", "task": task, "split": args.split, "source": files.source}
+        yield facts | {"source_commit": files.commit}, partial(load_task, task, args.split, files)
 
 
 def main() -> None:
     args = parse_args()
-    jobs: list[tuple[str, str | None, str, Dataset]] = []  # task, split, source, pairs
-    if args.file:
-        jobs.append((args.file.name, None, str(args.file), load_pairs(args.file)))
-    else:
-        split = args.split or "test"
-        for task in args.tasks or STS_TASKS:
-            load, hub_dataset = STS_TASKS[task]
-            jobs.append((task, split, str(args.data_dir or hub_dataset), load(split, args.data_dir)))
-    models = [open_model(name, args.pooling) for name in args.model]
-    results, table = [], []
-    for name, model in zip(args.model, models, strict=True):
-        model.max_seq_length = args.max_seq_length or model.max_seq_length
-        setup = {
-            "model": name,
-            "commit": hub_commit(model),
-            "pooling": pooling_of(model),
-            "max_seq_length": model.max_seq_length,
-            "precision": str(model.dtype).removeprefix("torch."),
-            "similarity": "cosine",
-            "aggregation": "all pairs",
-            "versions": library_versions(),
-        }
-        for task, split_name, source, pairs in jobs:
+    results: list[dict[str, Any]] = []
+    jobs = []
+    for facts, load in load_jobs(args):
+        try:
+            jobs.append((facts, load()))
+        except InputError as error:
+            results.append(facts | say_missing("", error))
+    for name, path in map(named_model, args.model):
+        try:
+            encoder = open_encoder(path, args.pooling, args.revision, args.max_seq_length, args.strict)
+        except InputError as error:
+            results.append({"name": name, "model": path} | say_missing("", error))
+            continue
+        setup = {"name": name} | encoder_facts(path, encoder, args.pooling)
+        setup |= {"similarity": "cosine", "aggregation": "all pairs", "versions": library_versions()}
+        for facts, sets in jobs:
             try:
-                metrics = evaluate_sts(partial(encode_sentences, model, batch_size=args.batch_size), pairs)
+                metrics = evaluate_task(partial(encode_sentences, encoder, batch_size=args.batch_size), sets)
             except InputError as error:
-                raise InputError(f"--model {name}: {error}") from error
-            results.append(setup | {"task": task, "split": split_name, "source": source, "metrics": metrics})
-            shown = {key: metrics.get(key) for key in ("spearman", "pearson", "alignment", "uniformity")}
-            table.append({"model": name, "task": task, "split": split_name, "pairs": len(pairs)} | shown)
-    if args.output:
-        write_json(args.output, results)
-    print(markdown_table(table))
+                results.append(setup | facts | say_missing(f"--model {path}, {facts['task']}: ", error))
+                continue
+            results.append(setup | facts | {"metrics": metrics})
+    scored = [result for result in results if "metrics" in result]
+    if scored:
+        if args.output:
+            write_json(args.output, results)
+        print(markdown_table(score_rows(scored, sets=args.sets)))
+    if len(scored) < len(results):
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from accelerate.commands.launch import launch_command_parser
 from transformers.trainer_utils import get_last_checkpoint
 
 from fmicl_text.errors import InputError
-from fmicl_text.evaluation.report import library_versions, plot_training_curve, write_json
+from fmicl_text.evaluation.plots import plot_training_curve
+from fmicl_text.evaluation.report import library_versions, write_json
 from fmicl_text.trainer import FMICLTrainer
 from fmicl_text.training_args import FMICLTrainingArguments
 

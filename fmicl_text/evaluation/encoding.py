@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -32,3 +33,31 @@ def encode_sentences(
             encoder.encode(chunk, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False).float().cpu()
         )
     return torch.cat(rows)[torch.tensor(order).argsort()]
+
+
+@torch.no_grad()
+def encode_dropout_views(
+    encoder: SentenceTransformer, sentences: list[str], seed: int = 0, batch_size: int = 64, progress: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Two embeddings [N, D] of each of N sentences that differ by dropout, SimCSE's positive pairs (arXiv 2104.08821).
+
+    Args:
+        encoder: Any SentenceTransformer; it is left in the mode in which it was.
+        sentences: N >= 1 texts.
+        seed: Of the dropout; the global random state is left as it was.
+        batch_size: Sentences per forward pass, twice as many rows.
+        progress: Show a bar, which goes when it is done.
+    """
+    training = encoder.training
+    encoder.train()
+    order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
+    views = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in tqdm(range(0, len(order), batch_size), desc="encode views", leave=False, disable=not progress):
+            batch = [sentences[i] for i in order[start : start + batch_size]]
+            tokens = batch_to_device(encoder.preprocess(batch + batch), encoder.device)
+            views.append(encoder(tokens)["sentence_embedding"].float().cpu().unflatten(0, (2, len(batch))))
+    encoder.train(training)
+    x, y = torch.cat(views, dim=1)[:, torch.tensor(order).argsort()]
+    return x, y

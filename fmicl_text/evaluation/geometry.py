@@ -1,8 +1,9 @@
-"""How close positive pairs lie and how evenly embeddings spread over the sphere (Wang & Isola 2020)."""
+"""How close positive pairs lie, how evenly embeddings spread over the sphere, and whether they have collapsed."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from fmicl_text.similarity import unit_rows
 
 BLOCK = 256  # rows whose distances to all the others are held at once
+COLLAPSED_RANK = 1.5  # an effective rank below it: nearly all embeddings are one direction
 
 
 def alignment(x: Tensor, y: Tensor) -> Tensor:
@@ -48,8 +50,91 @@ def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
     num_rows = len(x)
     partial = []
     for start in range(0, num_rows - 1, BLOCK):
-        # Distances from differences: 2 - 2cos comes out negative for equal rows, and the result above 0.
-        distance = torch.cdist(x[start : start + BLOCK], x[start:], compute_mode="donot_use_mm_for_euclid_dist")
-        later = torch.ones_like(distance, dtype=torch.bool).triu(diagonal=1)
-        partial.append((-t * distance[later].square()).logsumexp(dim=0))
+        # 2 - 2cos of equal rows may be rounded to less than 0, and the result to more.
+        squared_distance = (2 - 2 * x[start : start + BLOCK] @ x[start:].T).clamp_min(0)
+        later = torch.ones_like(squared_distance, dtype=torch.bool).triu(diagonal=1)
+        partial.append((-t * squared_distance[later]).logsumexp(dim=0))
     return torch.stack(partial).logsumexp(dim=0) - math.log(num_rows * (num_rows - 1) / 2)
+
+
+def direction_shares(x: Tensor) -> Tensor:
+    """Share of each orthogonal direction in the mean squared length of the unit rows, in falling order.
+
+    The eigenvalues of X^T X / N, whose sum is 1: (1, 0, ...) where all rows are one direction, 1/D each on an even
+    sphere. Nothing is subtracted, so a common mean counts as the direction it is.
+
+    Args:
+        x: Embeddings of any length other than 0, [N, D], N >= 1.
+
+    Returns:
+        [min(N, D)], float64.
+    """
+    if x.ndim != 2 or len(x) == 0:
+        raise ValueError(f"direction_shares needs embeddings [N, D] with N >= 1, got {list(x.shape)}")
+    x = unit_rows(x.double())
+    moment = x.T @ x if len(x) > x.shape[1] else x @ x.T  # they have the same eigenvalues other than 0
+    return torch.linalg.eigvalsh(moment / len(x)).flip(0).clamp_min(0)
+
+
+def effective_rank(shares: Tensor) -> Tensor:
+    """Number of directions that embeddings fill: e to the entropy of `direction_shares`, a scalar in [1, D].
+
+    Roy & Vetterli (2007) on the second moment; the Vendi score (arXiv 2210.02410) with cosine as kernel."""
+    return torch.special.entr(shares).sum().exp()
+
+
+def mean_cosine(x: Tensor) -> Tensor:
+    """Mean cosine of pairs i != j, a scalar in [-1/(N-1), 1]; 0 where embeddings spread around the origin.
+
+    Args:
+        x: Embeddings of any length other than 0, [N, D], N >= 2.
+    """
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"mean_cosine needs embeddings [N, D] with N >= 2, got {list(x.shape)}")
+    x = unit_rows(x)
+    return (x.sum(0).square().sum() - x.square().sum()) / (len(x) * (len(x) - 1))
+
+
+class PairDistances(NamedTuple):
+    """Sorted distances, each [M] in [0, 2]: of partners, and of rows that are none (arXiv 2402.10150, Figure 2)."""
+
+    similar: Tensor
+    dissimilar: Tensor
+
+
+def pair_distances(x: Tensor, y: Tensor) -> PairDistances:
+    """Distances on the unit sphere of partners (x_i, y_i), and of (x_i, x_(i+1)) in the order of the rows.
+
+    Args:
+        x: Embeddings of any length other than 0, in random order, [N, D], N >= 2.
+        y: Their partners, [N, D].
+    """
+    x, y = unit_rows(x), unit_rows(y)
+    return PairDistances((x - y).norm(dim=-1).sort().values, (x - x.roll(1, 0)).norm(dim=-1).sort().values)
+
+
+def describe_geometry(x: Tensor, y: Tensor) -> dict[str, float]:
+    """alignment of the pairs; uniformity, mean_cosine, effective_rank, top_direction (its share) of the rows of x; and
+    similar_distance, dissimilar_distance, the medians of `pair_distances`.
+
+    Args:
+        x: Embeddings of any length other than 0, in random order, [N, D], N >= 2.
+        y: Their partners, [N, D].
+    """
+    shares, distances = direction_shares(x), pair_distances(x, y)
+    values = {
+        "alignment": alignment(x, y),
+        "uniformity": uniformity(x),
+        "mean_cosine": mean_cosine(x),
+        "effective_rank": effective_rank(shares),
+        "top_direction": shares[0],
+        "similar_distance": distances.similar.median(),
+        "dissimilar_distance": distances.dissimilar.median(),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def is_collapsed(metrics: dict[str, float]) -> bool:
+    """Whether embeddings are nearly one direction: collapsed in training, or the narrow cone of many a language model
+    before it."""
+    return metrics["effective_rank"] < COLLAPSED_RANK

@@ -1,19 +1,36 @@
-"""What a run leaves for people: tables, the training curve, the versions it ran with."""
+"""What runs leave for people: tables, JSON, the versions they ran with; and many runs in one table and one plot:
+
+python -m fmicl_text.evaluation.report sts-kl.json sts-js.json mteb.json --plot scores.png
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from fmicl_text.errors import InputError, OneLineParser, check_writable, one_line_errors
+from fmicl_text.evaluation.plots import plot_scores
 
-PACKAGES = ("fmicl_text", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "scipy")
+PACKAGES = ("fmicl_text", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "scipy", "mteb")
+SEVEN_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
+
+# The averages that arXiv 2402.10150 reports for BERT-base trained on a million Wikipedia sentences, by objective.
+PAPER_STS_AVERAGE = {
+    "infonce": 77.40,
+    "align_uniform": 77.95,
+    "fmicl-kl": 78.02,
+    "fmicl-js": 76.76,
+    "fmicl-pearson": 77.59,
+    "fmicl-sh": 73.60,
+    "fmicl-tsallis": 72.68,
+    "fmicl-vlc_as_printed": 55.07,
+}
 
 
 def library_versions() -> dict[str, str]:
@@ -68,29 +85,117 @@ def write_json(path: str | Path, content: Any) -> None:
     os.replace(part, path)
 
 
-def plot_training_curve(log_history: Sequence[Mapping[str, float]], path: str | Path, title: str) -> None:
-    """STS score, loss, and alignment and uniformity of the training batches against the step, as a PNG.
+def named_model(argument: str) -> tuple[str, str]:
+    """Name and folder or Hub name of a `NAME=M` argument; of a plain `M` both are M."""
+    name, equals, model = argument.partition("=")
+    return (name, model) if equals and not Path(argument).exists() else (argument, argument)
+
+
+def score_rows(results: Sequence[Mapping[str, Any]], sets: bool = False) -> list[dict[str, Any]]:
+    """One table row for each name and protocol: Spearman x 100 on every task, mean ± standard deviation over the models
+    of that name. A task that one of them lacks is empty; so is the average unless all seven tasks are there.
 
     Args:
-        log_history: `trainer.state.log_history`.
-        path: Where to write the picture.
-        title: What was run.
+        results: What `eval/sts.py` and `eval/mteb_sts.py` write, {name, model, pooling, pooling_from, protocol, task,
+            split, metrics}.
+        sets: Columns for each set of a task, and their plain and weighted means.
+
+    Raises:
+        InputError: A model has two scores for the same task.
     """
-    panels = {
-        "eval_sts_spearman": "Spearman x 100 on the graded pairs",
-        "loss": "loss (f-MICL's is minus a bound)",
-        "alignment": "alignment of training batches (lower: positives closer)",
-        "uniformity": "uniformity of training batches (lower: more spread)",
-    }
-    figure = Figure(figsize=(10, 6), layout="constrained")  # no pyplot: a notebook keeps its backend
-    axes = figure.subplots(2, 2, sharex=True)
-    for axis, (key, label) in zip(axes.flat, panels.items(), strict=True):
-        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3) if points else axis.text(0.4, 0.5, "not logged")
-        axis.set_title(label, fontsize="medium")
-        axis.grid(alpha=0.3)
-    for axis in axes[1]:
-        axis.set_xlabel("step")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(title)
-    figure.savefig(path, dpi=100)
+    scores: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
+    objectives: dict[tuple[str, str, str], set[str | None]] = {}
+    columns: dict[str, None] = {}
+    for result in results:
+        row = (result["name"], result["protocol"], pooling_label(result))
+        of_model = scores.setdefault(row, {}).setdefault(result["model"], {})
+        for column, score in spearmans(result, sets).items():
+            if column in of_model:
+                raise InputError(f"{result['model']} has two scores for {column} ({result['protocol']})")
+            of_model[column] = score
+            columns[column] = None
+        objectives.setdefault(row, set()).add(result.get("trained", {}).get("objective"))
+    rows = []
+    for row, models in scores.items():
+        for of_model in models.values():
+            if row[1] == "SimCSE" and all(task in of_model for task in SEVEN_TASKS):
+                of_model["Avg."] = statistics.mean(of_model[task] for task in SEVEN_TASKS)
+        cells: dict[str, Any] = dict(zip(("model", "protocol", "pooling"), row, strict=True))
+        if max(map(len, scores.values())) > 1:
+            cells["seeds"] = len(models)
+        cells |= {column: spread([of_model.get(column) for of_model in models.values()]) for column in columns}
+        if average := spread([of_model.get("Avg.") for of_model in models.values()]):
+            cells["Avg."] = average
+            (objective, *others) = objectives[row]
+            if not others and objective in PAPER_STS_AVERAGE:
+                cells["Avg. in the paper, BERT-base"] = PAPER_STS_AVERAGE[objective]
+        rows.append(cells)
+    return rows
+
+
+def pooling_label(result: Mapping[str, Any]) -> str:
+    """cls, mean, ..., and who says so unless the model does."""
+    label = str(result["pooling"])
+    return label if result["pooling_from"] == "the model" else f"{label} ({result['pooling_from']})"
+
+
+def spearmans(result: Mapping[str, Any], sets: bool) -> dict[str, float]:
+    """Column to score of one result: the task (its split in brackets unless test), with `sets` also each set's."""
+    metrics, split = result["metrics"], result["split"]
+    task = result["task"] if split in (None, "test") else f"{result['task']} ({split})"
+    columns = {task: metrics["spearman"]}
+    if sets and "sets" in metrics:
+        columns |= {f"{task}: {name}": score["spearman"] for name, score in metrics["sets"].items()}
+        columns |= {
+            f"{task}: mean": metrics["spearman_mean"],
+            f"{task}: weighted mean": metrics["spearman_weighted_mean"],
+        }
+    return columns
+
+
+def spread(values: Sequence[float | None]) -> str | None:
+    """`mean ± standard deviation` (of a sample) to 2 places; a single value alone; None if one is missing."""
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        return None
+    deviation = f" ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.2f}{deviation}"
+
+
+def load_results(path: Path) -> list[dict[str, Any]]:
+    """The scored entries of a JSON file of `eval/sts.py` or `eval/mteb_sts.py`; those missing are left out.
+
+    Raises:
+        InputError: There is no such file, or it is something else.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        kept = [result for result in results if "metrics" in result]
+        score_rows(kept)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not what eval/sts.py or eval/mteb_sts.py writes ({error})") from error
+    if not kept:
+        raise InputError(f"{path}: holds no score")
+    return kept
+
+
+def main() -> None:
+    parser = OneLineParser("fmicl_text.evaluation.report", __doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="JSON files of eval/sts.py and eval/mteb_sts.py")
+    parser.add_argument("--sets", action="store_true", help="columns for each set of a year, and their two means")
+    parser.add_argument("--plot", type=Path, help="PNG to write")
+    args = parser.parse_args()
+    check_writable("--plot", args.plot)
+    rows = score_rows([result for path in args.results for result in load_results(path)], args.sets)
+    if args.plot:
+        plot_scores(rows, args.plot)
+    print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    with one_line_errors("fmicl_text.evaluation.report"):
+        main()

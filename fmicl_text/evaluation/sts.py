@@ -6,23 +6,22 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 import torch
 from datasets import Dataset, load_dataset
-from scipy import stats
 from torch import Tensor
 
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.geometry import alignment, uniformity
+from fmicl_text.evaluation.metric import pair_correlations
 
 COLUMNS = ("sentence1", "sentence2", "score")
 SENTEVAL_CELLS = (5, 6, 4)  # where a line of SentEval's sts-*.csv holds COLUMNS
 MAX_SCORE = 5.0
 POSITIVE_SCORE = 4.0  # "the two sentences are mostly equivalent": a positive pair for alignment
-COSINE_RESOLUTION = 1e-10  # cosines of equal float32 embeddings differ by less than this
+STSB_HUB_NAME = "mteb/stsbenchmark-sts"
 
 Row = tuple[int, tuple[str, str, str]]  # line or row in the file; sentence1, sentence2, score as text
 
@@ -42,11 +41,12 @@ def load_pairs(path: str | Path) -> Dataset:
         raise InputError(f"{path}: {error.strerror}") from error
     if content.startswith(b"PAR1"):
         return checked_pairs(parquet_rows(path, content), path, unit="row")
-    return checked_pairs(text_rows(path, content), path, unit="line")
+    return checked_pairs(text_rows(path, content), path)
 
 
-def text_rows(path: str | Path, content: bytes) -> Iterator[Row]:
-    """Rows of a .tsv, .csv or SentEval file, each with the number of its line."""
+def text_rows(path: str | Path, content: bytes, columns: tuple[str, ...] = COLUMNS) -> Iterator[Row]:
+    """Rows of a .tsv, .csv or SentEval file, each with the number of its line; `columns` are the header's names for
+    sentence1, sentence2, score."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -69,8 +69,8 @@ def text_rows(path: str | Path, content: bytes) -> Iterator[Row]:
             if cells is None:
                 if has_header := not (tabs and is_senteval(row)):
                     names = [name.strip() for name in row]
-                    require_columns(path, names)
-                    cells, num_cells = tuple(names.index(name) for name in COLUMNS), len(names)
+                    require_columns(path, names, columns)
+                    cells, num_cells = tuple(names.index(name) for name in columns), len(names)
                     continue
                 cells, num_cells = SENTEVAL_CELLS, max(SENTEVAL_CELLS) + 1
             # More cells than names: a separator inside a sentence. SentEval's lines may go on with other columns.
@@ -105,13 +105,13 @@ def parquet_rows(path: str | Path, content: bytes) -> Iterator[Row]:
         yield number, (sentence1, sentence2, score)
 
 
-def require_columns(path: str | Path, names: list[str]) -> None:
-    """InputError unless `COLUMNS` are among the names."""
-    if missing := [name for name in COLUMNS if name not in names]:
+def require_columns(path: str | Path, names: list[str], columns: tuple[str, ...] = COLUMNS) -> None:
+    """InputError unless the columns are among the names."""
+    if missing := [name for name in columns if name not in names]:
         raise InputError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}")
 
 
-def checked_pairs(rows: Iterable[Row], path: str | Path, unit: str) -> Dataset:
+def checked_pairs(rows: Iterable[Row], path: str | Path, unit: str = "line") -> Dataset:
     """The rows as a Dataset, or InputError naming the first row that cannot be a graded pair."""
     first, second, scores = [], [], []
     for number, (sentence1, sentence2, score) in rows:
@@ -132,35 +132,24 @@ def checked_pairs(rows: Iterable[Row], path: str | Path, unit: str) -> Dataset:
     return Dataset.from_dict(dict(zip(COLUMNS, (first, second, scores), strict=True)))
 
 
-def load_stsb(split: str, data_dir: str | Path | None = None) -> Dataset:
-    """STS Benchmark as `load_pairs` gives it.
+def load_stsb(split: str) -> Dataset:
+    """STS Benchmark from the Hugging Face Hub, the raw sentences, as `load_pairs` gives it.
 
     Args:
         split: train, dev or test.
-        data_dir: SentEval's data folder, which holds STS/STSBenchmark/sts-{split}.csv (Moses-tokenised and
-            lower-cased, as SimCSE evaluates). None takes the raw sentences from the Hugging Face Hub.
     """
     if split not in (splits := ("train", "dev", "test")):
         raise InputError(f"STSBenchmark has the splits {', '.join(splits)}, got {split!r}")
-    if data_dir is not None:
-        path = Path(data_dir) / "STS" / "STSBenchmark" / f"sts-{split}.csv"
-        if not path.is_file():
-            raise InputError(f"no file {path}: --data_dir must be a folder in SentEval's layout")
-        return load_pairs(path)
-    name = STS_TASKS["STSBenchmark"].hub_dataset
     try:
-        rows = load_dataset(name, split="validation" if split == "dev" else split)
+        rows = load_dataset(STSB_HUB_NAME, split="validation" if split == "dev" else split)
     except OSError as error:
-        raise InputError(
-            f"{str(error).splitlines()[0]}: name local pairs instead (--file, or --data_dir with SentEval's layout;"
-            " in training --sts_dev_file)"
-        ) from error
+        raise InputError(f"{str(error).splitlines()[0]}: name local pairs instead (--sts_dev_file)") from error
     columns = [map(str, rows[column]) for column in COLUMNS]
-    return checked_pairs(enumerate(zip(*columns, strict=True), start=1), name, unit="row")
+    return checked_pairs(enumerate(zip(*columns, strict=True), start=1), STSB_HUB_NAME, unit="row")
 
 
 def sts_metrics(embeddings1: Tensor, embeddings2: Tensor, scores: Tensor | list[float]) -> dict[str, float]:
-    """Agreement of the cosines of pairs with their scores, and the geometry of the embeddings.
+    """Agreement of the similarities of pairs with their scores, and the geometry of the embeddings.
 
     Args:
         embeddings1: [N, D].
@@ -169,6 +158,7 @@ def sts_metrics(embeddings1: Tensor, embeddings2: Tensor, scores: Tensor | list[
 
     Returns:
         spearman, pearson: Correlation of cosine and score over all pairs, times 100.
+        spearman_dot, pearson_dot, spearman_euclidean, pearson_euclidean: For information.
         alignment: Over the pairs scored 4 or more; absent where there is none.
         uniformity: Over the distinct rows of both sides.
 
@@ -176,29 +166,17 @@ def sts_metrics(embeddings1: Tensor, embeddings2: Tensor, scores: Tensor | list[
         InputError: A correlation is undefined: non-finite or zero embeddings, equal cosines, equal scores.
     """
     x, y = embeddings1.detach().float().cpu(), embeddings2.detach().float().cpu()
-    gold = torch.as_tensor(scores, dtype=torch.float64)
-    if not (x.ndim == 2 and x.shape == y.shape and gold.shape == x.shape[:1]):
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in (x, y, gold))
-        raise ValueError(f"embeddings must be [N, D] twice and scores [N], got {shapes}")
-    x64, y64 = x.double(), y.double()
-    cosines = (x64 * y64).sum(dim=-1) / (x64.norm(dim=-1) * y64.norm(dim=-1))
-    if num_bad := int((~cosines.isfinite()).sum()):
-        raise InputError(f"{num_bad} of {len(x)} pairs have no cosine: their embeddings hold NaN, infinity or only 0")
-    for what, values, resolution in (("cosines", cosines, COSINE_RESOLUTION), ("scores", gold, 0.0)):
-        if len(values) < 2 or values.max() - values.min() <= resolution:
-            raise InputError(f"the {what} of all {len(values)} pairs are equal: Spearman and Pearson are undefined")
-    metrics = {
-        "spearman": 100 * float(stats.spearmanr(cosines, gold).statistic),
-        "pearson": 100 * float(stats.pearsonr(cosines, gold).statistic),
-        "uniformity": float(uniformity(torch.cat([x, y]).unique(dim=0))),
-    }
-    if (positive := gold >= POSITIVE_SCORE).any():
+    correlations = pair_correlations(x, y, scores)
+    metrics = {name.removesuffix("_cosine"): value for name, value in correlations.items()}
+    metrics["uniformity"] = float(uniformity(torch.cat([x, y]).unique(dim=0)))
+    positive = torch.as_tensor(scores) >= POSITIVE_SCORE
+    if positive.any():
         metrics["alignment"] = float(alignment(x[positive], y[positive]))
     return metrics
 
 
-def evaluate_sts(encode: Callable[[list[str]], Tensor], pairs: Dataset) -> dict[str, float]:
-    """`sts_metrics` of an encoder, and num_pairs.
+def embed_pairs(encode: Callable[[list[str]], Tensor], pairs: Dataset) -> tuple[Tensor, Tensor]:
+    """Embeddings of the two sides of pairs, [N, D] each.
 
     Args:
         encode: M sentences to embeddings [M, D]; called once, with each distinct sentence once.
@@ -209,20 +187,10 @@ def evaluate_sts(encode: Callable[[list[str]], Tensor], pairs: Dataset) -> dict[
     embeddings = encode(list(row))
     if len(embeddings) != len(row):
         raise ValueError(f"encode gave {len(embeddings)} embeddings for {len(row)} sentences")
-    x, y = (embeddings[[row[sentence] for sentence in side]] for side in (first, second))
+    return embeddings[[row[sentence] for sentence in first]], embeddings[[row[sentence] for sentence in second]]
+
+
+def evaluate_sts(encode: Callable[[list[str]], Tensor], pairs: Dataset) -> dict[str, float]:
+    """`sts_metrics` of an encoder on graded pairs, and num_pairs; arguments as for `embed_pairs`."""
+    x, y = embed_pairs(encode, pairs)
     return sts_metrics(x, y, list(pairs["score"])) | {"num_pairs": len(pairs)}
-
-
-class StsTask(NamedTuple):
-    """Where the pairs of a task come from.
-
-    Args:
-        load: (split, SentEval's data folder or None for the Hub) to pairs.
-        hub_dataset: The data set's name on the Hugging Face Hub.
-    """
-
-    load: Callable[[str, str | Path | None], Dataset]
-    hub_dataset: str
-
-
-STS_TASKS = {"STSBenchmark": StsTask(load_stsb, "mteb/stsbenchmark-sts")}

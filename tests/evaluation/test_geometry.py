@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from fmicl_text.evaluation import geometry
-from fmicl_text.evaluation.geometry import alignment, uniformity
+from fmicl_text.evaluation.geometry import (
+    alignment,
+    describe_geometry,
+    direction_shares,
+    effective_rank,
+    is_collapsed,
+    mean_cosine,
+    pair_distances,
+    uniformity,
+)
 
 
 def points(num_rows: int, seed: int = 0) -> torch.Tensor:
@@ -84,3 +93,52 @@ def test_too_few_or_misshapen():
         alignment(points(3), points(4))
     with pytest.raises(ValueError, match=r"\[N, D\]"):
         uniformity(torch.ones(4))
+
+
+def test_shares_of_directions_by_hand():
+    """Unit rows (1,0), (1,0), (0,1), (0.6,0.8): the second moment is [[2.36, .48], [.48, 1.64]] / 4, its eigenvalues
+    0.5 +- 0.15."""
+    x = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0], [6.0, 8.0]])
+    assert direction_shares(x).tolist() == pytest.approx([0.65, 0.35])
+    assert effective_rank(direction_shares(x)).item() == pytest.approx(0.65**-0.65 * 0.35**-0.35)
+    assert mean_cosine(x).item() == pytest.approx((1 + 0 + 0.6 + 0 + 0.6 + 0.8) / 6)
+
+
+@pytest.mark.parametrize("num_rows", [3, 5, 40])
+def test_shares_are_squared_singular_values(num_rows):
+    x = points(num_rows).double()
+    unit = torch.nn.functional.normalize(x, dim=1)
+    expected = torch.linalg.svdvals(unit).square() / num_rows
+    assert direction_shares(x).tolist() == pytest.approx(expected.tolist(), abs=1e-12)
+    assert direction_shares(x).sum().item() == pytest.approx(1)
+
+
+def test_rank_from_one_direction_to_an_even_sphere():
+    one = points(1).repeat(50, 1) * torch.linspace(0.1, 9, 50)[:, None]
+    assert effective_rank(direction_shares(one)).item() == pytest.approx(1, abs=1e-6)
+    assert mean_cosine(one).item() == pytest.approx(1, abs=1e-6)
+    axes = torch.cat([torch.eye(7), -torch.eye(7)])
+    assert effective_rank(direction_shares(axes)).item() == pytest.approx(7)
+    assert mean_cosine(axes).item() == pytest.approx(-1 / 13)
+    assert effective_rank(direction_shares(axes[:3])).item() == pytest.approx(3)  # fewer rows than directions
+
+
+def test_distances_are_sorted_and_of_partners_or_none():
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, 0.0]])
+    y = torch.tensor([[-1.0, 0.0], [0.0, 5.0], [0.0, 1.0]])
+    distances = pair_distances(x, y)
+    assert distances.similar.tolist() == pytest.approx([0, math.sqrt(2), 2])
+    assert distances.dissimilar.tolist() == pytest.approx([math.sqrt(2), math.sqrt(2), 2])
+
+
+def test_collapse_is_flagged():
+    x = points(1).repeat(100, 1) + 0.02 * points(100, seed=1)
+    metrics = describe_geometry(x, x)
+    assert is_collapsed(metrics) and metrics["dissimilar_distance"] < 0.1
+    spread = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    metrics = describe_geometry(spread, spread)
+    assert not is_collapsed(metrics) and metrics["effective_rank"] > 10 and metrics["alignment"] == 0
+    assert set(metrics) == {
+        "alignment", "uniformity", "mean_cosine", "effective_rank", "top_direction", "similar_distance",
+        "dissimilar_distance",
+    }  # fmt: skip

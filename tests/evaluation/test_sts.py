@@ -1,4 +1,5 @@
 import math
+import statistics
 from pathlib import Path
 
 import pyarrow
@@ -9,7 +10,7 @@ from datasets import Dataset
 
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation import sts
-from fmicl_text.evaluation.sts import STS_TASKS, evaluate_sts, load_pairs, load_stsb, sts_metrics
+from fmicl_text.evaluation.sts import evaluate_sts, load_pairs, load_stsb, sts_metrics
 
 PAIRS = {
     "sentence1": ['"A man" sings.', "It's 5, maybe 6.", "Zoë runs."],
@@ -116,14 +117,6 @@ def test_wrong_rows_of_parquet(tmp_path):
         load_pairs(path)
 
 
-@pytest.mark.parametrize("task", STS_TASKS)
-def test_a_senteval_folder(tmp_path, task):
-    write(tmp_path, SENTEVAL, f"STS/{task}/sts-test.csv")
-    assert STS_TASKS[task].load("test", tmp_path).to_dict() == PAIRS
-    with pytest.raises(InputError, match=r"no file .*sts-dev\.csv: --data_dir must be a folder in SentEval's layout"):
-        STS_TASKS[task].load("dev", tmp_path)
-
-
 def test_stsb_from_the_hub(monkeypatch):
     asked = []
 
@@ -144,7 +137,7 @@ def test_the_hub_out_of_reach(monkeypatch):
         raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nand so on")
 
     monkeypatch.setattr(sts, "load_dataset", load_dataset)
-    with pytest.raises(InputError, match=r"Couldn't reach 'mteb.*' on the Hub: .*--file.*--data_dir"):
+    with pytest.raises(InputError, match=r"Couldn't reach 'mteb.*' on the Hub: .*--sts_dev_file"):
         load_stsb("test")
 
 
@@ -157,9 +150,15 @@ def test_metrics_by_hand():
     y = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]])
     metrics = sts_metrics(x, y, [5, 4, 4.5, 0.5])
     potentials = [math.exp(-2 * distance) for distance in (0.8, 2, 4, 0.4, 3.2, 2)]
+    by_distance = [2.0 - math.sqrt(d) for d in (0, 0.8, 2, 4)]  # unit rows: the order of the cosines, other values
+    pearson_euclidean = 100 * statistics.correlation(by_distance, [5, 4, 4.5, 0.5])
     assert metrics == {
         "spearman": pytest.approx(80),
         "pearson": pytest.approx(100 * 4.8 / math.sqrt(2.27 * 12.5)),
+        "spearman_dot": pytest.approx(80),
+        "pearson_dot": pytest.approx(100 * 4.8 / math.sqrt(2.27 * 12.5)),
+        "spearman_euclidean": pytest.approx(80),
+        "pearson_euclidean": pytest.approx(pearson_euclidean),
         "alignment": pytest.approx(2.8 / 3),
         "uniformity": pytest.approx(math.log(sum(potentials) / 6)),
     }
@@ -176,8 +175,12 @@ def test_only_direction_counts():
     x, y = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0))
     scores = torch.linspace(0, 5, 30)
     lengths = torch.logspace(-3, 3, 30).unsqueeze(-1)
-    assert sts_metrics(x * lengths, y, scores) == pytest.approx(sts_metrics(x, y, scores), rel=1e-5)
-    assert sts_metrics(y, x, scores) == pytest.approx(sts_metrics(x, y, scores), rel=1e-5)
+    of_cosine = ("spearman", "pearson", "alignment", "uniformity")
+    expected = {name: value for name, value in sts_metrics(x, y, scores).items() if name in of_cosine}
+    scaled, swapped = sts_metrics(x * lengths, y, scores), sts_metrics(y, x, scores)
+    assert {name: scaled[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert {name: swapped[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert abs(scaled["spearman_dot"] - expected["spearman"]) > 1
 
 
 def test_cosines_that_float32_would_call_equal():

