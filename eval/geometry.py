@@ -1,34 +1,180 @@
-"""Geometry of embeddings: how close partners lie, how evenly the rest spreads, whether the Gaussian-kernel assumption holds.
+"""Geometry of embeddings: how near partners lie, how evenly the rest spreads, whether the Gaussian-kernel model holds.
 
     python eval/geometry.py                                             # the package's encoder and sentences
     python eval/geometry.py --model before=BERT after=runs/js --text SENTENCES.txt --flow --plot geometry.png
     python eval/geometry.py --model runs/js --file PAIRS.tsv            # partners: pairs graded 4 or more
-    python eval/geometry.py --embeddings FEATURES.npz                   # x and y [N, D] of any encoder
-    python eval/geometry.py --synthetic --flow                          # data of which the density is known
+    python eval/geometry.py --embeddings images=FEATURES.npz            # x and y [N, D] of any encoder
+    python eval/geometry.py --synthetic --flow                          # pairs of which the density is known
 
-Partners are two dropout views of a sentence (--text), or graded pairs (--file). eval/README.md says how to read it.
+Partners are two dropout views of a sentence (--text), graded pairs (--file), or rows of the same number (--embeddings).
+eval/README.md says how to read it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
+from datasets import Dataset
 from torch import Tensor
 
+from fmicl_text.divergences import DIVERGENCES
 from fmicl_text.errors import InputError, OneLineParser, check_writable, one_line_errors, whole_number
 from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
 from fmicl_text.evaluation.geometry import describe_geometry, is_collapsed
+from fmicl_text.evaluation.kernel import check_kernel
 from fmicl_text.evaluation.plots import plot_geometry
-from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, pooling_label, write_json
+from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, write_json
 from fmicl_text.evaluation.sts import POSITIVE_SCORE, embed_pairs, load_pairs
+from fmicl_text.evaluation.synthetic import SYNTHETIC
 from fmicl_text.model import POOLINGS
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.data import load_training_text
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line, checked as far as it can be before anything is loaded."""
+    parser = OneLineParser("geometry.py", __doc__)
+    parser.add_argument("--model", nargs="+", metavar="[NAME=]M", help="folders or Hub names; default: the package's")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--text", help="sentences: .txt, .csv, .tsv, .jsonl (also .gz), .parquet; default: the package's")
+    data.add_argument("--file", type=Path, help="graded pairs: .tsv, .csv, .parquet")
+    data.add_argument("--embeddings", nargs="+", metavar="[NAME=]F", help=".npz files of x and y, instead of a model")
+    data.add_argument("--synthetic", action="store_true", help="pairs of known densities, instead of a model")
+    parser.add_argument("--num_pairs", type=whole_number, default=5000, help="at most so many")
+    parser.add_argument("--flow", action="store_true", help="estimate the density of partners (half a minute each)")
+    parser.add_argument("--flow_dims", type=whole_number, default=8, help="directions that the flow sees")
+    parser.add_argument(
+        "--divergence", nargs="+", choices=DIVERGENCES, default=["kl", "js"], help="similarities held against the flow"
+    )
+    parser.add_argument("--pooling", choices=POOLINGS, help="default: what the model says, or mean")
+    parser.add_argument("--strict", action="store_true", help="refuse a model that says nothing of its pooling")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of rows, dropout and the flow")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--plot", type=Path, help="PNG to write")
+    args = parser.parse_args()
+    if args.model and (args.embeddings or args.synthetic):
+        parser.error("--model embeds --text or --file: leave it out with --embeddings and --synthetic")
+    if args.flow_dims < 3:
+        parser.error(f"--flow_dims must be at least 3, got {args.flow_dims}")
+    check_writable("--output", args.output)
+    check_writable("--plot", args.plot)
+    args.model = args.model or [f"package={ENCODER}"]
+    args.text = args.text or str(SENTENCES)
+    return args
+
+
+Views = tuple[str, dict[str, Any], Tensor, Tensor]  # name, facts for the record, x and y [N, D]
+
+
+def text_views(args: argparse.Namespace) -> Iterator[Views]:
+    """Each model's embeddings of --text or --file."""
+    graded: Dataset | None = None
+    if args.file:
+        pairs = load_pairs(args.file).filter(lambda row: row["score"] >= POSITIVE_SCORE)
+        graded = drop_repeats(pairs.shuffle(seed=args.seed), args.num_pairs)
+        facts = {"partners": f"pairs graded {POSITIVE_SCORE:g} or more", "source": str(args.file)}
+        if len(graded) < 2:
+            raise InputError(f"--file {args.file}: {len(graded)} pairs graded {POSITIVE_SCORE:g} or more, 2 are needed")
+    else:
+        try:
+            data = load_training_text(train_file=args.text)
+        except InputError as error:
+            raise InputError(str(error).replace("--train_file", "--text")) from error
+        rows = data.dataset.shuffle(seed=args.seed)
+        sentences = list(dict.fromkeys(rows[data.columns[0]]))[: args.num_pairs]
+        facts = {"partners": "dropout views", "source": args.text}
+    for name, path in map(named_model, args.model):
+        encoder = open_encoder(path, args.pooling, strict=args.strict)
+        if graded is not None:
+            x, y = embed_pairs(lambda texts: encode_sentences(encoder, texts), graded)  # noqa: B023  called here
+        else:
+            x, y = encode_dropout_views(encoder, sentences, args.seed)
+        yield name, facts | encoder_facts(path, encoder, args.pooling), x, y
+
+
+def drop_repeats(pairs: Dataset, most: int) -> Dataset:
+    """The first pairs, no sentence in two of them: rows that are equal would pass for dissimilar pairs."""
+    seen: set[str] = set()
+    kept = []
+    for i, sentences in enumerate(zip(pairs["sentence1"], pairs["sentence2"], strict=True)):
+        if seen.isdisjoint(sentences):
+            seen.update(sentences)
+            kept.append(i)
+    return pairs.select(kept[:most])
+
+
+def file_views(args: argparse.Namespace) -> Iterator[Views]:
+    """x and y of each --embeddings file."""
+    for name, path in map(named_model, args.embeddings):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                x, y = (torch.from_numpy(arrays[side]).float() for side in ("x", "y"))
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"--embeddings {path}: must be an .npz file of arrays x and y ({reason})") from error
+        if x.ndim != 2 or x.shape != y.shape or len(x) < 2:
+            raise InputError(
+                f"--embeddings {path}: x and y must both be [N, D], N >= 2, got {[*x.shape]}, {[*y.shape]}"
+            )
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(args.seed))[: args.num_pairs]
+        yield name, {"partners": "rows of the file", "source": path}, x[order], y[order]
+
+
+def synthetic_views(args: argparse.Namespace) -> Iterator[Views]:
+    """Pairs of each known density."""
+    for name, draw in SYNTHETIC.items():
+        pairs = draw(args.num_pairs, dims=args.flow_dims, seed=args.seed)
+        yield name, {"partners": "synthetic", "source": draw.__name__}, pairs.x, pairs.y
+
+
+def table_row(result: dict[str, Any]) -> dict[str, Any]:
+    """What a person looks at first."""
+    metrics = {key: value for key, value in result["metrics"].items() if key != "top_direction"}
+    row = {"encoder": result["name"], "pooling": result.get("pooling")} | metrics
+    if kernel := result.get("kernel"):
+        row |= {"gamma": kernel["joint"]["gamma"], "R2, pairs": kernel["joint"]["r2_pairs"]}
+        row |= {"R2, bins": kernel["joint"]["r2_bins"]}
+        row |= {f"to f'(u), {name}": distance for name, distance in kernel["distances"].items()}
+    return row | {"verdict": "COLLAPSED" if result["collapsed"] else ""}
+
+
+def main() -> None:
+    args = parse_args()
+    source = synthetic_views if args.synthetic else file_views if args.embeddings else text_views
+    results, views, kernels = [], {}, {}
+    for name, facts, x, y in source(args):
+        if num_bad := int((~torch.cat([x, y]).isfinite()).any(1).sum()):
+            raise InputError(f"{name}: {num_bad} of {2 * len(x)} embeddings hold NaN or infinity")
+        if name in views:
+            raise InputError(f"the name {name} is given twice")
+        metrics = describe_geometry(x, y)
+        result = {"name": name, **facts, "num_pairs": len(x), "width": x.shape[1], "seed": args.seed}
+        result |= {"metrics": metrics, "collapsed": is_collapsed(metrics), "versions": library_versions()}
+        if args.flow:
+            divergences = [DIVERGENCES[divergence] for divergence in args.divergence]
+            result["kernel"] = kernels[name] = check_kernel(x, y, divergences, args.flow_dims, args.seed)
+        results.append(result)
+        views[name] = (x, y)
+        if result["collapsed"]:
+            print(
+                f"{name}: effective rank {metrics['effective_rank']:.2f} of {x.shape[1]}: collapsed, nearly all of it "
+                "is one direction (before contrastive training: the narrow cone of many a language model)",
+                file=sys.stderr,
+            )
+    if args.output:
+        write_json(args.output, results)
+    if args.plot:
+        plot_geometry(views, kernels, args.plot, title=f"{results[0]['partners']}: {Path(results[0]['source']).name}")
+    print(markdown_table([table_row(result) for result in results]))
+
+
+if __name__ == "__main__":
+    with one_line_errors("geometry.py"):
+        main()

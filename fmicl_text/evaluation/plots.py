@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # no pyplot: a notebook keeps its backend
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -75,30 +76,45 @@ def cell_numbers(cell: str) -> tuple[float, float]:
     return float(mean), float(deviation or 0)
 
 
-def plot_geometry(views: Mapping[str, tuple[Tensor, Tensor]], path: str | Path, title: str) -> None:
-    """Sorted distances of similar and dissimilar pairs (arXiv 2402.10150, Figure 2), and the share of the first k
-    directions, a colour per encoder, as a PNG.
+def plot_geometry(
+    views: Mapping[str, tuple[Tensor, Tensor]], kernels: Mapping[str, Mapping[str, Any]], path: str | Path, title: str
+) -> None:
+    """As a PNG, a colour per encoder: sorted distances of similar and dissimilar pairs (arXiv 2402.10150, Figure 2),
+    the share of the first k directions and, where a flow was fitted, log p(x, y) against squared distance (Figure 1).
 
     Args:
         views: Embeddings x and y of partners, [N, D] each, by the encoder's name.
+        kernels: What `kernel.check_kernel` gave, by the encoder's name; may be empty.
         path: Where to write the picture.
         title: What was embedded.
     """
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    distance_axis, direction_axis = figure.subplots(1, 2)
+    figure = Figure(figsize=(16 if kernels else 11, 4.5), layout="constrained")
+    distance_axis, direction_axis, *kernel_axis = figure.subplots(1, 3 if kernels else 2)
     for i, (name, (x, y)) in enumerate(views.items()):
         for distances, style in zip(pair_distances(x, y), ("-", "--"), strict=True):
             distance_axis.plot(torch.linspace(0, 100, len(distances)), distances, style, color=f"C{i}")
         shares = 100 * direction_shares(x).cumsum(0)
         direction_axis.plot(range(1, len(shares) + 1), shares, color=f"C{i}", label=name)
+        if name in kernels:
+            plot_linear_fit(kernel_axis[0], kernels[name]["joint"], f"C{i}", name)
     distance_axis.axhline(2**0.5, color="0.6", linewidth=0.8)
     distance_axis.annotate("at right angles", (2, 2**0.5 + 0.02), color="0.4", fontsize="small")
     distance_axis.plot([], [], "k-", label="similar pairs")
     distance_axis.plot([], [], "k--", label="dissimilar pairs")
     distance_axis.set(xlabel="percent of pairs, sorted", ylabel="distance on the unit sphere", ylim=(0, 2))
     direction_axis.set(xlabel="first k directions", ylabel="percent of the second moment", xscale="log", ylim=(0, 102))
-    for axis in (distance_axis, direction_axis):
+    for axis in kernel_axis:
+        axis.set(xlabel="squared distance of partners", ylabel="log p(x, y), by the flow")
+    for axis in (distance_axis, direction_axis, *kernel_axis):
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
+
+
+def plot_linear_fit(axis: Axes, fit: Mapping[str, Any], color: str, name: str) -> None:
+    """Means and deviations of the bins of a `kernel.LinearFit`, and its line."""
+    distance = torch.tensor(fit["distance"])
+    axis.errorbar(distance, fit["mean"], yerr=fit["deviation"], fmt="o", markersize=4, elinewidth=0.6, color=color)
+    label = f"{name}: gamma {fit['gamma']:.1f}, R² {fit['r2_pairs']:.2f} (bins {fit['r2_bins']:.2f})"
+    axis.plot(distance, fit["intercept"] - fit["gamma"] * distance, color=color, label=label)

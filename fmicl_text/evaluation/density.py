@@ -1,0 +1,181 @@
+"""The density of positive pairs on the unit sphere, by a normalising flow.
+
+All densities are relative to the uniform distribution on the sphere in k dimensions. A chart turns a point of the
+sphere into one of R^(k-1) so that the uniform distribution becomes the standard normal; a flow estimates the density
+there. From p(x) and p(y | x) follow the joint density and the ratio u = p(x, y)/(p(x) p(y)) = p(y | x)/p(y). Which view
+comes first is chance, so both orders are fitted, and the logarithms averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import special
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fmicl_text.errors import InputError
+from fmicl_text.similarity import unit_rows
+
+NUM_FLOWS, BATCH, MAX_EPOCHS, PATIENCE = 4, 256, 150, 10
+
+
+def toward_pole(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """y [N, k] under the isometry, its own inverse, that sends the unit row x_i [N, k] to the pole e_1.
+
+    Minus the reflection along x + e_1: continuous in x but at -e_1, the far side of the data."""
+    v = x + np.eye(x.shape[1])[0]
+    squared = (v * v).sum(-1, keepdims=True)
+    along = np.divide((v * y).sum(-1, keepdims=True), squared, out=np.zeros_like(squared), where=squared > 0)
+    return 2 * v * along - y
+
+
+def to_chart(w: np.ndarray) -> np.ndarray:
+    """Unit rows [N, k] to [N, k-1], the uniform distribution to the standard normal one.
+
+    The angle from the pole e_1 becomes the radius at the same quantile, (1 - cos)/2 being Beta((k-1)/2, (k-1)/2) and
+    the square of the radius chi-square; the direction around the pole stays."""
+    half = (w.shape[1] - 1) / 2
+    tangent = w[:, 1:]
+    length = np.linalg.norm(tangent, axis=1)
+    angle = np.arctan2(length, w[:, 0])
+    near = special.gammaincinv(half, special.betainc(half, half, np.sin(angle / 2) ** 2))
+    far = special.gammainccinv(half, special.betainc(half, half, np.cos(angle / 2) ** 2))  # keeps its digits beyond 90°
+    radius = np.sqrt(2 * np.where(angle < math.pi / 2, near, far))
+    return tangent * np.divide(radius, length, out=np.zeros_like(length), where=length > 0)[:, None]
+
+
+def normal_log_density(z: Tensor) -> Tensor:
+    """log N(z; 0, I) of rows [N, n]; [N]."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+
+
+class FlowEnsemble(nn.Module):
+    """Mean density of a few RealNVP flows (arXiv 1605.08803) that differ by their initial weights.
+
+    Args:
+        features: Width n of the rows whose density is estimated.
+        context: Width of the rows it is conditional on; 0 for none.
+        scale: The rows are divided by it first.
+    """
+
+    def __init__(self, features: int, context: int, scale: float) -> None:
+        super().__init__()
+        try:
+            from zuko.flows import RealNVP
+        except ImportError as error:
+            raise InputError("estimating a density needs zuko: pip install 'fmicl_text[geometry]'") from error
+        self.features, self.scale = features, scale
+        self.flows = nn.ModuleList(
+            RealNVP(features, context, transforms=8, hidden_features=(64, 64)) for _ in range(NUM_FLOWS)
+        )
+
+    def log_densities(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """Of each flow at rows z [N, n] given context [N, c]; [flows, N]."""
+        rows = z / self.scale
+        each = torch.stack([flow(context).log_prob(rows) for flow in self.flows])
+        return each - self.features * math.log(self.scale)
+
+    @torch.no_grad()
+    def log_ratio_to_normal(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """log of the mean density over N(z; 0, I), [N] in float64: on the sphere, relative to the uniform density."""
+        mean = self.log_densities(z, context).double().logsumexp(0) - math.log(len(self.flows))
+        return mean - normal_log_density(z.double())
+
+    def fit(self, z: Tensor, context: Tensor | None, held_out: Tensor, held_out_context: Tensor | None) -> FlowEnsemble:
+        """Maximise the likelihood of rows z [N, n]; each flow keeps the weights that were best on the held-out rows."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=1e-2)
+        best = [math.inf] * len(self.flows)
+        kept = [flow.state_dict() for flow in self.flows]
+        waited = 0
+        for _ in tqdm(range(MAX_EPOCHS), desc="fit the flow", leave=False):
+            for rows in torch.randperm(len(z)).split(BATCH):
+                loss = -self.log_densities(z[rows], None if context is None else context[rows]).mean(1).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.parameters(), 5.0)
+                optimizer.step()
+            with torch.no_grad():
+                losses = -self.log_densities(held_out, held_out_context).mean(1)
+            waited += 1
+            for i, (flow, value) in enumerate(zip(self.flows, losses.tolist(), strict=True)):
+                if value < best[i]:
+                    best[i], waited = value, 0
+                    kept[i] = {name: weight.clone() for name, weight in flow.state_dict().items()}
+            if waited >= PATIENCE:
+                break
+        for flow, weights in zip(self.flows, kept, strict=True):
+            flow.load_state_dict(weights)
+        return self
+
+
+@dataclass
+class PairDensity:
+    """Densities of positive pairs on the sphere, as `fit_density` estimates them.
+
+    Args:
+        pole: Mean direction of the data [k], where the chart of p(x) is centred.
+        marginal: Density of one side in that chart.
+        conditional: Density of y in the chart about x, given x.
+    """
+
+    pole: np.ndarray
+    marginal: FlowEnsemble
+    conditional: FlowEnsemble
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        """log p(x) of unit rows [N, k]; [N]."""
+        return self.marginal.log_ratio_to_normal(chart_about(self.pole, x))
+
+    def log_conditional(self, x: Tensor, y: Tensor) -> Tensor:
+        """log p(y | x) of unit rows [N, k]; [N]."""
+        return self.conditional.log_ratio_to_normal(*conditional_inputs(self.pole, x, y))
+
+    def log_joint(self, x: Tensor, y: Tensor) -> Tensor:
+        """log p(x, y) of unit rows [N, k]; [N]."""
+        return self.log_ratio(x, y) + self.log_marginal(x) + self.log_marginal(y)
+
+    def log_ratio(self, x: Tensor, y: Tensor) -> Tensor:
+        """log u = log p(x, y)/(p(x) p(y)) of unit rows [N, k]; [N]."""
+        first = self.log_conditional(x, y) - self.log_marginal(y)
+        second = self.log_conditional(y, x) - self.log_marginal(x)
+        return (first + second) / 2
+
+
+def chart_about(pole: np.ndarray, x: Tensor) -> Tensor:
+    """Unit rows [N, k] in the chart about a pole [k]; [N, k-1], float32."""
+    rows = x.double().numpy()
+    return torch.from_numpy(to_chart(toward_pole(np.broadcast_to(pole, rows.shape), rows))).float()
+
+
+def conditional_inputs(pole: np.ndarray, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """y in the chart about x [N, k-1], and x [N, k], turned so that the pole is e_1."""
+    sides = (side.double().numpy() for side in (x, y))
+    x_turned, y_turned = (toward_pole(np.broadcast_to(pole, side.shape), side) for side in sides)
+    return torch.from_numpy(to_chart(toward_pole(x_turned, y_turned))).float(), torch.from_numpy(x_turned).float()
+
+
+def fit_density(x: Tensor, y: Tensor, held_out_x: Tensor, held_out_y: Tensor, seed: int = 0) -> PairDensity:
+    """Estimate the densities of positive pairs; the global random state is left as it was.
+
+    Args:
+        x: Unit rows [N, k], k >= 3.
+        y: Their partners [N, k].
+        held_out_x, held_out_y: Pairs on which the fit is stopped.
+        seed: Of the flows' weights and the order of the rows.
+    """
+    x, y, held_out_x, held_out_y = (
+        torch.cat(sides) for sides in ((x, y), (y, x), (held_out_x, held_out_y), (held_out_y, held_out_x))
+    )
+    pole = unit_rows(x.double().mean(0, keepdim=True))[0].numpy()
+    rows, held_out = chart_about(pole, x), chart_about(pole, held_out_x)
+    offsets, context = conditional_inputs(pole, x, y)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        marginal = FlowEnsemble(x.shape[1] - 1, 0, rows.std().item()).fit(rows, None, held_out, None)
+        conditional = FlowEnsemble(x.shape[1] - 1, x.shape[1], offsets.std().item())
+        conditional.fit(offsets, context, *conditional_inputs(pole, held_out_x, held_out_y))
+    return PairDensity(pole, marginal, conditional)

@@ -1,0 +1,168 @@
+"""eval/geometry.py on tiny data: what it prints and writes, and what it refuses."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fmicl_text.errors import InputError
+from fmicl_text.evaluation import density
+from fmicl_text.evaluation.synthetic import kernel_pairs
+from tests.conftest import sentences
+
+SCRIPT = Path(__file__).parent.parent.parent / "eval" / "geometry.py"
+
+
+def main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["geometry.py", *map(str, arguments)])
+    runpy.run_path(str(SCRIPT))["main"]()
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(sentences(60)), encoding="utf-8")
+    return path
+
+
+def test_models_side_by_side(monkeypatch, capsys, bert_folder, no_dropout_folder, text, tmp_path):
+    output, plot = tmp_path / "r.json", tmp_path / "r.png"
+    models = [f"with={bert_folder}", f"without={no_dropout_folder}"]
+    main(monkeypatch, "--model", *models, "--text", text, "--output", output, "--plot", plot, "--pooling", "mean")
+    first, second = json.loads(output.read_text())
+    assert [first["name"], second["name"]] == ["with", "without"]
+    assert first["metrics"]["alignment"] > 0.05 and second["metrics"]["alignment"] < 1e-6
+    assert first["num_pairs"] == 60 and first["width"] == 32 and not first["collapsed"]
+    assert first["partners"] == "dropout views" and first["pooling_from"] == "--pooling" and "kernel" not in first
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 and "effective_rank" in header
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_graded_pairs_share_no_sentence(monkeypatch, bert_folder, tmp_path):
+    first, second = sentences(30), sentences(30, seed=1)
+    rows = [(a, b, 5.0 if i % 2 else 1.0) for i, (a, b) in enumerate(zip(first, second, strict=True))]
+    rows.append((first[1], first[3], 4.5))  # both stand in another pair already
+    path, output = tmp_path / "pairs.tsv", tmp_path / "r.json"
+    path.write_text("sentence1\tsentence2\tscore\n" + "\n".join(f"{a}\t{b}\t{s}" for a, b, s in rows))
+    main(monkeypatch, "--model", bert_folder, "--file", path, "--output", output)
+    (result,) = json.loads(output.read_text())
+    assert result["num_pairs"] in (14, 15) and result["partners"] == "pairs graded 4 or more"
+
+
+def test_embeddings_of_any_encoder_and_the_flow(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(density, "NUM_FLOWS", 1)
+    pairs = kernel_pairs(1500, dims=4)
+    np.savez(tmp_path / "e.npz", x=5 * pairs.x.numpy(), y=pairs.y.numpy())
+    output, plot = tmp_path / "r.json", tmp_path / "r.png"
+    named = f"known={tmp_path / 'e.npz'}"
+    main(monkeypatch, "--embeddings", named, "--flow", "--divergence", "vlc", "--output", output, "--plot", plot)
+    (result,) = json.loads(output.read_text())
+    assert result["kernel"]["joint"]["r2_bins"] > 0.97
+    assert result["metrics"]["alignment"] == pytest.approx(kernel_distance(pairs), rel=1e-3)
+    assert list(result["kernel"]["distances"]) == ["vlc"]
+    table = capsys.readouterr().out
+    assert "| R2, bins |" in table and "| to f'(u), vlc |" in table and "| known " in table
+    assert plot.stat().st_size > 20_000
+
+
+def kernel_distance(pairs):
+    return (pairs.x - pairs.y).square().sum(1).mean().item()
+
+
+def test_a_collapsed_encoder_is_flagged(monkeypatch, capsys, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    point = torch.randn(16, generator=generator)
+    x, y = (point + 0.05 * torch.randn(100, 16, generator=generator) for _ in range(2))
+    np.savez(tmp_path / "e.npz", x=x.numpy(), y=y.numpy())
+    main(monkeypatch, "--embeddings", tmp_path / "e.npz", "--output", tmp_path / "r.json")
+    printed = capsys.readouterr()
+    assert "COLLAPSED" in printed.out and "effective rank 1.0" in printed.err and "of 16: collapsed" in printed.err
+    assert json.loads((tmp_path / "r.json").read_text())[0]["collapsed"] is True
+
+
+def test_synthetic_data_needs_no_model(monkeypatch, capsys):
+    main(monkeypatch, "--synthetic", "--num_pairs", "300")
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["kernel", "two scales", "clusters"]
+
+
+def no_arrays(folder: Path) -> Path:
+    np.savez(folder / "e.npz", z=np.ones(3))
+    return folder / "e.npz"
+
+
+def pickled(folder: Path) -> Path:
+    np.savez(folder / "e.npz", x=np.array([{"a": 1}] * 3), y=np.ones((3, 2)))
+    return folder / "e.npz"
+
+
+def other_shapes(folder: Path) -> Path:
+    np.savez(folder / "e.npz", x=np.ones((3, 2)), y=np.ones((4, 2)))
+    return folder / "e.npz"
+
+
+def not_finite(folder: Path) -> Path:
+    np.savez(folder / "e.npz", x=np.full((3, 2), np.nan), y=np.ones((3, 2)))
+    return folder / "e.npz"
+
+
+def a_text(folder: Path) -> Path:
+    (folder / "e.npz").write_text("no archive")
+    return folder / "e.npz"
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda folder: folder / "absent.npz", "No such file"),
+        (no_arrays, "must be an .npz file of arrays x and y"),
+        (pickled, "must be an .npz file of arrays x and y"),
+        (a_text, "must be an .npz file of arrays x and y"),
+        (other_shapes, r"x and y must both be \[N, D\], N >= 2, got \[3, 2\], \[4, 2\]"),
+        (not_finite, "3 of 6 embeddings hold NaN or infinity"),
+    ],
+)
+def test_embeddings_that_cannot_be_used(monkeypatch, tmp_path, make, message):
+    with pytest.raises(InputError, match=message) as error:
+        main(monkeypatch, "--embeddings", make(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "m", "--synthetic"], "--model embeds --text or --file"),
+        (["--model", "./absent"], "--model ./absent: no such folder"),
+        (["--divergence", "chi"], "invalid choice: 'chi'"),
+        (["--text", "absent.txt"], "--text absent.txt: no such file"),
+        (["--plot", "no/such/folder.png"], "--plot no/such/folder.png: name a file in a folder that exists"),
+        (
+            ["--synthetic", "--num_pairs", "150", "--flow"],
+            "150 pairs are too few to estimate a density, 200 are needed",
+        ),
+        (["--synthetic", "--flow", "--flow_dims", "2"], "--flow_dims must be at least 3, got 2"),
+    ],
+)
+def test_refused_arguments(monkeypatch, arguments, message):
+    with pytest.raises(InputError, match=message):
+        main(monkeypatch, *arguments)
+
+
+def test_one_line_and_status_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--embeddings", "absent.npz"],
+        env=os.environ | {"PYTHONPATH": str(SCRIPT.parent.parent)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("geometry.py: error: --embeddings absent.npz: ")
