@@ -20,7 +20,7 @@ ALLOWED = {
     "loss": {"blockwise", "distributed", "divergences", "errors", "objectives", "similarity"},
     "dropout": set(),
     "model": {"dropout", "errors"},
-    "evaluation/": {"errors", "similarity", "evaluation"},
+    "evaluation/": {"divergences", "errors", "model", "similarity", "evaluation"},
     "text/": {"errors", "text"},
     "training_args": {"distributed", "divergences", "similarity", "loss"},
     "trainer": {"errors", "evaluation", "model", "training_args"},

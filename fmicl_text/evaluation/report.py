@@ -109,7 +109,7 @@ def score_rows(results: Sequence[Mapping[str, Any]], sets: bool = False) -> list
     for result in results:
         row = (result["name"], result["protocol"], pooling_label(result))
         of_model = scores.setdefault(row, {}).setdefault(result["model"], {})
-        for column, score in spearmans(result, sets).items():
+        for column, score in task_scores(result, sets).items():
             if column in of_model:
                 raise InputError(f"{result['model']} has two scores for {column} ({result['protocol']})")
             of_model[column] = score
@@ -139,11 +139,14 @@ def pooling_label(result: Mapping[str, Any]) -> str:
     return label if result["pooling_from"] == "the model" else f"{label} ({result['pooling_from']})"
 
 
-def spearmans(result: Mapping[str, Any], sets: bool) -> dict[str, float]:
-    """Column to score of one result: the task (its split in brackets unless test), with `sets` also each set's."""
-    metrics, split = result["metrics"], result["split"]
-    task = result["task"] if split in (None, "test") else f"{result['task']} ({split})"
-    columns = {task: metrics["spearman"]}
+def task_scores(result: Mapping[str, Any], sets: bool) -> dict[str, float]:
+    """Column to score of one result: Spearman under the task's name (its subset and split in brackets unless they are
+    the usual ones), or the main score of a task that has another; with `sets` also those of each set."""
+    metrics = result["metrics"]
+    unusual = [result.get("subset"), result["split"], metrics.get("main_score_name")]
+    brackets = ", ".join(what for what in unusual if what not in (None, "default", "test"))
+    task = result["task"] + (f" ({brackets})" if brackets else "")
+    columns = {task: metrics["main_score"] if "main_score" in metrics else metrics["spearman"]}
     if sets and "sets" in metrics:
         columns |= {f"{task}: {name}": score["spearman"] for name, score in metrics["sets"].items()}
         columns |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -77,4 +78,4 @@ def uniform_direction_logpdf(dims: int) -> float:
     return float(torch.special.gammaln(torch.tensor(half, dtype=torch.float64)) - np.log(2) - half * np.log(np.pi))
 
 
-SYNTHETIC = {"kernel": kernel_pairs, "two scales": two_scale_pairs, "clusters": cluster_pairs}
+SYNTHETIC: dict[str, Callable[..., KnownPairs]] = {"kernel": kernel_pairs, "two scales": two_scale_pairs, "clusters": cluster_pairs}
