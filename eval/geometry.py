@@ -156,7 +156,7 @@ def main() -> None:
             raise InputError(f"the name {name} is given twice")
         metrics = describe_geometry(x, y)
         result = {"name": name, **facts, "num_pairs": len(x), "width": x.shape[1], "seed": args.seed}
-        result |= {"metrics": metrics, "collapsed": is_collapsed(metrics), "versions": library_versions()}
+        result |= {"metrics": metrics, "collapsed": is_collapsed(metrics, x.shape[1]), "versions": library_versions()}
         if args.flow:
             divergences = [DIVERGENCES[divergence] for divergence in args.divergence]
             result["kernel"] = kernels[name] = check_kernel(x, y, divergences, args.flow_dims, args.seed)
@@ -164,8 +164,8 @@ def main() -> None:
         views[name] = (x, y)
         if result["collapsed"]:
             print(
-                f"{name}: effective rank {metrics['effective_rank']:.2f} of {x.shape[1]}: collapsed, nearly all of it "
-                "is one direction (before contrastive training: the narrow cone of many a language model)",
+                f"{name}: effective rank {metrics['effective_rank']:.2f} of {x.shape[1]}: collapsed, to a point or to "
+                "opposite poles (before contrastive training: the narrow cone of many a language model)",
                 file=sys.stderr,
             )
     if args.output:

@@ -11,6 +11,8 @@ from sentence_transformers import SentenceTransformer
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.sts import evaluate_sts
 
+LOGGED = ("spearman", "pearson", "alignment", "uniformity")
+
 
 @dataclass
 class STSEvaluator:
@@ -29,4 +31,4 @@ class STSEvaluator:
     def __call__(self, encoder: SentenceTransformer) -> dict[str, float]:
         encode = partial(encode_sentences, encoder, batch_size=self.batch_size, progress=self.progress)
         scores = evaluate_sts(encode, self.dataset)
-        return {f"sts_{name}": value for name, value in scores.items() if name != "num_pairs"}
+        return {f"sts_{name}": scores[name] for name in LOGGED if name in scores}

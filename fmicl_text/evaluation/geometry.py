@@ -11,7 +11,7 @@ from torch import Tensor
 from fmicl_text.similarity import unit_rows
 
 BLOCK = 256  # rows whose distances to all the others are held at once
-COLLAPSED_RANK = 1.5  # an effective rank below it: nearly all embeddings are one direction
+COLLAPSED_RANK = 4.0  # an effective rank below it (of 32 directions and more): a handful of directions is left
 
 
 def alignment(x: Tensor, y: Tensor) -> Tensor:
@@ -134,7 +134,12 @@ def describe_geometry(x: Tensor, y: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
-def is_collapsed(metrics: dict[str, float]) -> bool:
-    """Whether embeddings are nearly one direction: collapsed in training, or the narrow cone of many a language model
-    before it."""
-    return metrics["effective_rank"] < COLLAPSED_RANK
+def is_collapsed(metrics: dict[str, float], width: int) -> bool:
+    """Whether embeddings fill fewer than 4 of their directions (of less than 32, an eighth): collapsed in training, to
+    a point or to opposite poles; or still in the narrow cone of many a language model before it.
+
+    Args:
+        metrics: What `describe_geometry` gave.
+        width: Number of directions D.
+    """
+    return metrics["effective_rank"] < min(COLLAPSED_RANK, width / 8)

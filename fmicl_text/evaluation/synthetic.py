@@ -78,4 +78,8 @@ def uniform_direction_logpdf(dims: int) -> float:
     return float(torch.special.gammaln(torch.tensor(half, dtype=torch.float64)) - np.log(2) - half * np.log(np.pi))
 
 
-SYNTHETIC: dict[str, Callable[..., KnownPairs]] = {"kernel": kernel_pairs, "two scales": two_scale_pairs, "clusters": cluster_pairs}
+SYNTHETIC: dict[str, Callable[..., KnownPairs]] = {
+    "kernel": kernel_pairs,
+    "two scales": two_scale_pairs,
+    "clusters": cluster_pairs,
+}

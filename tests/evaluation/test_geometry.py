@@ -132,13 +132,15 @@ def test_distances_are_sorted_and_of_partners_or_none():
 
 
 def test_collapse_is_flagged():
-    x = points(1).repeat(100, 1) + 0.02 * points(100, seed=1)
-    metrics = describe_geometry(x, x)
-    assert is_collapsed(metrics) and metrics["dissimilar_distance"] < 0.1
-    spread = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
-    metrics = describe_geometry(spread, spread)
-    assert not is_collapsed(metrics) and metrics["effective_rank"] > 10 and metrics["alignment"] == 0
+    point, noise = points(1).repeat(1, 8), torch.randn(100, 40, generator=torch.Generator().manual_seed(1))
+    sign = torch.tensor([1.0, -1.0]).repeat(50)[:, None]
+    for collapsed in (point + 0.1 * noise, sign * point + 0.1 * noise):  # to a point, to two opposite ones
+        assert is_collapsed(describe_geometry(collapsed, collapsed), 40)
+    metrics = describe_geometry(noise, noise)
+    assert not is_collapsed(metrics, 40) and metrics["effective_rank"] > 20 and metrics["alignment"] == 0
     assert set(metrics) == {
         "alignment", "uniformity", "mean_cosine", "effective_rank", "top_direction", "similar_distance",
         "dissimilar_distance",
     }  # fmt: skip
+    in_the_plane = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    assert not is_collapsed(describe_geometry(in_the_plane, in_the_plane), 2)

@@ -38,7 +38,7 @@ def test_models_side_by_side(monkeypatch, capsys, bert_folder, no_dropout_folder
     first, second = json.loads(output.read_text())
     assert [first["name"], second["name"]] == ["with", "without"]
     assert first["metrics"]["alignment"] > 0.05 and second["metrics"]["alignment"] < 1e-6
-    assert first["num_pairs"] == 60 and first["width"] == 32 and not first["collapsed"]
+    assert first["num_pairs"] == 60 and first["width"] == 32
     assert first["partners"] == "dropout views" and first["pooling_from"] == "--pooling" and "kernel" not in first
     header, _, *rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 2 and "effective_rank" in header

@@ -1,0 +1,104 @@
+"""Image models to train from scratch: the paper's ResNets and ViT, and what they need that stock ones lack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, ResNetConfig, ResNetModel, ViTConfig
+
+
+class SmallStemResNet(ResNetModel):
+    """A ResNet with the stem for small images, a 3 x 3 convolution of stride 1 and no max-pooling (SimCLR, arXiv
+    2002.05709, appendix B.9): the stock stem leaves 8 x 8 of a 32 x 32 image. Its config says `small_image_stem`; the
+    stock class cannot open its weights."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__(config)
+        stem: Any = self.embedder
+        old = stem.embedder.convolution
+        stem.embedder.convolution = nn.Conv2d(old.in_channels, old.out_channels, kernel_size=3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.embedder.convolution.weight, mode="fan_out", nonlinearity="relu")
+        stem.pooler = nn.Identity()
+
+
+def sincos_positions(height: int, width: int, dim: int) -> Tensor:
+    """Fixed 2-D sine-cosine position embeddings, a zero for the class token first; [1, 1 + height * width, dim].
+
+    MoCo v3 (arXiv 2104.02057): dim/4 frequencies 10000^(-4k/dim) of either coordinate, sine and cosine."""
+    frequencies = 1.0 / 10000 ** (torch.arange(dim // 4) / (dim // 4))
+    x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
+    angles_x, angles_y = (coordinate.flatten()[:, None] * frequencies for coordinate in (x, y))
+    grid = torch.cat([angles_x.sin(), angles_x.cos(), angles_y.sin(), angles_y.cos()], dim=1)
+    return torch.cat([torch.zeros(1, dim), grid])[None]
+
+
+def initialise_as_mocov3(backbone: Any) -> None:
+    """MoCo v3's initial ViT: sine-cosine positions, Xavier-uniform linear layers, a tiny class token."""
+    embeddings = backbone.embeddings
+    projection = embeddings.patch_embeddings.projection
+    rows, columns = (size // patch for size, patch in zip(
+        pair(backbone.config.image_size), pair(backbone.config.patch_size), strict=True
+    ))  # fmt: skip
+    with torch.no_grad():
+        embeddings.position_embeddings.copy_(sincos_positions(rows, columns, backbone.config.hidden_size))
+        nn.init.normal_(embeddings.cls_token, std=1e-6)
+        bound = math.sqrt(6 / (projection.in_channels * math.prod(projection.kernel_size) + projection.out_channels))
+        nn.init.uniform_(projection.weight, -bound, bound)
+        nn.init.zeros_(projection.bias)
+        for module in backbone.layers.modules():
+            if isinstance(module, nn.Linear):  # q, k and v are layers of their own here, as MoCo v3 scales them
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+
+def freeze_positions(backbone: Any) -> None:
+    """No gradient for positions and patch projection, MoCo v3's trick for stable training; a saved model does not
+    remember it, so it is applied again at every load."""
+    backbone.embeddings.position_embeddings.requires_grad_(False)
+    backbone.embeddings.patch_embeddings.projection.requires_grad_(False)
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a config's size."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def resnet(
+    depths: Sequence[int], layer_type: str, widths: Sequence[int], small: bool, channels: int = 3
+) -> ResNetConfig:
+    """A ResNet's config, with the stem for small images or the stock one."""
+    config = ResNetConfig(
+        num_channels=channels,
+        embedding_size=64 if widths[0] >= 64 else widths[0],
+        depths=list(depths),
+        layer_type=layer_type,
+        hidden_sizes=list(widths),
+    )
+    config.small_image_stem = small
+    return config
+
+
+def mocov3_vit_small(image_size: int = 224) -> ViTConfig:
+    """MoCo v3's ViT-S: 12 blocks, 12 heads (not 6), width 384."""
+    config = ViTConfig(
+        image_size=image_size,
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=1536,
+    )
+    config.fixed_positions = True
+    return config
+
+
+IMAGE_CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "resnet-18": lambda: resnet((2, 2, 2, 2), "basic", (64, 128, 256, 512), small=False),
+    "resnet-18-small": lambda: resnet((2, 2, 2, 2), "basic", (64, 128, 256, 512), small=True),
+    "resnet-50": lambda: resnet((3, 4, 6, 3), "bottleneck", (256, 512, 1024, 2048), small=False),
+    "vit-small": mocov3_vit_small,
+    "digits": lambda: resnet((1, 1, 1), "basic", (32, 64, 128), small=True, channels=1),
+}

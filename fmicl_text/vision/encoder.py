@@ -1,0 +1,162 @@
+"""Image encoders: any HF image model and one pooling rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from fmicl_text.errors import InputError
+from fmicl_text.model import LOADING_ERRORS, quiet_loading
+from fmicl_text.vision.architectures import SmallStemResNet, freeze_positions, initialise_as_mocov3
+
+IMAGE_POOLINGS = ("auto", "cls", "mean", "pooler")
+FIRST_TOKEN = ("vit", "deit", "vit_mae", "vit_msn")  # their pooler is a random dense layer, built away
+NO_CLASS_TOKEN = ("swin", "swinv2", "siglip_vision_model", "siglip2_vision_model")
+
+
+class ImageEncoder(nn.Module):
+    """An HF image model and the rule that makes one vector of its output.
+
+    Args:
+        backbone: What `AutoModel` gives. Fields of its config, which saving keeps, say what is not stock:
+            `image_pooling`, and for training from scratch `small_image_stem` and `fixed_positions`.
+        pooling: `auto` is the first token of ViT and DeiT, else the model's own pooler, else the mean. `cls`, `mean`
+            and `pooler` overrule it.
+
+    Raises:
+        InputError: The model has no class token, or no pooler, to take.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, pooling: str | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        config = backbone.config
+        self.pooling = pooling or getattr(config, "image_pooling", None) or "auto"
+        if self.pooling == "cls" and config.model_type in NO_CLASS_TOKEN:
+            raise InputError(f"--pooling cls: {config.model_type} has no class token; accepted: auto, mean, pooler")
+        config.image_pooling = self.pooling
+        if self.pooling in ("cls", "mean") or config.model_type in FIRST_TOKEN:
+            drop_pooler(backbone)
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("mask_token"):  # DINOv2's and BEiT's, of masked training
+                parameter.requires_grad_(False)
+        if getattr(config, "fixed_positions", False):
+            freeze_positions(backbone)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised images [B, C, H, W] to embeddings [B, D]."""
+        output = self.backbone(pixel_values=pixel_values)
+        tokens, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+        pooling = self.pooling
+        if pooling == "auto":
+            first = self.backbone.config.model_type in FIRST_TOKEN
+            pooling = "cls" if first else "mean" if pooled is None else "pooler"
+        if pooling == "cls":
+            if tokens.ndim != 3:
+                raise InputError("--pooling cls: a convolutional network has no class token; accepted: auto, mean")
+            return tokens[:, 0]
+        if pooling == "pooler":
+            if pooled is None:
+                raise InputError(f"--pooling pooler: {self.backbone.config.model_type} has no pooler")
+            return pooled.flatten(1)
+        return tokens.mean((2, 3)) if tokens.ndim == 4 else tokens.mean(1)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images that it takes."""
+        return int(getattr(self.backbone.config, "num_channels", 3))
+
+    def width(self, image_size: int) -> int:
+        """Number D of features, by a dry run: configs name it in five ways, some in none."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                return self(torch.zeros(1, self.num_channels, image_size, image_size)).shape[1]
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"--image_size {image_size} does not fit {self.backbone.config.model_type}: {reason}"
+            ) from error
+        finally:
+            self.train(training)
+
+    def save_pretrained(
+        self, folder: str | Path, processor: Any = None, state: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write a folder that AutoModel, AutoModelForImageClassification and AutoImageProcessor open (with a
+        small-image stem only `build_image_encoder` does).
+
+        Args:
+            folder: Made if need be.
+            processor: The image processor, saved beside the model.
+            state: Weights of the backbone, where an engine has sharded its own.
+        """
+        self.backbone.save_pretrained(folder, state_dict=state)
+        if processor is not None:
+            processor.save_pretrained(folder)
+
+
+def drop_pooler(backbone: Any) -> None:
+    """Remove a pooler with weights: no gradient would reach them, and DDP stops on such parameters."""
+    pooler = getattr(backbone, "pooler", None)
+    if isinstance(pooler, nn.Module) and list(pooler.parameters()):
+        backbone.pooler = None
+
+
+def build_image_encoder(
+    model_name_or_path: str, revision: str | None = None, pooling: str | None = None
+) -> ImageEncoder:
+    """An image encoder from a folder or the Hub, in float32; of CLIP and SigLIP the vision tower.
+
+    Args:
+        model_name_or_path: Folder or Hub name of any Hugging Face image model, or what `save_pretrained` wrote.
+        revision: Branch, tag or commit on the Hub.
+        pooling: One of `IMAGE_POOLINGS`; None takes what the folder says, or `auto`.
+
+    Raises:
+        InputError: The model is not there, is no image model, or torchvision is broken.
+    """
+    if model_name_or_path.startswith((".", "~", "/")):
+        if not Path(model_name_or_path).expanduser().is_dir():
+            raise InputError(f"--model_name_or_path: no such folder {model_name_or_path}")
+        model_name_or_path = str(Path(model_name_or_path).expanduser())
+    try:
+        with quiet_loading():
+            config = AutoConfig.from_pretrained(model_name_or_path, revision=revision)
+            config = getattr(config, "vision_config", config)
+            loader: Any = SmallStemResNet if has_small_stem(config) else AutoModel
+            model = loader.from_pretrained(model_name_or_path, config=config, revision=revision, dtype=torch.float32)
+    except LOADING_ERRORS as error:
+        raise InputError(f"--model_name_or_path {model_name_or_path}: {explain(error)}") from error
+    if not hasattr(model, "main_input_name") or model.main_input_name != "pixel_values":
+        raise InputError(f"--model_name_or_path {model_name_or_path}: {config.model_type} is no image model")
+    return ImageEncoder(model, pooling)
+
+
+def new_image_encoder(config: Any, pooling: str | None = None) -> ImageEncoder:
+    """An image encoder with random weights from a config, such as those of `IMAGE_CONFIGS`."""
+    try:
+        backbone = SmallStemResNet(config) if has_small_stem(config) else AutoModel.from_config(config)
+    except LOADING_ERRORS as error:
+        raise InputError(f"{config.model_type}: {explain(error)}") from error
+    if getattr(config, "fixed_positions", False):
+        initialise_as_mocov3(backbone)
+    return ImageEncoder(backbone, pooling)
+
+
+def has_small_stem(config: PreTrainedConfig) -> bool:
+    """Whether a config asks for the ResNet stem for small images."""
+    return bool(getattr(config, "small_image_stem", False))
+
+
+def explain(error: BaseException) -> str:
+    """The reason in one line; a broken torchvision, which transformers' image classes import, by name."""
+    reason = " ".join(str(error).split())[:300]
+    if "torchvision" in reason:
+        return f"torchvision is installed but broken ({reason}): uninstall it, or install the build that fits torch"
+    return reason
