@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -113,14 +114,16 @@ def test_a_family_from_training_to_stock_classes(family, tmp_path, caplog):
     assert again.pooling == "auto" and [p.requires_grad for p in again.parameters()] == [
         p.requires_grad for p in encoder.parameters()
     ]
+    saved, read = encoder.state_dict(), again.state_dict()
+    assert saved.keys() == read.keys() and all(torch.equal(saved[name], read[name]) for name in saved)
     with torch.no_grad():
         expected = encoder(pixels)
-        assert torch.equal(again(pixels), expected)
+        assert_close(again(pixels), expected)  # where weights lie in memory may choose another kernel
         if family != "resnet, small stem":  # its stem has another shape than the stock one
             stock = AutoModel.from_pretrained(tmp_path).eval()
             output = stock(pixel_values=pixels)
             pooled = output.last_hidden_state[:, 0] if pools == "cls" else output.pooler_output.flatten(1)
-            assert torch.equal(pooled, expected)
+            assert_close(pooled, expected)
     if family in CLASSIFIERS:
         with warnings.catch_warnings(action="ignore"):  # a fresh head is what one wants here
             classifier = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=3)
