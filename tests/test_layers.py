@@ -22,6 +22,7 @@ ALLOWED = {
     "model": {"dropout", "errors"},
     "evaluation/": {"divergences", "errors", "model", "similarity", "evaluation"},
     "text/": {"errors", "text"},
+    "vision/": {"errors", "model", "vision"},
     "training_args": {"distributed", "divergences", "similarity", "loss"},
     "trainer": {"errors", "evaluation", "model", "training_args"},
     "arguments": {"errors", "model", "quickstart", "training_args"},

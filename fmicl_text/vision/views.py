@@ -1,0 +1,137 @@
+"""Two views of every image of a batch, and the presets that say which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fmicl_text.vision.augmentations import (
+    Draw,
+    Step,
+    random_affine,
+    random_blur,
+    random_erase,
+    random_greyscale,
+    random_jitter,
+    random_noise,
+    random_resized_crop,
+    random_solarise,
+    resize,
+)
+
+
+class ImageViews:
+    """Two random views of each image of a batch, normalised.
+
+    >>> views = ImageViews("cifar", size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    >>> views(torch.zeros(4, 3, 32, 32, dtype=torch.uint8)).shape
+    torch.Size([4, 2, 3, 32, 32])
+
+    Args:
+        preset: A name in `VIEWS`.
+        size: Height and width of the views.
+        mean, std: Of the pixels in [0, 1], per channel.
+        colour: `exact`, torchvision's colour jitter; or `fast`, one matrix an image.
+
+    Raises:
+        ValueError: A name that is not known.
+    """
+
+    def __init__(
+        self, preset: str, size: int, mean: Sequence[float], std: Sequence[float], colour: str = "exact"
+    ) -> None:
+        if preset not in VIEWS:
+            raise ValueError(f"views must be one of {', '.join(VIEWS)}; got {preset!r}")
+        if colour not in ("exact", "fast"):
+            raise ValueError(f"colour must be exact or fast; got {colour!r}")
+        self.steps = VIEWS[preset](size, colour)
+        self.size, self.mean, self.std = size, mean, std
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Views [B, 2, C, size, size], float32, of images [B, C, H, W], uint8 or float in [0, 1]; random numbers from a
+        generator on the images' device, or the global one."""
+        pixels = as_pixels(images, len(self.mean))
+        draw = Draw(pixels, generator)
+        views = []
+        for steps in self.steps:
+            view = pixels
+            for step in steps:
+                view = step(view, draw)
+            views.append(normalise(view, self.mean, self.std))
+        return torch.stack(views, dim=1)
+
+
+def plain_view(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images [B, C, H, W] as an encoder is scored on them: shorter side resized to `size`, centre, normalised."""
+    pixels = as_pixels(images, len(mean))
+    height, width = pixels.shape[-2:]
+    factor = size / min(height, width)
+    if factor != 1:
+        shape = (max(size, round(height * factor)), max(size, round(width * factor)))
+        pixels = functional.interpolate(pixels, shape, mode="bilinear", antialias=True).clamp(0, 1)
+    top, left = (pixels.shape[-2] - size) // 2, (pixels.shape[-1] - size) // 2
+    return normalise(pixels[..., top : top + size, left : left + size], mean, std)
+
+
+def as_pixels(images: Tensor, channels: int) -> Tensor:
+    """Images in [0, 1], float32."""
+    if images.ndim != 4 or images.shape[1] != channels:
+        raise ValueError(f"images must be [B, {channels}, H, W], got {list(images.shape)}")
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(images - mean)/std, per channel."""
+    return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
+
+
+def cifar_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
+    """SimCLR's for small images, without blur: crop, flip, colour jitter, grey (arXiv 2402.10150, appendix)."""
+    steps: tuple[Step, ...] = (
+        partial(random_resized_crop, size=size, scale=(0.2, 1.0)),
+        partial(random_jitter, strengths=(0.4, 0.4, 0.4, 0.1), probability=0.8, colour=colour),
+        partial(random_greyscale, probability=0.2),
+    )
+    return steps, steps
+
+
+def imagenet_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
+    """SimCLR's (arXiv 2002.05709): as for small images, stronger, and blur."""
+    steps: tuple[Step, ...] = (
+        partial(random_resized_crop, size=size, scale=(0.08, 1.0)),
+        partial(random_jitter, strengths=(0.8, 0.8, 0.8, 0.2), probability=0.8, colour=colour),
+        partial(random_greyscale, probability=0.2),
+        partial(random_blur, probability=0.5),
+    )
+    return steps, steps
+
+
+def mocov3_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
+    """BYOL's and MoCo v3's (arXiv 2104.02057): one view always blurred, the other at times solarised."""
+    steps: tuple[Step, ...] = (
+        partial(random_resized_crop, size=size, scale=(0.08, 1.0)),
+        partial(random_jitter, strengths=(0.4, 0.4, 0.2, 0.1), probability=0.8, colour=colour),
+        partial(random_greyscale, probability=0.2),
+    )
+    first: Step = partial(random_blur, probability=1.0)
+    second: tuple[Step, ...] = (partial(random_blur, probability=0.1), partial(random_solarise, probability=0.2))
+    return (*steps, first), (*steps, *second)
+
+
+def grey_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
+    """For written characters: turned, moved, slanted, noisy, partly hidden; never flipped, a 2 is no 5."""
+    steps: tuple[Step, ...] = (
+        partial(resize, size=size),
+        partial(random_affine, degrees=20, zoom=0.25, shear=0.2, shift=0.1),
+        partial(random_jitter, strengths=(0.4, 0.4, 0.0, 0.0), probability=0.8, colour=colour),
+        partial(random_noise, deviation=0.1),
+        partial(random_erase, share=0.25),
+    )
+    return steps, steps
+
+
+VIEWS = {"cifar": cifar_views, "imagenet": imagenet_views, "mocov3": mocov3_views, "grey": grey_views}

@@ -1,0 +1,198 @@
+"""Views against the formulas they stand for, and against torchvision where it can be imported."""
+
+import colorsys
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.testing import assert_close
+
+from fmicl_text.vision.augmentations import (
+    Draw,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    crop_boxes,
+    jitter_by_matrix,
+    random_affine,
+    random_blur,
+    random_erase,
+    random_greyscale,
+    random_jitter,
+    random_noise,
+    random_resized_crop,
+    random_solarise,
+    resize_weights,
+)
+
+
+def images(count=6, channels=3, height=20, width=24, seed=0):
+    return torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(pixels, seed=0):
+    return Draw(pixels, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("size", [7, 16, 32, 50])
+def test_a_crop_is_interpolate_with_antialias(size):
+    pixels = images(8, height=37, width=29)
+    top, left, rows, columns = crop_boxes(draw(pixels), 37, 29, (0.1, 1.0), (3 / 4, 4 / 3))
+    assert len({(t, w) for t, w in zip(top.tolist(), columns.tolist(), strict=True)}) > 4
+    vertical, horizontal = resize_weights(top, rows, 37, size), resize_weights(left, columns, 29, size)
+    for i in range(8):
+        box = pixels[i : i + 1, :, int(top[i]) :, int(left[i]) :][:, :, : int(rows[i]), : int(columns[i])]
+        expected = functional.interpolate(box, (size, size), mode="bilinear", antialias=True)
+        assert_close(vertical[i] @ pixels[i] @ horizontal[i].T, expected[0], rtol=0, atol=1e-5)
+
+
+def test_crops_are_inside_and_as_large_as_asked():
+    pixels = torch.zeros(4000, 1, 1, 1)
+    top, left, rows, columns = crop_boxes(draw(pixels), 40, 60, (0.2, 0.9), (3 / 4, 4 / 3))
+    assert (top >= 0).all() and (left >= 0).all() and (top + rows <= 40).all() and (left + columns <= 60).all()
+    share = rows * columns / 2400
+    assert share.min() > 0.17 and share.max() < 0.93
+    ratio = columns / rows
+    assert 0.7 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.4
+    assert top.max() >= 20 and (top == 0).any()
+
+
+def test_the_fallback_is_a_centred_crop():
+    """No crop of 90 % or more at a ratio of 3/4 to 4/3 fits into 10 x 100: the largest allowed, 10 x 13, centred."""
+    pixels = torch.zeros(3, 1, 1, 1)
+    boxes = crop_boxes(draw(pixels), 10, 100, (0.9, 1.0), (3 / 4, 4 / 3))
+    assert [column.tolist() for column in boxes] == [[0] * 3, [43] * 3, [10] * 3, [13] * 3]
+
+
+def test_a_flip_turns_the_crop_around():
+    pixels = images(40)
+    always, never = (random_resized_crop(pixels, draw(pixels), 16, (0.2, 1.0), flip=p) for p in (1.0, 0.0))
+    assert_close(always, never.flip(-1))
+    half = random_resized_crop(pixels, draw(pixels), 16, (0.2, 1.0), flip=0.5)
+    flipped = [(half[i] - always[i]).abs().max() < 1e-6 for i in range(40)]
+    assert 10 < sum(flipped) < 30
+
+
+def test_brightness_contrast_and_saturation_by_hand():
+    pixels = images(2, height=2, width=2)
+    factor = torch.tensor([0.5, 1.7])
+    grey = 0.299 * pixels[:, 0] + 0.587 * pixels[:, 1] + 0.114 * pixels[:, 2]
+    for i, f in enumerate(factor.tolist()):
+        assert_close(adjust_brightness(pixels, factor)[i], (pixels[i] * f).clamp(0, 1))
+        assert_close(adjust_contrast(pixels, factor)[i], (f * pixels[i] + (1 - f) * grey[i].mean()).clamp(0, 1))
+        assert_close(adjust_saturation(pixels, factor)[i], (f * pixels[i] + (1 - f) * grey[i]).clamp(0, 1))
+
+
+def test_hue_is_that_of_colorsys():
+    pixels = images(4, height=5, width=5)
+    pixels[0, :, 0, 0], pixels[0, :, 0, 1], pixels[0, :, 0, 2] = 0, 1, 0.4  # no hue: black, white, grey
+    shift = torch.tensor([0.1, -0.5, 0.37, 0.0])
+    turned = adjust_hue(pixels, shift)
+    for i in range(4):
+        for row in range(5):
+            for column in range(5):
+                hue, saturation, value = colorsys.rgb_to_hsv(*pixels[i, :, row, column].double().tolist())
+                expected = colorsys.hsv_to_rgb((hue + shift[i].item()) % 1, saturation, value)
+                assert_close(turned[i, :, row, column], torch.tensor(expected).float(), rtol=0, atol=1e-5)
+
+
+def test_the_order_of_the_jitter_is_random_and_each_images_own():
+    pixels = images(1, height=3, width=3).repeat(200, 1, 1, 1)
+    strengths = (0.4, 0.4, 0.4, 0.1)
+    jittered = random_jitter(pixels, draw(pixels), strengths, 1.0, "exact")
+    assert len(torch.unique(jittered, dim=0)) == 200
+    generator = torch.Generator().manual_seed(0)
+    same = Draw(pixels, generator)
+    limits = ((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1))
+    factors = [same.uniform(*limit) for limit in limits]
+    same.chance(1.0)
+    order = same.uniform(0, 1, 4).argsort(1)
+    assert len({tuple(row) for row in order.tolist()}) == 24
+    changes = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+    for i in range(20):
+        expected = pixels[i : i + 1]
+        for change in order[i].tolist():
+            expected = changes[change](expected, factors[change][i : i + 1])
+        assert_close(jittered[i], expected[0])
+
+
+def test_the_fast_jitter_is_the_exact_one_but_for_hue_and_clamps():
+    pixels = 0.3 + 0.4 * images(5)
+    one, zero = torch.ones(5), torch.zeros(5)
+    factor = torch.tensor([0.8, 0.9, 1.0, 1.1, 1.2])
+    assert_close(jitter_by_matrix(pixels, factor, one, one, zero), adjust_brightness(pixels, factor))
+    assert_close(jitter_by_matrix(pixels, one, factor, one, zero), adjust_contrast(pixels, factor))
+    assert_close(jitter_by_matrix(pixels, one, one, factor, zero), adjust_saturation(pixels, factor))
+    three = adjust_saturation(adjust_contrast(adjust_brightness(pixels, factor), factor), factor)
+    assert_close(jitter_by_matrix(pixels, factor, factor, factor, zero), three)
+    shift = torch.full((5,), 0.05)
+    moved, exact = jitter_by_matrix(pixels, one, one, one, shift) - pixels, adjust_hue(pixels, shift) - pixels
+    assert torch.nn.functional.cosine_similarity(moved.flatten(), exact.flatten(), dim=0) > 0.5  # turns the same way
+
+
+def test_grey_and_solarised_images():
+    pixels = images(400, height=2, width=2)
+    grey = random_greyscale(pixels, draw(pixels), 0.2)
+    turned = (grey[:, 0] == grey[:, 1]).flatten(1).all(1)
+    assert 50 < turned.sum() < 110 and torch.equal(grey[~turned], pixels[~turned])
+    luma = (pixels * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
+    assert_close(grey[turned][:, 0], luma[turned])
+    solarised = random_solarise(pixels, draw(pixels), 1.0)
+    assert_close(solarised, torch.where(pixels < 0.5, pixels, 1 - pixels))
+
+
+def test_blur_is_the_loop():
+    pixels = images(2, height=60, width=60)
+    blurred = random_blur(pixels, draw(pixels), 1.0)
+    sigma = draw(pixels).uniform(0.1, 2.0)
+    for i in range(2):
+        weights = [math.exp(-(k**2) / (2 * sigma[i].item() ** 2)) for k in range(-3, 4)]
+        total = sum(weights)
+        for row, column in ((30, 30), (10, 50), (0, 59)):
+            value = 0.0
+            for a in range(-3, 4):
+                for b in range(-3, 4):
+                    r, c = (59 - abs(59 - abs(place)) for place in (row + a, column + b))  # reflected borders
+                    value += weights[a + 3] * weights[b + 3] / total**2 * pixels[i, 1, r, c].item()
+            assert blurred[i, 1, row, column].item() == pytest.approx(value, abs=1e-5)
+
+
+def test_affine_moves_noise_and_holes():
+    pixels = images(50, channels=1, height=16, width=16)
+    still = random_affine(pixels, draw(pixels), degrees=0, zoom=0, shear=0, shift=0)
+    assert_close(still, pixels, atol=1e-5, rtol=1e-5)
+    moved = random_affine(pixels, draw(pixels), degrees=20, zoom=0.25, shear=0.2, shift=0.1)
+    assert ((moved - pixels).abs().flatten(1).amax(1) > 0.1).all()
+    noisy = random_noise(pixels, draw(pixels, seed=1), 0.1)
+    inner = (pixels > 0.35) & (pixels < 0.65)
+    assert (noisy - pixels)[inner].std().item() == pytest.approx(0.1, rel=0.05)
+    holed = random_erase(torch.ones(50, 1, 16, 16), draw(pixels), 0.25)
+    assert (holed.sum((1, 2, 3)) == 256 - 16).all() and len(torch.unique(holed, dim=0)) > 20
+
+
+def torchvision():
+    try:
+        import torchvision.transforms.v2.functional as module
+    except (ImportError, RuntimeError) as error:  # absent, or a build that does not fit torch
+        pytest.skip(f"torchvision cannot be imported: {error}")
+    return module
+
+
+def test_parity_with_torchvision():
+    module = torchvision()
+    pixels = images(1)
+    for ours, theirs, value in (
+        (adjust_brightness, module.adjust_brightness, 1.3),
+        (adjust_contrast, module.adjust_contrast, 0.7),
+        (adjust_saturation, module.adjust_saturation, 1.4),
+        (adjust_hue, module.adjust_hue, 0.1),
+    ):
+        assert_close(ours(pixels, torch.tensor([value])), theirs(pixels, value), rtol=0, atol=1e-5)
+    crop = module.resized_crop(pixels, 2, 3, 15, 11, [8, 8], antialias=True)
+    vertical, horizontal = (
+        resize_weights(torch.tensor([float(start)]), torch.tensor([float(length)]), source, 8)
+        for start, length, source in ((2, 15, 20), (3, 11, 24))
+    )
+    assert_close(vertical[0] @ pixels @ horizontal[0].T, crop, rtol=0, atol=1e-5)

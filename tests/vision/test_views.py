@@ -1,0 +1,76 @@
+"""Batches of two views: shapes, parameters of their own, reproducible."""
+
+import doctest
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fmicl_text.vision import views as module
+from fmicl_text.vision.views import VIEWS, ImageViews, plain_view
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+
+
+def batch(count=16, channels=3, size=32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("colour", ["exact", "fast"])
+@pytest.mark.parametrize("preset", VIEWS)
+def test_no_two_images_and_no_two_views_share_parameters(preset, colour):
+    channels = 1 if preset == "grey" else 3
+    one = batch(1, channels).repeat(16, 1, 1, 1)  # equal images: only parameters can tell the views apart
+    views = ImageViews(preset, 24, MEAN[:channels], STD[:channels], colour)(one, torch.Generator().manual_seed(0))
+    assert views.shape == (16, 2, channels, 24, 24) and views.dtype == torch.float32 and views.isfinite().all()
+    assert len(torch.unique(views.flatten(0, 1), dim=0)) == 32
+    pixels = views * torch.tensor(STD[:channels])[:, None, None] + torch.tensor(MEAN[:channels])[:, None, None]
+    assert pixels.min() >= -1e-5 and pixels.max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("preset", VIEWS)
+def test_a_generator_makes_them_again(preset):
+    channels = 1 if preset == "grey" else 3
+    make = ImageViews(preset, 32, MEAN[:channels], STD[:channels])
+    state = torch.get_rng_state()
+    first, again, other = (make(batch(channels=channels), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bytes_are_their_share_of_255():
+    make = ImageViews("cifar", 32, MEAN, STD)
+    of_bytes, of_floats = (make(x, torch.Generator().manual_seed(0)) for x in (batch(), batch().float() / 255))
+    assert_close(of_bytes, of_floats)
+
+
+def test_mocov3s_views_are_two_distributions():
+    """The first is always blurred, the second hardly ever: sharper."""
+    views = ImageViews("mocov3", 32, MEAN, STD)(batch(64), torch.Generator().manual_seed(0))
+    detail = (views[..., 1:] - views[..., :-1]).abs().mean((0, 2, 3, 4))
+    assert detail[1] > 1.3 * detail[0]
+
+
+def test_the_plain_view_is_the_image():
+    pixels = batch(2)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    assert_close(plain_view(pixels, 32, MEAN, STD), (pixels / 255 - mean) / std)
+    wide = torch.zeros(1, 3, 20, 60)
+    wide[..., 20:40] = 1
+    assert_close(plain_view(wide, 20, (0.0,) * 3, (1.0,) * 3), torch.ones(1, 3, 20, 20))
+    assert plain_view(wide, 32, MEAN, STD).shape == (1, 3, 32, 32)
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="views must be one of cifar, imagenet, mocov3, grey; got 'simclr'"):
+        ImageViews("simclr", 32, MEAN, STD)
+    with pytest.raises(ValueError, match="colour must be exact or fast; got 'slow'"):
+        ImageViews("cifar", 32, MEAN, STD, "slow")
+    with pytest.raises(ValueError, match=r"images must be \[B, 3, H, W\], got \[16, 1, 32, 32\]"):
+        ImageViews("cifar", 32, MEAN, STD)(batch(channels=1))
+
+
+def test_docstring_example():
+    assert doctest.testmod(module).attempted == 2
+    assert doctest.testmod(module).failed == 0
