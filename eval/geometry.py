@@ -171,7 +171,8 @@ def main() -> None:
     if args.output:
         write_json(args.output, results)
     if args.plot:
-        plot_geometry(views, kernels, args.plot, title=f"{results[0]['partners']}: {Path(results[0]['source']).name}")
+        source_name = "pairs of known density" if args.synthetic else Path(results[0]["source"]).name
+        plot_geometry(views, kernels, args.plot, title=f"{results[0]['partners']}: {source_name}")
     print(markdown_table([table_row(result) for result in results]))
 
 
