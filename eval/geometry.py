@@ -3,10 +3,12 @@
     python eval/geometry.py                                             # the package's encoder and sentences
     python eval/geometry.py --model before=BERT after=runs/js --text SENTENCES.txt --flow --plot geometry.png
     python eval/geometry.py --model runs/js --file PAIRS.tsv            # partners: pairs graded 4 or more
-    python eval/geometry.py --embeddings images=FEATURES.npz            # x and y [N, D] of any encoder
+    python eval/geometry.py --model before=digits after=runs/digits --images digits --views grey --image_size 16
+    python eval/geometry.py --embeddings FEATURES.npz                   # x and y [N, D] of any encoder
     python eval/geometry.py --synthetic --flow                          # pairs of which the density is known
 
-Partners are two dropout views of a sentence (--text), graded pairs (--file), or rows of the same number (--embeddings).
+Partners are two dropout views of a sentence (--text), graded pairs (--file), two random views of an image (--images),
+or rows of the same number (--embeddings).
 eval/README.md says how to read it.
 """
 
@@ -36,6 +38,10 @@ from fmicl_text.evaluation.synthetic import SYNTHETIC
 from fmicl_text.model import POOLINGS
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.data import load_training_text
+from fmicl_text.vision.architectures import IMAGE_CONFIGS
+from fmicl_text.vision.data import LabelledImages, load_digits, load_images
+from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
+from fmicl_text.vision.views import VIEWS, ImageViews
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,6 +51,7 @@ def parse_args() -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--text", help="sentences: .txt, .csv, .tsv, .jsonl (also .gz), .parquet; default: the package's")
     data.add_argument("--file", type=Path, help="graded pairs: .tsv, .csv, .parquet")
+    data.add_argument("--images", help=".parquet, a folder of class folders, or digits (scikit-learn's)")
     data.add_argument("--embeddings", nargs="+", metavar="[NAME=]F", help=".npz files of x and y, instead of a model")
     data.add_argument("--synthetic", action="store_true", help="pairs of known densities, instead of a model")
     parser.add_argument("--num_pairs", type=whole_number, default=5000, help="at most so many")
@@ -53,14 +60,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--divergence", nargs="+", choices=DIVERGENCES, default=["kl", "js"], help="similarities held against the flow"
     )
-    parser.add_argument("--pooling", choices=POOLINGS, help="default: what the model says, or mean")
+    parser.add_argument("--views", choices=VIEWS, default="cifar", help="random views of --images")
+    parser.add_argument("--image_size", type=whole_number, default=32, help="of the views, in pixels")
+    parser.add_argument("--pooling", choices=POOLINGS, help="of text; default: what the model says, or mean")
     parser.add_argument("--strict", action="store_true", help="refuse a model that says nothing of its pooling")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of rows, dropout and the flow")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     args = parser.parse_args()
     if args.model and (args.embeddings or args.synthetic):
-        parser.error("--model embeds --text or --file: leave it out with --embeddings and --synthetic")
+        parser.error("--model embeds --text, --file or --images: leave it out with --embeddings and --synthetic")
+    if args.images and not args.model:
+        parser.error("--images needs --model: an image model, or the name of an architecture (random weights)")
     if args.flow_dims < 3:
         parser.error(f"--flow_dims must be at least 3, got {args.flow_dims}")
     check_writable("--output", args.output)
@@ -110,6 +121,26 @@ def drop_repeats(pairs: Dataset, most: int) -> Dataset:
     return pairs.select(kept[:most])
 
 
+def image_views(args: argparse.Namespace) -> Iterator[Views]:
+    """Each image model's embeddings of two random views of --images."""
+    found: LabelledImages | None = load_digits() if args.images == "digits" else None
+    for name, path in map(named_model, args.model):
+        if path in IMAGE_CONFIGS:
+            torch.manual_seed(args.seed)
+            encoder = new_image_encoder(IMAGE_CONFIGS[path]())
+        else:
+            encoder = build_image_encoder(path)
+        images = found or load_images(args.images, channels=encoder.num_channels)
+        make = ImageViews(args.views, args.image_size, *images.mean_and_std())
+        generator = torch.Generator().manual_seed(args.seed)
+        order = torch.randperm(len(images.pixels), generator=generator)[: args.num_pairs]
+        encoder.eval()
+        with torch.no_grad():
+            batches = [encoder(make(images.pixels[rows], generator).flatten(0, 1)) for rows in order.split(256)]
+        x, y = torch.cat(batches).unflatten(0, (-1, 2)).unbind(1)
+        yield name, {"partners": f"two {args.views} views", "source": images.source, "model": path}, x, y
+
+
 def file_views(args: argparse.Namespace) -> Iterator[Views]:
     """x and y of each --embeddings file."""
     for name, path in map(named_model, args.embeddings):
@@ -136,8 +167,7 @@ def synthetic_views(args: argparse.Namespace) -> Iterator[Views]:
 
 def table_row(result: dict[str, Any]) -> dict[str, Any]:
     """What a person looks at first."""
-    metrics = {key: value for key, value in result["metrics"].items() if key != "top_direction"}
-    row = {"encoder": result["name"], "pooling": result.get("pooling")} | metrics
+    row = {"encoder": result["name"], "pooling": result.get("pooling")} | result["metrics"]
     if kernel := result.get("kernel"):
         row |= {"gamma": kernel["joint"]["gamma"], "R2, pairs": kernel["joint"]["r2_pairs"]}
         row |= {"R2, bins": kernel["joint"]["r2_bins"]}
@@ -148,6 +178,7 @@ def table_row(result: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     args = parse_args()
     source = synthetic_views if args.synthetic else file_views if args.embeddings else text_views
+    source = image_views if args.images else source
     results, views, kernels = [], {}, {}
     for name, facts, x, y in source(args):
         if num_bad := int((~torch.cat([x, y]).isfinite()).any(1).sum()):
@@ -163,11 +194,8 @@ def main() -> None:
         results.append(result)
         views[name] = (x, y)
         if result["collapsed"]:
-            print(
-                f"{name}: effective rank {metrics['effective_rank']:.2f} of {x.shape[1]}: collapsed, to a point or to "
-                "opposite poles (before contrastive training: the narrow cone of many a language model)",
-                file=sys.stderr,
-            )
+            share = f"{metrics['top_direction']:.0%} of the variance in one direction"
+            print(f"{name}: collapsed, mean cosine {metrics['mean_cosine']:.2f}, {share}", file=sys.stderr)
     if args.output:
         write_json(args.output, results)
     if args.plot:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
@@ -78,13 +78,45 @@ class OneLineParser(HfArgumentParser):
 def parse_args(
     argv: Sequence[str] | None = None,
 ) -> tuple[ModelArguments, DataArguments, FMICLTrainingArguments]:
-    """Arguments from `--config FILE.yaml` (flat, the flags' names) and the command line, which wins. Where neither
-    names a model, the package's small encoder and its preset come first.
+    """Arguments of the text recipe, from `--config FILE.yaml` (flat, the flags' names) and the command line, which
+    wins. Where neither names a model, the package's small encoder and its preset come first.
 
     Raises:
         InputError: An unknown key or flag, or a value that is not accepted; names it.
     """
-    groups: Any = (ModelArguments, DataArguments, FMICLTrainingArguments)
+
+    def check(namespace: Namespace) -> None:
+        fill_embedded(namespace)
+        if namespace.streaming and namespace.max_steps <= 0:
+            raise InputError(f"--streaming needs --max_steps (the length is not known), got {namespace.max_steps}")
+        strategy = namespace.train_sampling_strategy
+        if strategy in LENGTH_STRATEGIES and (namespace.streaming or not namespace.tokenize_once):
+            raise InputError(
+                f"--train_sampling_strategy {strategy} needs lengths before training: "
+                "--streaming False, --tokenize_once True"
+            )
+
+    groups = (ModelArguments, DataArguments, FMICLTrainingArguments)
+    return parse_groups(groups, argv, lambda named: None if named.model_name_or_path else PRESET, check)
+
+
+def parse_groups(
+    groups: Any,
+    argv: Sequence[str] | None,
+    preset_of: Callable[[Namespace], Path | None],
+    check: Callable[[Namespace], None],
+) -> Any:
+    """Dataclasses from flags, the last of them training arguments: preset first, then --config, then the command line.
+
+    Args:
+        groups: Their classes.
+        argv: The command line, by default this process's.
+        preset_of: What is named, to the YAML file of flags that comes first, or None.
+        check: Completes and checks all flags before the dataclasses do.
+
+    Raises:
+        InputError: An unknown key or flag, or a value that is not accepted; names it.
+    """
     parser = OneLineParser(groups, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of flags; the command line wins.")
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -93,30 +125,18 @@ def parse_args(
     named, unknown = parser.parse_known_args([*from_file, *argv])
     if unknown:
         raise InputError(f"unknown argument {unknown[0]} (--help lists those there are)")
-    if named.model_name_or_path is None:
-        preset = yaml_flags(PRESET, known_flags(parser))
+    if (preset_file := preset_of(named)) is not None:
+        preset = yaml_flags(preset_file, known_flags(parser))
         if any(flag.startswith("--num_train_epochs") for flag in (*from_file, *argv)):
             preset.append("--max_steps=-1")  # which would win over the epochs asked for
         from_file = [*preset, *from_file]
     namespace = parser.parse_args([*from_file, *argv])
     del namespace.config
-    fill_embedded(namespace)
-    if namespace.streaming and namespace.max_steps <= 0:
-        raise InputError(f"--streaming needs --max_steps (the length is not known), got {namespace.max_steps}")
-    strategy = namespace.train_sampling_strategy
-    if strategy in LENGTH_STRATEGIES and (namespace.streaming or not namespace.tokenize_once):
-        raise InputError(
-            f"--train_sampling_strategy {strategy} needs lengths before training: "
-            "--streaming False, --tokenize_once True"
-        )
+    check(namespace)
     try:
-        model_args, data_args, training_args = parser.parse_dict(vars(namespace))
-        get_reporting_integration_callbacks(training_args.report_to)  # refuses a logger that is not there
-        return (
-            cast(ModelArguments, model_args),
-            cast(DataArguments, data_args),
-            cast(FMICLTrainingArguments, training_args),
-        )
+        parsed = parser.parse_dict(vars(namespace))
+        get_reporting_integration_callbacks(parsed[-1].report_to)  # refuses a logger that is not there
+        return parsed
     except (ValueError, ImportError, RuntimeError) as error:
         raise InputError(" ".join(str(error).split())) from error
 
@@ -184,12 +204,10 @@ def yaml_flags(path: Path, known: set[str]) -> list[str]:
     return flags
 
 
-def resolved_settings(
-    model_args: ModelArguments, data_args: DataArguments, training_args: FMICLTrainingArguments
-) -> dict[str, Any]:
+def resolved_settings(model_args: Any, data_args: Any, training_args: FMICLTrainingArguments) -> dict[str, Any]:
     """Every setting of a run that is ours, or differs from what transformers would do, as `--config` reads it back."""
     settings = {**vars(model_args), **vars(data_args)}
-    ours = FMICLTrainingArguments.__annotations__
+    ours = {name for kind in type(training_args).__mro__[:2] for name in vars(kind).get("__annotations__", {})}
     for item in fields(training_args):
         value = getattr(training_args, item.name)
         if item.name.endswith("_token"):

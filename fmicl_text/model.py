@@ -81,9 +81,13 @@ class ContrastiveModel(nn.Module):
         }:
             safetensors.torch.save_file(weights, Path(folder) / HEAD_FILE)
 
+    def open_encoder(self, folder: str) -> nn.Module:
+        """The encoder that `save_encoder` wrote into a folder."""
+        return build_text_encoder(folder)
+
     def load_checkpoint(self, folder: str) -> None:
         """Take encoder and head from a checkpoint folder, in place."""
-        self.encoder.load_state_dict(build_text_encoder(folder).state_dict())
+        self.encoder.load_state_dict(self.open_encoder(folder).state_dict())
         if self.head.state_dict():
             if not (Path(folder) / HEAD_FILE).is_file():
                 raise InputError(f"{folder} holds no {HEAD_FILE}: the run that wrote it had no --head")

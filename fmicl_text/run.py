@@ -157,9 +157,10 @@ def save_run(
     settings_text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
     (folder / SETTINGS_FILE).write_text(settings_text, encoding="utf-8")
     history = [{"step": 0, **before}, *trainer.state.log_history]
-    if not any("eval_sts_spearman" in entry for entry in trainer.state.log_history):
+    (score, *_) = after
+    if not any(score in entry for entry in trainer.state.log_history):
         history.append({"step": trainer.state.global_step, **after})
-    plot_training_curve(history, folder / CURVE_FILE, title=f"{args.objective_name}, seed {args.seed}")
+    plot_training_curve(history, folder / CURVE_FILE, f"{args.objective_name}, seed {args.seed}", score)
     write_json(
         folder / RESULTS_FILE,
         {

@@ -73,6 +73,8 @@ class FMICLTrainer(Trainer):
         args: Objective, its knobs, and everything of `transformers.TrainingArguments`.
         train_dataset: Rows for the collator.
         data_collator: Rows to {token tensors [B, V, T], text_ids}, such as `text.collator.TextViewCollator`.
+        views: Images [B, C, H, W] and a generator to views [B, V, C, S, S], such as `vision.views.ImageViews`, for
+            batches of {images}: made on the device, from a generator seeded as dropout is.
         evaluator: Encoder to metrics, such as `evaluation.sts.STSEvaluator`; its `dataset` is what the base class
             asks for when it is to evaluate during training. Metrics are logged as `eval_<name>`.
         **kwargs: As for `transformers.Trainer`.
@@ -96,6 +98,7 @@ class FMICLTrainer(Trainer):
         train_dataset: Any = None,
         data_collator: Callable[..., Any] | None = None,
         evaluator: Any = None,
+        views: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         if args.eval_strategy != "no" and evaluator is None:
@@ -105,6 +108,7 @@ class FMICLTrainer(Trainer):
             raise InputError(f"{len(train_dataset)} training examples do not fill one batch of {batch}")
         self.loss = args.build_loss()
         self.evaluator = evaluator
+        self.views = views
         self.batch_sums: dict[str, Tensor] = {}
         self.batch_count = 0
         self.views_checked = False
@@ -163,10 +167,22 @@ class FMICLTrainer(Trainer):
         self.micro_step += 1
         return loss
 
+    def seed_here(self, *more: int) -> int:
+        """A seed that is a function of where training stands: seed, step, micro-step, process."""
+        where = [self.args.seed, self.state.global_step, self.micro_step, self.args.process_index, *more]
+        return int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0])
+
     def seed_dropout(self, mini_batch: int = 0) -> None:
         """Make the masks of the next forward pass a function of where training stands."""
-        where = [self.args.seed, self.state.global_step, self.micro_step, self.args.process_index, mini_batch]
-        torch.manual_seed(int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(self.seed_here(mini_batch))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if self.views is not None:
+            images = inputs.pop("images")
+            generator = torch.Generator(images.device).manual_seed(self.seed_here())
+            inputs["pixel_values"] = self.views(images, generator)
+        return inputs
 
     def cached_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Embed every mini-batch without a graph, take the loss's gradient in the embeddings, then embed again with the

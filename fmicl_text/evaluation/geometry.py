@@ -11,7 +11,7 @@ from torch import Tensor
 from fmicl_text.similarity import unit_rows
 
 BLOCK = 256  # rows whose distances to all the others are held at once
-COLLAPSED_RANK = 4.0  # an effective rank below it (of 32 directions and more): a handful of directions is left
+POINT, LINE = 0.99, 0.5  # a mean cosine, a share of the variance in one direction: above either, collapsed
 
 
 def alignment(x: Tensor, y: Tensor) -> Tensor:
@@ -57,14 +57,16 @@ def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
     return torch.stack(partial).logsumexp(dim=0) - math.log(num_rows * (num_rows - 1) / 2)
 
 
-def direction_shares(x: Tensor) -> Tensor:
+def direction_shares(x: Tensor, centred: bool = False) -> Tensor:
     """Share of each orthogonal direction in the mean squared length of the unit rows, in falling order.
 
     The eigenvalues of X^T X / N, whose sum is 1: (1, 0, ...) where all rows are one direction, 1/D each on an even
-    sphere. Nothing is subtracted, so a common mean counts as the direction it is.
+    sphere. A common mean counts as the direction it is; centred, it is subtracted first, and the shares are those of
+    the variance.
 
     Args:
-        x: Embeddings of any length other than 0, [N, D], N >= 1.
+        x: Embeddings of any length other than 0, [N, D], N >= 1 (centred: 2 rows that differ).
+        centred: Subtract the mean of the unit rows.
 
     Returns:
         [min(N, D)], float64.
@@ -72,8 +74,11 @@ def direction_shares(x: Tensor) -> Tensor:
     if x.ndim != 2 or len(x) == 0:
         raise ValueError(f"direction_shares needs embeddings [N, D] with N >= 1, got {list(x.shape)}")
     x = unit_rows(x.double())
+    if centred:
+        x = x - x.mean(0)
     moment = x.T @ x if len(x) > x.shape[1] else x @ x.T  # they have the same eigenvalues other than 0
-    return torch.linalg.eigvalsh(moment / len(x)).flip(0).clamp_min(0)
+    shares = torch.linalg.eigvalsh(moment).flip(0).clamp_min(0)
+    return shares / shares.sum()
 
 
 def effective_rank(shares: Tensor) -> Tensor:
@@ -114,20 +119,20 @@ def pair_distances(x: Tensor, y: Tensor) -> PairDistances:
 
 
 def describe_geometry(x: Tensor, y: Tensor) -> dict[str, float]:
-    """alignment of the pairs; uniformity, mean_cosine, effective_rank, top_direction (its share) of the rows of x; and
-    similar_distance, dissimilar_distance, the medians of `pair_distances`.
+    """alignment of the pairs; uniformity, mean_cosine, effective_rank and top_direction (the largest share of the
+    variance) of the rows of x; and similar_distance, dissimilar_distance, the medians of `pair_distances`.
 
     Args:
         x: Embeddings of any length other than 0, in random order, [N, D], N >= 2.
         y: Their partners, [N, D].
     """
-    shares, distances = direction_shares(x), pair_distances(x, y)
+    distances = pair_distances(x, y)
     values = {
         "alignment": alignment(x, y),
         "uniformity": uniformity(x),
         "mean_cosine": mean_cosine(x),
-        "effective_rank": effective_rank(shares),
-        "top_direction": shares[0],
+        "effective_rank": effective_rank(direction_shares(x)),
+        "top_direction": direction_shares(x, centred=True)[0],
         "similar_distance": distances.similar.median(),
         "dissimilar_distance": distances.dissimilar.median(),
     }
@@ -135,11 +140,11 @@ def describe_geometry(x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def is_collapsed(metrics: dict[str, float], width: int) -> bool:
-    """Whether embeddings fill fewer than 4 of their directions (of less than 32, an eighth): collapsed in training, to
-    a point or to opposite poles; or still in the narrow cone of many a language model before it.
+    """Whether embeddings have collapsed to about a point (mean cosine above 0.99; before contrastive training many a
+    language model is no better) or to a line, such as two opposite poles (half of the variance in one direction).
 
     Args:
         metrics: What `describe_geometry` gave.
         width: Number of directions D.
     """
-    return metrics["effective_rank"] < min(COLLAPSED_RANK, width / 8)
+    return metrics["mean_cosine"] > POINT or metrics["top_direction"] > max(LINE, 2 / width)

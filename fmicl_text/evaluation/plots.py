@@ -14,17 +14,25 @@ from torch import Tensor
 
 from fmicl_text.evaluation.geometry import direction_shares, pair_distances
 
+SCORES = {
+    "eval_sts_spearman": "Spearman x 100 on the graded pairs",
+    "eval_knn_accuracy": "k-NN accuracy on the held-out images, percent",
+}
 
-def plot_training_curve(log_history: Sequence[Mapping[str, float]], path: str | Path, title: str) -> None:
-    """STS score, loss, and alignment and uniformity of the training batches against the step, as a PNG.
+
+def plot_training_curve(
+    log_history: Sequence[Mapping[str, float]], path: str | Path, title: str, score: str = "eval_sts_spearman"
+) -> None:
+    """Score, loss, and alignment and uniformity of the training batches against the step, as a PNG.
 
     Args:
         log_history: `trainer.state.log_history`.
         path: Where to write the picture.
         title: What was run.
+        score: The evaluator's first metric, a name in `SCORES`.
     """
     panels = {
-        "eval_sts_spearman": "Spearman x 100 on the graded pairs",
+        score: SCORES[score],
         "loss": "loss (f-MICL's is minus a bound)",
         "alignment": "alignment of training batches (lower: positives closer)",
         "uniformity": "uniformity of training batches (lower: more spread)",

@@ -134,8 +134,12 @@ def test_distances_are_sorted_and_of_partners_or_none():
 def test_collapse_is_flagged():
     point, noise = points(1).repeat(1, 8), torch.randn(100, 40, generator=torch.Generator().manual_seed(1))
     sign = torch.tensor([1.0, -1.0]).repeat(50)[:, None]
-    for collapsed in (point + 0.1 * noise, sign * point + 0.1 * noise):  # to a point, to two opposite ones
+    for collapsed in (point + 0.03 * noise, sign * point + 0.1 * noise):  # to a point, to two opposite ones
         assert is_collapsed(describe_geometry(collapsed, collapsed), 40)
+    narrow = 0.8 * point + noise  # a cone, but one in which directions differ
+    assert describe_geometry(narrow, narrow)["mean_cosine"] > 0.9 and not is_collapsed(
+        describe_geometry(narrow, narrow), 40
+    )
     metrics = describe_geometry(noise, noise)
     assert not is_collapsed(metrics, 40) and metrics["effective_rank"] > 20 and metrics["alignment"] == 0
     assert set(metrics) == {
@@ -144,3 +148,10 @@ def test_collapse_is_flagged():
     }  # fmt: skip
     in_the_plane = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     assert not is_collapsed(describe_geometry(in_the_plane, in_the_plane), 2)
+
+
+def test_centred_shares_are_those_of_the_variance():
+    """Unit rows (1, 0) and (0.6, 0.8), each twice: they vary along (-0.4, 0.8) only."""
+    x = torch.tensor([[2.0, 0.0], [3.0, 4.0], [1.0, 0.0], [0.6, 0.8]])
+    assert direction_shares(x, centred=True).tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
+    assert direction_shares(x).tolist() == pytest.approx([0.8, 0.2])

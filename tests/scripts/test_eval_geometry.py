@@ -81,9 +81,9 @@ def test_a_collapsed_encoder_is_flagged(monkeypatch, capsys, tmp_path):
     point = torch.randn(16, generator=generator)
     x, y = (point + 0.05 * torch.randn(100, 16, generator=generator) for _ in range(2))
     np.savez(tmp_path / "e.npz", x=x.numpy(), y=y.numpy())
-    main(monkeypatch, "--embeddings", tmp_path / "e.npz", "--output", tmp_path / "r.json")
+    main(monkeypatch, "--embeddings", f"e={tmp_path / 'e.npz'}", "--output", tmp_path / "r.json")
     printed = capsys.readouterr()
-    assert "COLLAPSED" in printed.out and "effective rank 1.0" in printed.err and "of 16: collapsed" in printed.err
+    assert "COLLAPSED" in printed.out and "e: collapsed, mean cosine 1.00, " in printed.err
     assert json.loads((tmp_path / "r.json").read_text())[0]["collapsed"] is True
 
 
@@ -138,7 +138,7 @@ def test_embeddings_that_cannot_be_used(monkeypatch, tmp_path, make, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--model", "m", "--synthetic"], "--model embeds --text or --file"),
+        (["--model", "m", "--synthetic"], "--model embeds --text, --file or --images"),
         (["--model", "./absent"], "--model ./absent: no such folder"),
         (["--divergence", "chi"], "invalid choice: 'chi'"),
         (["--text", "absent.txt"], "--text absent.txt: no such file"),

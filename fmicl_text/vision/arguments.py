@@ -1,0 +1,114 @@
+"""What the vision recipe reads; the paper's settings as defaults, scikit-learn's digits where no data is named."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fmicl_text.arguments import parse_groups
+from fmicl_text.errors import InputError
+from fmicl_text.training_args import FMICLTrainingArguments
+from fmicl_text.vision.architectures import IMAGE_CONFIGS
+from fmicl_text.vision.encoder import IMAGE_POOLINGS
+from fmicl_text.vision.views import VIEWS
+
+DIGITS_PRESET = Path(__file__).parent / "digits.yaml"
+
+
+@dataclass
+class ImageModelArguments:
+    """The encoder, its head, and the views that it sees."""
+
+    architecture: str = field(
+        default="resnet-18-small",
+        metadata={"help": "Trained from random weights.", "choices": list(IMAGE_CONFIGS)},
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of an image model to start from instead."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    pooling: str | None = field(
+        default=None, metadata={"help": "Default: as the model says, else auto.", "choices": IMAGE_POOLINGS}
+    )
+    head_dim: int = field(default=512, metadata={"help": "Width of the projection head, which only training sees."})
+    image_size: int = field(default=32, metadata={"help": "Height and width of the views, in pixels."})
+    views: str = field(default="cifar", metadata={"help": "Which random views.", "choices": list(VIEWS)})
+    colour: str = field(
+        default="exact",
+        metadata={"help": "Colour jitter: torchvision's, or a faster one.", "choices": ["exact", "fast"]},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("head_dim", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass
+class ImageDataArguments:
+    """Training images, and those held out to score the encoder."""
+
+    train_file: str | None = field(
+        default=None, metadata={"help": ".parquet, or a folder of class folders (default: scikit-learn's digits)."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub instead."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    image_column: str = field(default="img", metadata={"help": "The column of images."})
+    label_column: str = field(default="label", metadata={"help": "The column of classes; training does not see it."})
+    held_out: int = field(default=5000, metadata={"help": "Last rows, held out: the encoder is scored on them."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many rows."})
+
+
+@dataclass
+class VisionTrainingArguments(FMICLTrainingArguments):
+    """`FMICLTrainingArguments` with the paper's settings for images.
+
+    Changed defaults: batch 512; SGD with momentum 0.9, weight decay 5e-4, learning rate 0.1 with a cosine; 800 epochs;
+    gamma 1 and alpha 40 (InfoNCE: temperature 0.5); the k-NN score after every epoch; the last weights are kept.
+    """
+
+    momentum: float = field(default=0.9, metadata={"help": "Of --optim sgd."})
+    per_device_train_batch_size: int = field(default=512, metadata={"help": "Examples per step and device, >= 2."})
+    learning_rate: float = field(default=0.1, metadata={"help": "Peak learning rate."})
+    optim: str = field(default="sgd", metadata={"help": "An optimizer of transformers; sgd has momentum here."})
+    weight_decay: float = field(default=5e-4, metadata={"help": "Of the weights, not of biases and norms."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "A schedule of transformers."})
+    num_train_epochs: float = field(default=800.0, metadata={"help": "Epochs, unless max_steps is given."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to score: no, steps or epoch."})
+    save_strategy: str = field(default="no", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
+    load_best_model_at_end: bool = field(default=False, metadata={"help": "End with the best checkpoint."})
+    metric_for_best_model: str | None = field(default="knn_accuracy", metadata={"help": "Chooses the checkpoint."})
+
+    def __post_init__(self) -> None:
+        if self.objective == "fmicl":
+            self.alpha = 40.0 if self.alpha is None else self.alpha
+            if self.gamma is None and self.similarity != "cosine":
+                self.gamma = 1.0
+        elif self.objective == "infonce" and self.temperature is None:
+            self.temperature = 0.5
+        if self.mini_batch_size is not None:
+            raise ValueError("--mini_batch_size is not possible with images: batch normalisation needs the whole batch")
+        super().__post_init__()
+
+
+def parse_vision_args(
+    argv: Sequence[str] | None = None,
+) -> tuple[ImageModelArguments, ImageDataArguments, VisionTrainingArguments]:
+    """Arguments of the vision recipe, as `arguments.parse_groups` reads them. Where no data is named, scikit-learn's
+    digits and their preset come first.
+
+    Raises:
+        InputError: An unknown key or flag, or a value that is not accepted; names it.
+    """
+
+    def check(namespace: Namespace) -> None:
+        if namespace.train_file is not None and namespace.dataset_name is not None:
+            raise InputError("exactly one of --train_file and --dataset_name is needed, got both")
+
+    def preset_of(named: Namespace) -> Path | None:
+        return DIGITS_PRESET if named.train_file is None and named.dataset_name is None else None
+
+    groups = (ImageModelArguments, ImageDataArguments, VisionTrainingArguments)
+    return parse_groups(groups, argv, preset_of, check)

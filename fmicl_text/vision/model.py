@@ -1,0 +1,74 @@
+"""What is wrapped and trained of images: an image encoder and a projection head that only training sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fmicl_text.model import ContrastiveModel
+from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder
+from fmicl_text.vision.views import plain_view
+
+BACKBONE = "encoder.backbone."
+
+
+def projection_head(width: int, dim: int) -> nn.Module:
+    """The paper's head of three layers (arXiv 2402.10150, appendix; SimCLR v2's), batch-normalised: [B, width] to
+    [B, dim]."""
+    layers: list[nn.Module] = []
+    for inputs in (width, dim):
+        layers += [nn.Linear(inputs, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(dim, dim))
+
+
+class ImageContrastiveModel(ContrastiveModel):
+    """The one module that the trainer wraps: image encoder, then the projection head.
+
+    Args:
+        encoder: What is exported, saved and evaluated.
+        image_size: Height and width of what it sees.
+        head_dim: Width of the head and of what the loss sees.
+        processor: The image processor saved beside the encoder.
+    """
+
+    def __init__(self, encoder: ImageEncoder, image_size: int, head_dim: int, processor: Any = None) -> None:
+        nn.Module.__init__(self)
+        self.encoder: Any = encoder
+        self.processor = processor
+        self.head = projection_head(encoder.width(image_size), head_dim)
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """{pixel_values: [B, C, H, W]} to embeddings [B, head_dim]."""
+        return self.head(self.encoder(features["pixel_values"]))
+
+    def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
+        weights = {name.removeprefix(BACKBONE): weight for name, weight in state.items() if name.startswith(BACKBONE)}
+        self.encoder.save_pretrained(folder, self.processor, weights)
+
+    def open_encoder(self, folder: str) -> nn.Module:
+        return build_image_encoder(folder)
+
+
+@torch.no_grad()
+def encode_images(
+    encoder: ImageEncoder,
+    pixels: Tensor,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    batch_size: int = 512,
+    progress: bool = True,
+) -> Tensor:
+    """Features [N, D] of images [N, C, H, W] seen plainly (`views.plain_view`), in float32 on the CPU; the encoder is
+    left in the mode in which it was."""
+    training = encoder.training
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    rows = []
+    for batch in tqdm(pixels.split(batch_size), desc="encode", leave=False, disable=not progress):
+        rows.append(encoder(plain_view(batch.to(device), size, mean, std)).float().cpu())
+    encoder.train(training)
+    return torch.cat(rows)

@@ -1,0 +1,91 @@
+"""Train an image encoder with f-MICL on two random views of every image.
+
+    accelerate launch recipes/vision_fmicl.py                                  # scikit-learn's digits, no download
+    accelerate launch recipes/vision_fmicl.py --divergence js --config recipes/configs/vision/cifar10-resnet18.yaml \\
+        --train_file cifar10/train.parquet
+    accelerate launch recipes/vision_fmicl.py --objective infonce --train_file IMAGES --image_size 64 --output_dir OUT
+
+Leaves in output_dir: the encoder (an image model's folder), settings.yaml, results.json, training_curve.png.
+"""
+
+import torch
+from transformers import ViTImageProcessorPil, set_seed
+
+from fmicl_text.arguments import resolved_settings
+from fmicl_text.errors import one_line_errors
+from fmicl_text.evaluation.report import markdown_table
+from fmicl_text.run import check_processes, checkpoint_to_resume, claim_output_dir, clear_output_dir, save_run
+from fmicl_text.trainer import FMICLTrainer
+from fmicl_text.vision.architectures import IMAGE_CONFIGS
+from fmicl_text.vision.arguments import parse_vision_args
+from fmicl_text.vision.data import ImageRows, collate_images, load_digits, load_images
+from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
+from fmicl_text.vision.evaluator import KNNEvaluator
+from fmicl_text.vision.model import ImageContrastiveModel
+from fmicl_text.vision.views import ImageViews
+
+
+def main() -> None:
+    model_args, data_args, args = parse_vision_args()
+    say = print if args.process_index == 0 else lambda *_: None
+    check_processes(args)
+    claim_output_dir(args)
+    checkpoint = checkpoint_to_resume(args)
+
+    set_seed(args.seed)
+    if model_args.model_name_or_path is None:
+        encoder = new_image_encoder(IMAGE_CONFIGS[model_args.architecture](), model_args.pooling)
+    else:
+        encoder = build_image_encoder(model_args.model_name_or_path, model_args.model_revision, model_args.pooling)
+    if data_args.train_file is None and data_args.dataset_name is None:
+        images = load_digits()
+    else:
+        images = load_images(
+            data_args.train_file,
+            data_args.dataset_name,
+            data_args.dataset_split,
+            data_args.image_column,
+            data_args.label_column,
+            encoder.num_channels,
+            data_args.max_train_samples,
+        )
+    train, test = images.split(data_args.held_out)
+    mean, std = train.mean_and_std()
+    size = model_args.image_size
+    say(
+        f"{images.source}: {len(train.labels)} images to train on, {len(test.labels)} held out, "
+        f"{len(images.skipped)} skipped {list(images.skipped[:3])}"
+    )
+    say(f"{args.objective_name} {args.build_loss().knobs} -> {args.output_dir}")
+
+    processor = ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
+    evaluator = KNNEvaluator(train, test, size, mean, std, progress=args.process_index == 0 and not args.disable_tqdm)
+    sgd = (torch.optim.SGD, {"lr": args.learning_rate, "momentum": args.momentum})
+    trainer = FMICLTrainer(
+        model=ImageContrastiveModel(encoder, size, model_args.head_dim, processor),
+        args=args,
+        train_dataset=ImageRows(train),
+        data_collator=collate_images,
+        evaluator=evaluator,
+        views=ImageViews(model_args.views, size, mean, std, model_args.colour),
+        optimizer_cls_and_kwargs=sgd if args.optim == "sgd" else None,
+    )
+    before = trainer.score()
+    rows = [
+        evaluator.probe("raw pixels", evaluator.raw_pixels()),
+        evaluator.probe("before training", evaluator.features(encoder)),
+    ]
+    clear_output_dir(args)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    after = trainer.score()
+
+    rows.append(evaluator.probe("after training", evaluator.features(encoder)))
+    facts = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped), "probes": rows}
+    save_run(trainer, resolved_settings(model_args, data_args, args), before, after, facts)
+    say(markdown_table(rows))
+    say(f"Encoder, settings, results and curve: {args.output_dir}")
+
+
+if __name__ == "__main__":
+    with one_line_errors("vision_fmicl.py"):
+        main()

@@ -1,0 +1,58 @@
+"""Probes of features: votes by hand, and features that tell classes apart or do not."""
+
+import math
+
+import pytest
+import torch
+
+from fmicl_text.evaluation import probes
+from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, logistic_accuracy
+
+
+def clouds(count, seed=0, distance=6.0):
+    """Rows of three classes around points far from each other."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (count,), generator=generator)
+    return distance * torch.eye(3, 8)[labels] + torch.randn(count, 8, generator=generator), labels
+
+
+def test_votes_by_hand():
+    """To (1, 0) the cosines are 0.96 (class 0), 0.8 and 0.8 (class 1), -1 (class 0). One neighbour says 0. Of three at
+    temperature 1, e^0.96 = 2.61 < 2 e^0.8 = 4.45 says 1; at temperature 0.1, e^9.6 = 14,765 > 2 e^8 = 5,962 says 0."""
+    train = torch.tensor([[0.96, 0.28], [1.6, 1.2], [0.4, -0.3], [-1.0, 0.0]])
+    labels = torch.tensor([0, 1, 1, 0])
+    test, truth = torch.tensor([[5.0, 0.0]]), torch.tensor([1])
+    assert 2 * math.exp(0.8) > math.exp(0.96) and 2 * math.exp(8) < math.exp(9.6)
+    assert knn_accuracies(train, labels, test, truth, ks=(1, 3), temperature=1.0) == {1: 0, 3: 100}
+    assert knn_accuracies(train, labels, test, truth, ks=(1, 3), temperature=0.1) == {1: 0, 3: 0}
+
+
+def test_one_pass_is_each_k_alone_and_chunks_do_not_show(monkeypatch):
+    (train, labels), (test, truth) = clouds(60, distance=1.5), clouds(50, seed=1, distance=1.5)
+    together = knn_accuracies(train, labels, test, truth, ks=(1, 5, 20, 500))
+    assert together == {k: knn_accuracies(train, labels, test, truth, ks=(k,))[k] for k in (1, 5, 20, 500)}
+    assert len(set(together.values())) > 1
+    monkeypatch.setattr(probes, "CHUNK", 7)
+    assert knn_accuracies(train, labels, test, truth, ks=(1, 5, 20, 500)) == together
+
+
+def test_classes_that_stand_apart_are_found():
+    data = (*clouds(100), *clouds(60, seed=1))
+    assert knn_accuracies(*data, ks=(10,)) == {10: 100}
+    assert logistic_accuracy(*data) == 100
+    assert few_label_accuracies(*data) == pytest.approx([100] * 5, abs=5)
+    lost = (torch.randn(100, 8), data[1], torch.randn(60, 8), data[3])
+    assert knn_accuracies(*lost, ks=(10,))[10] < 60 and logistic_accuracy(*lost) < 60
+
+
+def test_few_labels_are_as_many_as_asked(monkeypatch):
+    seen = []
+
+    def record(train, labels, test, truth):
+        seen.append((len(train), labels.bincount().tolist()))
+        return 0.0
+
+    monkeypatch.setattr(probes, "logistic_accuracy", record)
+    data = (*clouds(100), *clouds(10, seed=1))
+    assert few_label_accuracies(*data, per_class=4, draws=3) == [0.0] * 3
+    assert seen == [(12, [4, 4, 4])] * 3

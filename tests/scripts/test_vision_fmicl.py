@@ -1,0 +1,142 @@
+"""The vision recipe, as a program in this process: digits by default, every objective, files, resume, mistakes."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, pipeline
+
+from fmicl_text.errors import InputError
+from fmicl_text.vision.arguments import parse_vision_args
+from fmicl_text.vision.data import load_digits
+from fmicl_text.vision.encoder import build_image_encoder
+from fmicl_text.vision.model import encode_images
+from tests.vision.test_data import parquet, picture
+
+SCRIPT = Path(__file__).parent.parent.parent / "recipes" / "vision_fmicl.py"
+SHORT = ["--num_train_epochs", "1", "--per_device_train_batch_size", "32", "--disable_tqdm", "True"]
+
+
+@pytest.fixture(autouse=True)
+def few_digits(monkeypatch):
+    """A fifth of the digits: enough to run on."""
+    digits = load_digits()
+    few = type(digits)(digits.pixels[:400], digits.labels[:400], digits.source)
+    monkeypatch.setattr("fmicl_text.vision.data.load_digits", lambda: few)
+
+
+def main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["vision_fmicl.py", *map(str, arguments)])
+    runpy.run_path(str(SCRIPT))["main"]()
+
+
+def test_digits_from_nothing_to_a_folder_that_opens(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "out"
+    main(monkeypatch, "--divergence", "js", "--held_out", 100, "--output_dir", out, *SHORT)
+    printed = capsys.readouterr().out
+    assert "scikit-learn's digits: 300 images to train on, 100 held out, 0 skipped" in printed
+    rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")]
+    assert rows == ["features", "raw pixels", "before training", "after training"]
+    results = json.loads((out / "results.json").read_text())
+    assert results["objective"] == "fmicl-js" and results["knobs"]["alpha"] == 40 and results["knobs"]["gamma"] == 1
+    assert results["steps"] == 9 and [row["features"] for row in results["data"]["probes"]] == rows[1:]
+    assert {"loss_positive", "alignment"} <= {key for entry in results["log_history"] for key in entry}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "settings.yaml", "training_curve.png"} <= {
+        path.name for path in out.iterdir()
+    }
+    encoder = build_image_encoder(str(out))
+    processor = AutoImageProcessor.from_pretrained(out)
+    assert processor.size["height"] == 16 and len(processor.image_mean) == 1
+    with torch.no_grad():
+        digits = load_digits()
+        features = encode_images(
+            encoder, digits.pixels[:5], 16, tuple(processor.image_mean), tuple(processor.image_std)
+        )
+    assert features.shape == (5, 128) and features.isfinite().all() and features.std(0).max() > 0
+
+
+@pytest.mark.parametrize("objective", ["infonce", "align_uniform", "spectral"])
+def test_the_baselines(monkeypatch, tmp_path, objective):
+    out = tmp_path / "out"
+    main(monkeypatch, "--objective", objective, "--held_out", 100, "--max_steps", 1, "--output_dir", out, *SHORT[2:])
+    results = json.loads((out / "results.json").read_text())
+    assert results["objective"] == objective
+    if objective == "infonce":
+        assert results["knobs"]["temperature"] == 0.5
+
+
+def test_the_same_seed_gives_the_same_run_and_a_resumed_one_too(monkeypatch, tmp_path):
+    flags = [
+        "--held_out",
+        100,
+        "--max_steps",
+        4,
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        2,
+        "--eval_strategy",
+        "no",
+    ]
+    flags += [*SHORT[2:], "--save_total_limit", 5]
+    for name in ("first", "second"):
+        main(monkeypatch, *flags, "--output_dir", tmp_path / name)
+    resumed = tmp_path / "first"
+    main(monkeypatch, *flags, "--output_dir", resumed, "--resume_from_checkpoint", resumed / "checkpoint-2")
+    weights = [build_image_encoder(str(tmp_path / name)).state_dict() for name in ("first", "second")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    main(monkeypatch, *flags, "--output_dir", tmp_path / "third", "--seed", 7)
+    other = build_image_encoder(str(tmp_path / "third")).state_dict()
+    assert any(not torch.equal(weights[0][name], other[name]) for name in other)
+
+
+def test_a_vit_on_a_parquet_file_opens_in_the_pipeline(monkeypatch, tmp_path):
+    """A model to start from, by its folder; stock classes open what comes out."""
+    from tests.vision.test_encoder import TOKENS, ViTConfig, new_image_encoder
+
+    start, out = tmp_path / "vit", tmp_path / "out"
+    new_image_encoder(ViTConfig(**TOKENS)).save_pretrained(start)
+    path = parquet(tmp_path, [picture(size=(32, 32), seed=i) for i in range(40)])
+    main(
+        monkeypatch, "--train_file", path, "--held_out", 10, "--model_name_or_path", start, "--max_steps", 1,
+        "--per_device_train_batch_size", 8, "--optim", "adamw_torch", "--learning_rate", "1e-3", "--head_dim", 16,
+        "--views", "mocov3", "--output_dir", out, "--disable_tqdm", "True",
+    )  # fmt: skip
+    features = pipeline("image-feature-extraction", model=str(out), device="cpu")
+    image = tmp_path / "one.png"
+    image.write_bytes(picture(size=(32, 32))["bytes"])
+    assert len(features(str(image))[0]) == 17  # class token and 4 x 4 patches
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--gama", "1"], "unknown argument --gama"),
+        (["--views", "simclr"], "invalid choice: 'simclr'"),
+        (["--divergence", "chi"], "invalid choice: 'chi'"),
+        (["--image_size", "0"], "--image_size must be at least 1, got 0"),
+        (["--per_device_train_batch_size", "1"], "--per_device_train_batch_size must be at least 2, got 1"),
+        (["--mini_batch_size", "8"], "--mini_batch_size is not possible with images"),
+        (["--temperature", "0.1"], "--temperature means nothing to objective fmicl"),
+        (["--train_file", "a", "--dataset_name", "b"], "exactly one of --train_file and --dataset_name"),
+        (["--held_out", "400"], "--held_out must be from 1 to 399, got 400"),
+        (["--train_file", "absent.parquet"], r"--train_file absent\.parquet: no such folder or \.parquet file"),
+        (["--model_name_or_path", "./absent"], "no such folder"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message) as error:
+        main(monkeypatch, *arguments, "--output_dir", tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_defaults_are_the_papers():
+    model, data, args = parse_vision_args(["--train_file", "x.parquet"])
+    assert (model.architecture, model.head_dim, model.views) == ("resnet-18-small", 512, "cifar")
+    assert (args.per_device_train_batch_size, args.learning_rate, args.num_train_epochs) == (512, 0.1, 800)
+    assert args.build_loss().knobs["gamma"] == 1 and args.build_loss().knobs["alpha"] == 40 and data.held_out == 5000
+    model, _, args = parse_vision_args([])
+    assert (model.architecture, model.image_size, args.num_train_epochs) == ("digits", 16, 20)
