@@ -1,5 +1,6 @@
 """f-MICL: contrastive training of encoders with any f-divergence (arXiv 2402.10150)."""
 
+from fmicl_text import environment  # noqa: F401
 from fmicl_text.divergences import DIVERGENCES, FDivergence, tsallis, uniformity_holds
 from fmicl_text.errors import InputError
 from fmicl_text.loss import OBJECTIVES, AlignUniformLoss, FMICLLoss, InfoNCELoss, SpectralLoss

@@ -9,7 +9,13 @@ from fmicl_text import DIVERGENCES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TEXTS = [README, *((ROOT / folder / "README.md").read_text(encoding="utf-8") for folder in ("eval", "recipes"))]
+EXAMPLES = [example for text in TEXTS for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+LINKS = [
+    (folder, target)
+    for folder, text in zip(("", "eval", "recipes"), TEXTS, strict=True)
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text)
+]
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -19,16 +25,16 @@ def test_python_examples_run(number, tmp_path, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
 
 
 def test_every_divergence_is_in_the_table():
     assert all(f"| `{name}`" in README for name in DIVERGENCES)
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:|#)([^)]+)\)", README))
-def test_links_lead_somewhere(target):
-    assert (ROOT / target.partition("#")[0]).exists()
+@pytest.mark.parametrize("folder, target", LINKS)
+def test_links_lead_somewhere(folder, target):
+    assert (ROOT / folder / target.partition("#")[0]).exists()
 
 
 def test_the_map_shows_the_tree():

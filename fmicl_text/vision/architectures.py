@@ -90,6 +90,7 @@ def mocov3_vit_small(image_size: int = 224) -> ViTConfig:
         num_hidden_layers=12,
         num_attention_heads=12,
         intermediate_size=1536,
+        layer_norm_eps=1e-6,  # its code's; the stock config has 1e-12
     )
     config.fixed_positions = True
     return config

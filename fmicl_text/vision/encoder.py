@@ -15,7 +15,13 @@ from fmicl_text.vision.architectures import SmallStemResNet, freeze_positions, i
 
 IMAGE_POOLINGS = ("auto", "cls", "mean", "pooler")
 FIRST_TOKEN = ("vit", "deit", "vit_mae", "vit_msn")  # their pooler is a random dense layer, built away
-NO_CLASS_TOKEN = ("swin", "swinv2", "siglip_vision_model", "siglip2_vision_model")
+# Modules with weights that only the model's own pooler runs through, beside those named `pooler`.
+POOLER_MODULE = {
+    "clip_vision_model": "post_layernorm",
+    "convnext": "layernorm",
+    "convnextv2": "layernorm",
+    "siglip_vision_model": "head",
+}
 
 
 class ImageEncoder(nn.Module):
@@ -28,7 +34,7 @@ class ImageEncoder(nn.Module):
             and `pooler` overrule it.
 
     Raises:
-        InputError: The model has no class token, or no pooler, to take.
+        InputError: The model has no class token, or no pooler, to take; or it takes no images [B, C, H, W].
     """
 
     def __init__(self, backbone: PreTrainedModel, pooling: str | None = None) -> None:
@@ -36,11 +42,18 @@ class ImageEncoder(nn.Module):
         self.backbone = backbone
         config = backbone.config
         self.pooling = pooling or getattr(config, "image_pooling", None) or "auto"
-        if self.pooling == "cls" and config.model_type in NO_CLASS_TOKEN:
+        if config.model_type == "siglip2_vision_model":  # the fixed-size SigLIP 2 checkpoints are of type siglip
+            raise InputError(f"{config.model_type} takes patches and their mask, not images of one size")
+        if self.pooling == "cls" and not has_class_token(backbone):
             raise InputError(f"--pooling cls: {config.model_type} has no class token; accepted: auto, mean, pooler")
+        if self.pooling == "pooler" and config.model_type in FIRST_TOKEN:
+            raise InputError(f"--pooling pooler: that of {config.model_type} is random; accepted: auto, cls, mean")
         config.image_pooling = self.pooling
         if self.pooling in ("cls", "mean") or config.model_type in FIRST_TOKEN:
             drop_pooler(backbone)
+            unused = getattr(backbone, POOLER_MODULE.get(config.model_type, ""), None)
+            if unused is not None:  # frozen, not removed: the model's forward still calls it
+                unused.requires_grad_(False)
         for name, parameter in backbone.named_parameters():
             if name.endswith("mask_token"):  # DINOv2's and BEiT's, of masked training
                 parameter.requires_grad_(False)
@@ -56,8 +69,6 @@ class ImageEncoder(nn.Module):
             first = self.backbone.config.model_type in FIRST_TOKEN
             pooling = "cls" if first else "mean" if pooled is None else "pooler"
         if pooling == "cls":
-            if tokens.ndim != 3:
-                raise InputError("--pooling cls: a convolutional network has no class token; accepted: auto, mean")
             return tokens[:, 0]
         if pooling == "pooler":
             if pooled is None:
@@ -77,6 +88,8 @@ class ImageEncoder(nn.Module):
         try:
             with torch.no_grad():
                 return self(torch.zeros(1, self.num_channels, image_size, image_size)).shape[1]
+        except InputError:
+            raise
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
@@ -101,6 +114,12 @@ class ImageEncoder(nn.Module):
             processor.save_pretrained(folder)
 
 
+def has_class_token(backbone: PreTrainedModel) -> bool:
+    """Whether the first token is none of the image's; CLIP calls it class_embedding, all others cls_token."""
+    names = [name for name, _ in backbone.named_parameters()]
+    return any(name.endswith(("cls_token", "class_embedding")) for name in names)
+
+
 def drop_pooler(backbone: Any) -> None:
     """Remove a pooler with weights: no gradient would reach them, and DDP stops on such parameters."""
     pooler = getattr(backbone, "pooler", None)
@@ -119,7 +138,7 @@ def build_image_encoder(
         pooling: One of `IMAGE_POOLINGS`; None takes what the folder says, or `auto`.
 
     Raises:
-        InputError: The model is not there, is no image model, or torchvision is broken.
+        InputError: The model is not there, or is no image model.
     """
     if model_name_or_path.startswith((".", "~", "/")):
         if not Path(model_name_or_path).expanduser().is_dir():
@@ -155,8 +174,5 @@ def has_small_stem(config: PreTrainedConfig) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """The reason in one line; a broken torchvision, which transformers' image classes import, by name."""
-    reason = " ".join(str(error).split())[:300]
-    if "torchvision" in reason:
-        return f"torchvision is installed but broken ({reason}): uninstall it, or install the build that fits torch"
-    return reason
+    """The reason in one line."""
+    return " ".join(str(error).split())[:300]

@@ -38,7 +38,7 @@ class ImageViews:
         colour: `exact`, torchvision's colour jitter; or `fast`, one matrix an image.
 
     Raises:
-        ValueError: A name that is not known.
+        ValueError: A name that is not known, a size below 1, or colours neither one nor three.
     """
 
     def __init__(
@@ -48,20 +48,27 @@ class ImageViews:
             raise ValueError(f"views must be one of {', '.join(VIEWS)}; got {preset!r}")
         if colour not in ("exact", "fast"):
             raise ValueError(f"colour must be exact or fast; got {colour!r}")
+        if size < 1:
+            raise ValueError(f"size must be at least 1; got {size}")
+        if len(mean) not in (1, 3) or len(std) != len(mean):
+            raise ValueError(f"mean and std must have one or three values each; got {len(mean)} and {len(std)}")
         self.steps = VIEWS[preset](size, colour)
         self.size, self.mean, self.std = size, mean, std
 
+    @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Views [B, 2, C, size, size], float32, of images [B, C, H, W], uint8 or float in [0, 1]; random numbers from a
         generator on the images' device, or the global one."""
         pixels = as_pixels(images, len(self.mean))
         draw = Draw(pixels, generator)
         views = []
-        for steps in self.steps:
-            view = pixels
-            for step in steps:
-                view = step(view, draw)
-            views.append(normalise(view, self.mean, self.std))
+        # Under autocast the crop's products would be bf16, a step of 1/256 in a pixel, beside float32 ones.
+        with torch.autocast(pixels.device.type, enabled=False):
+            for steps in self.steps:
+                view = pixels
+                for step in steps:
+                    view = step(view, draw)
+                views.append(normalise(view, self.mean, self.std))
         return torch.stack(views, dim=1)
 
 
@@ -78,7 +85,9 @@ def plain_view(images: Tensor, size: int, mean: Sequence[float], std: Sequence[f
 
 
 def as_pixels(images: Tensor, channels: int) -> Tensor:
-    """Images in [0, 1], float32."""
+    """Images in [0, 1], float32, of bytes or of any floats; other integers would pass for pixels of up to 255."""
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images must be uint8 or float in [0, 1], got {images.dtype}")
     if images.ndim != 4 or images.shape[1] != channels:
         raise ValueError(f"images must be [B, {channels}, H, W], got {list(images.shape)}")
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
@@ -90,7 +99,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def cifar_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
-    """SimCLR's for small images, without blur: crop, flip, colour jitter, grey (arXiv 2402.10150, appendix)."""
+    """Crop, flip, colour jitter, grey (arXiv 2402.10150, appendix), as strong as MoCo v2's (arXiv 2003.04297)."""
     steps: tuple[Step, ...] = (
         partial(random_resized_crop, size=size, scale=(0.2, 1.0)),
         partial(random_jitter, strengths=(0.4, 0.4, 0.4, 0.1), probability=0.8, colour=colour),

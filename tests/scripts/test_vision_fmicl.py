@@ -140,3 +140,17 @@ def test_defaults_are_the_papers():
     assert args.build_loss().knobs["gamma"] == 1 and args.build_loss().knobs["alpha"] == 40 and data.held_out == 5000
     model, _, args = parse_vision_args([])
     assert (model.architecture, model.image_size, args.num_train_epochs) == ("digits", 16, 20)
+
+
+CONFIGS = sorted((SCRIPT.parent / "configs" / "vision").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("flags", [["--divergence", "vlc"], ["--divergence", "kl", "--similarity", "gaussian"]])
+def test_every_config_parses(config, flags):
+    model, _, args = parse_vision_args(["--config", str(config), "--train_file", "x.parquet", *flags])
+    assert (args.gamma, args.alpha, args.num_train_epochs, model.head_dim) == (1, 40, 800, 512)
+
+
+def test_there_are_configs():
+    assert len(CONFIGS) >= 3

@@ -54,6 +54,7 @@ def test_crops_are_inside_and_as_large_as_asked():
     assert (top >= 0).all() and (left >= 0).all() and (top + rows <= 40).all() and (left + columns <= 60).all()
     share = rows * columns / 2400
     assert share.min() > 0.17 and share.max() < 0.93
+    assert (left + columns == 60).any() and (top + rows == 40).any()  # the last place is as likely as any
     ratio = columns / rows
     assert 0.7 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.4
     assert top.max() >= 20 and (top == 0).any()
@@ -64,6 +65,13 @@ def test_the_fallback_is_a_centred_crop():
     pixels = torch.zeros(3, 1, 1, 1)
     boxes = crop_boxes(draw(pixels), 10, 100, (0.9, 1.0), (3 / 4, 4 / 3))
     assert [column.tolist() for column in boxes] == [[0] * 3, [43] * 3, [10] * 3, [13] * 3]
+
+
+def test_the_shape_of_a_crop_is_its_share_and_its_ratio():
+    """1/4 of 40 x 60, three times as wide as high: 600 pixels, 14 high and 42 wide."""
+    pixels = torch.zeros(5, 1, 1, 1)
+    _, _, rows, columns = crop_boxes(draw(pixels), 40, 60, (0.25, 0.25), (3.0, 3.0))
+    assert rows.tolist() == [14] * 5 and columns.tolist() == [42] * 5
 
 
 def test_a_flip_turns_the_crop_around():
@@ -118,6 +126,13 @@ def test_the_order_of_the_jitter_is_random_and_each_images_own():
         assert_close(jittered[i], expected[0])
 
 
+@pytest.mark.parametrize("colour", ["exact", "fast"])
+def test_the_jitter_is_left_out_with_its_probability(colour):
+    pixels = images(500, height=2, width=2)
+    same = random_jitter(pixels, draw(pixels), (0.4, 0.4, 0.4, 0.1), 0.8, colour).eq(pixels).flatten(1).all(1)
+    assert 70 < same.sum() < 130
+
+
 def test_the_fast_jitter_is_the_exact_one_but_for_hue_and_clamps():
     pixels = 0.3 + 0.4 * images(5)
     one, zero = torch.ones(5), torch.zeros(5)
@@ -157,6 +172,22 @@ def test_blur_is_the_loop():
                     r, c = (59 - abs(59 - abs(place)) for place in (row + a, column + b))  # reflected borders
                     value += weights[a + 3] * weights[b + 3] / total**2 * pixels[i, 1, r, c].item()
             assert blurred[i, 1, row, column].item() == pytest.approx(value, abs=1e-5)
+
+
+def test_a_spot_is_turned_zoomed_slanted_and_shifted():
+    """A spot at s ends at d with s = R(angle) (1, slant; 0, 1) d / zoom + shift, coordinates from the centre."""
+    place = torch.arange(33) - 16.0
+    spot = torch.exp(-((place[:, None] + 4) ** 2 + (place - 5) ** 2) / 8)  # at x = 5, y = -4
+    pixels = spot.expand(30, 1, 33, 33)
+    moved = random_affine(pixels, draw(pixels), degrees=30, zoom=0.3, shear=0.3, shift=0.1)[:, 0]
+    same = draw(pixels)
+    angle = same.uniform(-math.radians(30), math.radians(30))
+    zoom, slant = same.uniform(0.7, 1.3), same.uniform(-0.3, 0.3)
+    shift = [33 * same.uniform(-0.1, 0.1) for _ in "xy"]
+    x, y = ((moved * axis).sum((1, 2)) / moved.sum((1, 2)) for axis in (place, place[:, None]))
+    u, v = (x + slant * y) / zoom, y / zoom
+    assert_close(angle.cos() * u - angle.sin() * v + shift[0], torch.full((30,), 5.0), rtol=0, atol=0.1)
+    assert_close(angle.sin() * u + angle.cos() * v + shift[1], torch.full((30,), -4.0), rtol=0, atol=0.1)
 
 
 def test_affine_moves_noise_and_holes():

@@ -12,12 +12,15 @@ from fmicl_text.vision.views import VIEWS, ImageViews, plain_view
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
 
+COLOURS = ("exact", "fast")
+
+
 def batch(count=16, channels=3, size=32):
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("colour", ["exact", "fast"])
+@pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize("preset", VIEWS)
 def test_no_two_images_and_no_two_views_share_parameters(preset, colour):
     channels = 1 if preset == "grey" else 3
@@ -37,6 +40,47 @@ def test_a_generator_makes_them_again(preset):
     first, again, other = (make(batch(channels=channels), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+STEPS = {  # preset: what each view does after the crop, with which probabilities
+    "cifar": [{"random_jitter": 0.8, "random_greyscale": 0.2}] * 2,
+    "imagenet": [{"random_jitter": 0.8, "random_greyscale": 0.2, "random_blur": 0.5}] * 2,
+    "mocov3": [
+        {"random_jitter": 0.8, "random_greyscale": 0.2, "random_blur": 1.0},
+        {"random_jitter": 0.8, "random_greyscale": 0.2, "random_blur": 0.1, "random_solarise": 0.2},
+    ],
+}
+SMALLEST = {"cifar": 0.2, "imagenet": 0.08, "mocov3": 0.08}
+
+
+@pytest.mark.parametrize("preset", STEPS)
+def test_presets_are_those_of_the_papers(preset):
+    for steps, expected in zip(ImageViews(preset, 32, MEAN, STD).steps, STEPS[preset], strict=True):
+        assert steps[0].func.__name__ == "random_resized_crop" and steps[0].keywords["scale"] == (SMALLEST[preset], 1.0)
+        assert {step.func.__name__: step.keywords["probability"] for step in steps[1:]} == expected
+
+
+def test_fast_colours_are_used():
+    exact, fast = (ImageViews("cifar", 32, MEAN, STD, c)(batch(), torch.Generator().manual_seed(0)) for c in COLOURS)
+    assert 0.01 < (exact - fast).abs().mean() < 1.0
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("preset", VIEWS)
+def test_autocast_and_gradients_do_not_reach_the_views(preset, colour):
+    channels = 1 if preset == "grey" else 3
+    make = ImageViews(preset, 24, MEAN[:channels], STD[:channels], colour)
+    pixels = (batch(8, channels) / 255).requires_grad_()
+    plain = make(pixels, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = make(pixels, torch.Generator().manual_seed(0))
+    assert torch.equal(plain, cast) and not plain.requires_grad and cast.dtype == torch.float32
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_one_channel_skips_colour(colour):
+    views = ImageViews("imagenet", 24, (0.5,), (0.25,), colour)(batch(channels=1), torch.Generator().manual_seed(0))
+    assert views.shape == (16, 2, 1, 24, 24) and views.isfinite().all()
 
 
 def test_bytes_are_their_share_of_255():
@@ -69,6 +113,12 @@ def test_what_is_refused():
         ImageViews("cifar", 32, MEAN, STD, "slow")
     with pytest.raises(ValueError, match=r"images must be \[B, 3, H, W\], got \[16, 1, 32, 32\]"):
         ImageViews("cifar", 32, MEAN, STD)(batch(channels=1))
+    with pytest.raises(ValueError, match=r"images must be uint8 or float in \[0, 1\], got torch.int64"):
+        ImageViews("cifar", 32, MEAN, STD)(batch().long())
+    with pytest.raises(ValueError, match="size must be at least 1; got 0"):
+        ImageViews("cifar", 0, MEAN, STD)
+    with pytest.raises(ValueError, match="mean and std must have one or three values each; got 3 and 1"):
+        ImageViews("cifar", 32, MEAN, (0.5,))
 
 
 def test_docstring_example():

@@ -1,0 +1,87 @@
+"""The image model inside the trainer: views drawn anew at every micro-step, a head that only checkpoints hold."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from fmicl_text.trainer import FMICLTrainer
+from fmicl_text.vision.arguments import VisionTrainingArguments
+from fmicl_text.vision.data import ImageRows, LabelledImages, collate_images
+from fmicl_text.vision.encoder import new_image_encoder
+from fmicl_text.vision.model import ImageContrastiveModel, encode_images, projection_head
+from fmicl_text.vision.views import ImageViews, plain_view
+from tests.vision.test_encoder import FAMILIES
+
+MEAN, STD = (0.5,) * 3, (0.25,) * 3
+
+
+def pixels(count=24):
+    return torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def model():
+    torch.manual_seed(0)
+    config = FAMILIES["resnet, small stem"][0]
+    return ImageContrastiveModel(new_image_encoder(type(config).from_dict(config.to_dict())), 16, head_dim=8)
+
+
+def test_every_micro_step_draws_views_of_its_own(tmp_path):
+    seeds = []
+    make = ImageViews("cifar", 16, MEAN, STD)
+
+    def record(images, generator):
+        seeds.append(generator.initial_seed())
+        return make(images, generator)
+
+    args = VisionTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=3, eval_strategy="no"
+    )
+    wrapped = model()
+    before = {name: weight.clone() for name, weight in wrapped.named_parameters()}
+    rows = ImageRows(LabelledImages(pixels(), torch.arange(24) % 3, "noise"))
+    trainer = FMICLTrainer(wrapped, args, rows, collate_images, views=record)
+    trainer.train()
+    assert len(seeds) == len(set(seeds)) == 6
+    assert all(not torch.equal(weight, before[name]) for name, weight in wrapped.named_parameters())
+    again = FMICLTrainer(model(), args, rows, collate_images, views=record)
+    again.train()
+    assert seeds[6:] == seeds[:6]
+    assert all(
+        torch.equal(a, b) for a, b in zip(wrapped.state_dict().values(), again.model.state_dict().values(), strict=True)
+    )
+
+
+def test_a_checkpoint_holds_encoder_and_head_and_an_export_the_encoder_alone(tmp_path):
+    wrapped = model()
+    with torch.no_grad():
+        wrapped({"pixel_values": plain_view(pixels(), 16, MEAN, STD)})  # batch statistics that are not the first ones
+    wrapped.save_encoder(str(tmp_path), wrapped.state_dict())
+    assert not any("head" in path.name for path in tmp_path.iterdir())
+    wrapped.save_head(str(tmp_path), wrapped.state_dict())
+    other = model()
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(1)
+    other.load_checkpoint(str(tmp_path))
+    for name, weight in wrapped.state_dict().items():
+        assert torch.equal(other.state_dict()[name], weight), name
+
+
+def test_the_head_has_three_layers():
+    head = projection_head(32, 8)
+    linear = [module for module in head if isinstance(module, torch.nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(32, 8), (8, 8), (8, 8)]
+    assert head(torch.randn(4, 32)).shape == (4, 8)
+
+
+def test_features_do_not_depend_on_the_batch_or_change_the_mode():
+    encoder = model().encoder.train()
+    all_at_once = encode_images(encoder, pixels(), 16, MEAN, STD, progress=False)
+    in_parts = encode_images(encoder, pixels(), 16, MEAN, STD, batch_size=5, progress=False)
+    assert encoder.training and all_at_once.shape == (24, 16)
+    assert_close(all_at_once, in_parts)
+
+
+def test_mini_batches_are_refused():
+    with pytest.raises(ValueError, match="batch normalisation needs the whole batch"):
+        VisionTrainingArguments("runs/x", mini_batch_size=2)
