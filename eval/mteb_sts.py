@@ -3,20 +3,22 @@
     python eval/mteb_sts.py --model runs/bert-base-js
     python eval/mteb_sts.py --model js=runs/js-{1,2,3} --tasks STS16 Banking77Classification --output mteb.json
 
-MTEB's numbers are not those of eval/sts.py: raw sentences, and a SICK-R of 9,927 pairs. MTEB's result cache, which
-takes two local checkpoints for one model, is never used. What cannot be scored is a line on stderr, and the exit status
-is 2.
+MTEB's numbers are not those of eval/sts.py: raw sentences, and a SICK-R of 9,927 pairs. MTEB's result cache takes two
+local checkpoints for one model; it is off, or with --cache kept in a folder under a key of each encoder's own. What
+cannot be scored is a line on stderr, and the exit status is 2.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -24,7 +26,7 @@ from sentence_transformers import SentenceTransformer
 from fmicl_text.errors import InputError, OneLineParser, check_writable, one_line_errors, whole_number
 from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, score_rows, write_json
-from fmicl_text.model import POOLINGS
+from fmicl_text.model import POOLINGS, quiet_loading
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 
@@ -34,22 +36,26 @@ def parse_args() -> argparse.Namespace:
     parser = OneLineParser("mteb_sts.py", __doc__)
     parser.add_argument("--model", nargs="+", required=True, metavar="[NAME=]M", help="folders or Hub names")
     parser.add_argument("--tasks", nargs="+", default=STS, metavar="T", help=f"default: {' '.join(STS)}")
-    parser.add_argument("--split", help="default: what MTEB evaluates, for most tasks test")
+    parser.add_argument("--split", help="as MTEB calls it (validation); default: what MTEB scores, for most tasks test")
     parser.add_argument("--pooling", choices=POOLINGS, help="default: what the model says, or mean")
     parser.add_argument("--strict", action="store_true", help="refuse a model that says nothing of its pooling")
     parser.add_argument("--revision", help="branch, tag or commit of the models, on the Hub")
     parser.add_argument("--batch_size", type=whole_number, default=64)
     parser.add_argument("--max_seq_length", type=whole_number, help="in tokens; default: what the model says")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep MTEB's results here and reuse them")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
-    if len(set(args.model)) < len(args.model):
-        parser.error("--model: the same model is named twice")
+    for flag in ("model", "tasks"):
+        if len(set(getattr(args, flag))) < len(getattr(args, flag)):
+            parser.error(f"--{flag}: the same {flag.removesuffix('s')} is named twice")
+    if args.cache and args.cache.is_file():
+        parser.error(f"--cache {args.cache}: is a file, must be a folder")
     check_writable("--output", args.output)
     return args
 
 
 def load_tasks(names: list[str], split: str | None) -> list[Any]:
-    """MTEB's tasks of these names.
+    """MTEB's tasks of these names; their data is not loaded yet.
 
     Raises:
         InputError: MTEB is not installed, or has no task of a name.
@@ -58,46 +64,82 @@ def load_tasks(names: list[str], split: str | None) -> list[Any]:
         import mteb
     except ImportError as error:
         raise InputError("MTEB is not installed: pip install 'fmicl_text[mteb]'") from error
+    except OSError as error:
+        raise InputError(f"MTEB cannot make its folder ({error}): MTEB_CACHE names another") from error
     logging.getLogger("mteb").setLevel(logging.CRITICAL)  # what fails is said here, in a line
+    warnings.filterwarnings("ignore", module="mteb")  # superseded tasks, old names of sentence-transformers' methods
     try:
         return [mteb.get_task(name, eval_splits=[split] if split else None) for name in names]
     except KeyError as error:
         raise InputError(f"--tasks: {error.args[0].removeprefix('KeyError: ')}") from error
 
 
-def evaluate(encoder: SentenceTransformer, task: Any, batch_size: int) -> Iterator[dict[str, Any]]:
+def with_cache_key(encoder: SentenceTransformer, path: str) -> Any:
+    """The encoder as MTEB wraps it, with a name and a revision that no other encoder shares: MTEB's own are the base
+    model's, if that. The revision is a hash of all that the encoder would save, so --pooling and --max_seq_length are
+    in it, and of MTEB's version, for MTEB reuses results of other versions of itself and of the data.
+    """
+    import mteb
+    from mteb.models import SentenceTransformerEncoderWrapper
+
+    digest = hashlib.sha256(mteb.__version__.encode())
+    with TemporaryDirectory() as saved, quiet_loading():
+        encoder.save_pretrained(saved, create_model_card=False)
+        for file in sorted(file for file in Path(saved).rglob("*") if file.is_file()):
+            with file.open("rb") as content:
+                digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
+    folder = Path(path).expanduser()
+    name = "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else path
+    wrapped = SentenceTransformerEncoderWrapper(encoder)
+    key = {"name": name, "revision": digest.hexdigest()}
+    wrapped.mteb_model_meta = wrapped.mteb_model_meta.model_copy(update=key)
+    return wrapped
+
+
+def evaluate(model: Any, task: Any, batch_size: int, cache: Path | None) -> Iterator[dict[str, Any]]:
     """Entries for the JSON file: one for each split and subset, or one that says why there is none."""
     import mteb
 
     facts = {"protocol": f"MTEB {mteb.__version__}", "task": task.metadata.name}
     facts |= {"source": task.metadata.dataset["path"], "source_commit": task.metadata.dataset["revision"]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # superseded tasks, its use of names that sentence-transformers has changed
+    try:
         found = mteb.evaluate(
-            encoder,
+            model,
             task,
-            cache=None,
-            raise_error=False,
+            cache=mteb.ResultCache(cache) if cache else None,
             co2_tracker=False,
-            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": True},
         )
-    for failed in found.exceptions or []:
-        yield facts | {"missing": " ".join(str(failed.exception).split())}
-    for result in found.task_results:
-        for split, subsets in result.scores.items():
-            for scores in subsets:
-                where = {"split": split, "subset": scores["hf_subset"]}
-                if math.isfinite(scores["main_score"]):
-                    yield facts | where | {"metrics": metrics_of(scores, task.metadata.main_score)}
-                else:
-                    yield facts | where | {"missing": f"{task.metadata.main_score} is {scores['main_score']}"}
+        if found.exceptions:  # a private data set
+            raise OSError(found.exceptions[0].exception)
+        (result,) = found.task_results
+        scored = {split: result.scores[split] for split in task.eval_splits}  # a cached result may hold others too
+    except Exception as error:  # a task runs code of its own, on data that may not be there, or not suit the model
+        yield facts | {"missing": reason(error, task)}
+        return
+    for split, subsets in scored.items():
+        for scores in subsets:
+            where = facts | {"split": split, "subset": scores["hf_subset"]}
+            if math.isfinite(scores["main_score"]):
+                yield where | score_entry(scores, task.metadata.main_score)
+            else:
+                yield where | {"missing": f"{task.metadata.main_score} is {scores['main_score']}"}
 
 
-def metrics_of(scores: Mapping[str, Any], main_score: str) -> dict[str, Any]:
-    """MTEB's scores, and the main one as a percentage: as spearman where it is the cosine's rank correlation."""
-    if main_score == "cosine_spearman":
-        return {"spearman": 100 * scores["cosine_spearman"], "pearson": 100 * scores["cosine_pearson"], "mteb": scores}
-    return {"main_score": 100 * scores["main_score"], "main_score_name": main_score, "mteb": scores}
+def reason(error: Exception, task: Any) -> str:
+    """Why a task gave no score, in one line."""
+    if isinstance(error, KeyError) and str(error) in map(repr, task.eval_splits):
+        return f"its data has no split {error}"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+
+
+def score_entry(scores: Mapping[str, Any], main_score: str) -> dict[str, Any]:
+    """Metrics: MTEB's, and the main one as a percentage, as spearman where it is the cosine's rank correlation."""
+    if main_score != "cosine_spearman":
+        return {"metrics": {"main_score": 100 * scores["main_score"], "main_score_name": main_score, "mteb": scores}}
+    metrics = {"spearman": 100 * scores["cosine_spearman"], "pearson": 100 * scores["cosine_pearson"], "mteb": scores}
+    return {"similarity": "cosine", "aggregation": "all pairs", "metrics": metrics}
 
 
 def main() -> None:
@@ -112,11 +154,13 @@ def main() -> None:
             print(f"mteb_sts.py: missing: {error}", file=sys.stderr)
             continue
         setup = {"name": name} | encoder_facts(path, encoder, args.pooling) | {"versions": library_versions()}
+        model = with_cache_key(encoder, path) if args.cache else encoder
         for task in tasks:
-            for entry in evaluate(encoder, task, args.batch_size):
+            for entry in evaluate(model, task, args.batch_size, args.cache):
                 results.append(setup | entry)
                 if "missing" in entry:
-                    print(f"mteb_sts.py: missing: {path}, {task.metadata.name}: {entry['missing']}", file=sys.stderr)
+                    what = f"--model {path}, {task.metadata.name}"
+                    print(f"mteb_sts.py: missing: {what}: {entry['missing']}", file=sys.stderr)
     scored = [result for result in results if "metrics" in result]
     if scored:
         if args.output:
