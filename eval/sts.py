@@ -45,10 +45,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_seq_length", type=whole_number, help="in tokens; default: what the model says")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
+    for flag, names in (("model", args.model), ("tasks", args.tasks or [])):
+        if len(set(names)) < len(names):
+            parser.error(f"--{flag}: the same {flag.removesuffix('s')} is named twice")
     if args.file and (args.tasks or args.split):
         parser.error("--file holds the pairs to score: leave out --tasks and --split")
-    if len(set(args.model)) < len(args.model):
-        parser.error("--model: the same model is named twice")
     check_writable("--output", args.output)
     args.split = args.split or "test"
     args.tasks = args.tasks or [task for task, splits in STS_TASKS.items() if args.split in splits]

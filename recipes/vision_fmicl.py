@@ -47,9 +47,8 @@ def main() -> None:
             data_args.image_column,
             data_args.label_column,
             encoder.num_channels,
-            data_args.max_train_samples,
         )
-    train, test = images.split(data_args.held_out)
+    train, test = images.split(data_args.held_out, data_args.max_train_samples)
     mean, std = train.mean_and_std()
     size = model_args.image_size
     say(

@@ -99,6 +99,7 @@ def mocov3_vit_small(image_size: int = 224) -> ViTConfig:
 IMAGE_CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "resnet-18": lambda: resnet((2, 2, 2, 2), "basic", (64, 128, 256, 512), small=False),
     "resnet-18-small": lambda: resnet((2, 2, 2, 2), "basic", (64, 128, 256, 512), small=True),
+    "resnet-8-small": lambda: resnet((1, 1, 1), "basic", (32, 64, 128), small=True),
     "resnet-50": lambda: resnet((3, 4, 6, 3), "bottleneck", (256, 512, 1024, 2048), small=False),
     "vit-small": mocov3_vit_small,
     "digits": lambda: resnet((1, 1, 1), "basic", (32, 64, 128), small=True, channels=1),

@@ -58,7 +58,7 @@ class ImageDataArguments:
     image_column: str = field(default="img", metadata={"help": "The column of images."})
     label_column: str = field(default="label", metadata={"help": "The column of classes; training does not see it."})
     held_out: int = field(default=5000, metadata={"help": "Last rows, held out: the encoder is scored on them."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many rows."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows only."})
 
 
 @dataclass

@@ -43,16 +43,19 @@ class LabelledImages:
         channels = self.pixels.transpose(0, 1).flatten(1).double() / 255
         return tuple(channels.mean(1).tolist()), tuple(channels.std(1).clamp_min(1e-3).tolist())
 
-    def split(self, held_out: int) -> tuple[LabelledImages, LabelledImages]:
-        """The first rows, and the last `held_out` of them.
+    def split(self, held_out: int, most: int | None = None) -> tuple[LabelledImages, LabelledImages]:
+        """The first rows, at most `most` of them, and the last `held_out`.
 
         Raises:
             InputError: Nothing would be left of one of them, or it would hold one class only.
         """
         if not 1 <= held_out < len(self.pixels):
             raise InputError(f"{self.source}: --held_out must be from 1 to {len(self.pixels) - 1}, got {held_out}")
+        if most is not None and most < 1:
+            raise InputError(f"--max_train_samples must be at least 1, got {most}")
         parts = []
-        for rows in (slice(0, -held_out), slice(-held_out, None)):
+        first = len(self.pixels) - held_out
+        for rows in (slice(0, first if most is None else min(first, most)), slice(first, None)):
             parts.append(LabelledImages(self.pixels[rows], self.labels[rows], self.source))
             if len(parts[-1].labels.unique()) < 2:
                 raise InputError(
@@ -97,7 +100,6 @@ def load_images(
     image_column: str = "img",
     label_column: str = "label",
     channels: int = 3,
-    max_train_samples: int | None = None,
 ) -> LabelledImages:
     """Images of one size, at most 96 pixels, from a parquet file, a folder of class folders, or the Hub.
 
@@ -108,7 +110,6 @@ def load_images(
         image_column: Its images (a folder's are `image`).
         label_column: Its classes, whole numbers or names.
         channels: 1 for grey, 3 for RGB; whatever the mode of an image, it is turned into this.
-        max_train_samples: The first so many rows.
 
     Raises:
         InputError: For every fault of the arguments or the data, in one line. An image that cannot be read is skipped.
@@ -135,8 +136,6 @@ def load_images(
     for flag, column in (("--image_column", image_column), ("--label_column", label_column)):
         if column not in rows.column_names:
             raise InputError(f"{source} has no column {column!r} ({flag}), its columns are {rows.column_names}")
-    if max_train_samples is not None:
-        rows = rows.select(range(min(max_train_samples, len(rows))))
     classes = rows[label_column][:]
     names = {label: i for i, label in enumerate(sorted(set(classes)))}
     images = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))

@@ -259,6 +259,7 @@ def test_one_line_and_status_2(arguments, message, pairs_file):
         (["--pooling", "sum"], "--pooling: invalid choice: 'sum'"),
         (["--output", "no/such/folder/r.json"], "--output no/such/folder/r.json: name a file in a folder that exists"),
         (["--model", "m", "m"], "--model: the same model is named twice"),
+        (["--tasks", "STS13", "STS13"], "--tasks: the same task is named twice"),
     ],
 )
 def test_refused_arguments(monkeypatch, model, pairs_file, arguments, message):

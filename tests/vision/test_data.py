@@ -43,7 +43,6 @@ def test_a_parquet_file(tmp_path):
     assert found.pixels.shape == (6, 3, 8, 8) and found.labels.tolist() == [0, 1, 0, 1, 0, 1] and found.skipped == ()
     expected = np.array(Image.open(io.BytesIO(pictures[2]["bytes"])))
     assert torch.equal(found.pixels[2], torch.from_numpy(expected).permute(2, 0, 1))
-    assert load_images(parquet(tmp_path, pictures), max_train_samples=3).labels.tolist() == [0, 1, 0]
 
 
 def test_modes_become_one(tmp_path):
@@ -103,6 +102,11 @@ def test_held_out_rows_are_the_last():
     images = LabelledImages(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10) % 2, "ten")
     train, test = images.split(3)
     assert train.pixels.flatten().tolist() == list(range(7)) and test.pixels.flatten().tolist() == [7, 8, 9]
+    train, test = images.split(3, most=4)
+    assert train.pixels.flatten().tolist() == list(range(4)) and test.pixels.flatten().tolist() == [7, 8, 9]
+    assert len(images.split(3, most=99)[0].pixels) == 7
+    with pytest.raises(InputError, match="--max_train_samples must be at least 1, got 0"):
+        images.split(3, most=0)
     for held_out in (0, 10):
         with pytest.raises(InputError, match=f"--held_out must be from 1 to 9, got {held_out}"):
             images.split(held_out)
