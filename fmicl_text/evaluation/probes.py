@@ -1,8 +1,8 @@
-"""How well frozen features tell classes apart: k nearest neighbours, logistic regression, few labels."""
+"""How well frozen features tell classes apart: nearest neighbours, logistic regression, few labels, a linear layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from fmicl_text.similarity import unit_rows
 
@@ -17,9 +18,15 @@ CHUNK = 512  # test rows whose similarities to all training rows are held at onc
 
 
 def knn_accuracies(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, ks: Sequence[int], temperature: float = 0.1
-) -> dict[int, float]:
-    """Percent of test rows whose class wins the vote of their k nearest training rows, for each k, in one pass.
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    ks: Sequence[int],
+    temperatures: Sequence[float] = (0.1,),
+) -> dict[tuple[int, float], float]:
+    """Percent of test rows whose class wins the vote of their k nearest training rows, for each (k, temperature), in
+    one pass.
 
     Votes weigh e^(cosine/temperature), the protocol of Wu et al. (arXiv 1805.01978): k = 200, temperature 0.1.
 
@@ -29,20 +36,20 @@ def knn_accuracies(
         test: Features [M, D].
         test_labels: Classes [M].
         ks: Numbers of neighbours, each at least 1; more than N count as N.
-        temperature: Of the votes, > 0.
+        temperatures: Of the votes, each > 0.
     """
     train, test = unit_rows(train), unit_rows(test)
     num_classes = int(train_labels.max()) + 1
-    right = dict.fromkeys(ks, 0)
+    right = {(k, temperature): 0 for k in ks for temperature in temperatures}
     most = min(max(ks), len(train))
     for rows, labels in zip(test.split(CHUNK), test_labels.split(CHUNK), strict=True):
         cosine, nearest = (rows @ train.T).topk(most, dim=1)
-        votes = ((cosine - cosine[:, :1]) / temperature).exp()  # of which only ratios matter
         neighbours = train_labels[nearest]
-        for k in ks:
-            ballots = votes.new_zeros(len(rows), num_classes).scatter_add_(1, neighbours[:, :k], votes[:, :k])
-            right[k] += int((ballots.argmax(1) == labels).sum())
-    return {k: 100 * count / len(test) for k, count in right.items()}
+        for k, temperature in right:
+            votes = ((cosine[:, :k] - cosine[:, :1]) / temperature).exp()  # of which only ratios matter
+            ballots = votes.new_zeros(len(rows), num_classes).scatter_add_(1, neighbours[:, :k], votes)
+            right[k, temperature] += int((ballots.argmax(1) == labels).sum())
+    return {which: 100 * count / len(test) for which, count in right.items()}
 
 
 def logistic_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
@@ -70,3 +77,52 @@ def few_label_accuracies(
         rows = torch.from_numpy(chosen)
         accuracies.append(logistic_accuracy(train[rows], train_labels[rows], test, test_labels))
     return accuracies
+
+
+def linear_accuracy(
+    features: Callable[[Tensor], Tensor],
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    views: Callable[[Tensor, torch.Generator], Tensor],
+    epochs: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> float:
+    """Percent of test images that a linear layer on frozen features gets right, after its last epoch.
+
+    The usual protocol: random views of the training images, SGD with momentum 0.9, no weight decay, learning rate
+    0.1 x batch/256 falling as a cosine; plain views of the test images.
+
+    Args:
+        features: Images [B, C, S, S] to features [B, D], a frozen encoder in eval mode.
+        train: Images [N, C, H, W].
+        train_labels: Classes from 0 on, [N].
+        test: Plain views of the test images [M, C, S, S].
+        test_labels: Classes [M].
+        views: Images and a generator to one random view of each, [B, C, S, S].
+        epochs: At least 1.
+        batch_size: At least 1.
+        seed: Of the layer, the views and the order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        held_out = torch.cat([features(rows) for rows in test.split(batch_size)])
+    num_classes = int(train_labels.max()) + 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = torch.nn.Linear(held_out.shape[1], num_classes)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1 * batch_size / 256, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(train) // batch_size))
+    for _ in tqdm(range(epochs), desc="linear probe", leave=False):
+        for rows in torch.randperm(len(train), generator=generator).split(batch_size):
+            with torch.no_grad():
+                inputs = features(views(train[rows], generator))
+            loss = torch.nn.functional.cross_entropy(layer(inputs), train_labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        return 100 * (layer(held_out).argmax(1) == test_labels).double().mean().item()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from fmicl_text.errors import InputError
 from fmicl_text.model import LOADING_ERRORS, quiet_loading
@@ -166,6 +166,17 @@ def new_image_encoder(config: Any, pooling: str | None = None) -> ImageEncoder:
     if getattr(config, "fixed_positions", False):
         initialise_as_mocov3(backbone)
     return ImageEncoder(backbone, pooling)
+
+
+def pixel_statistics(model_name_or_path: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of pixels in [0, 1], per channel, that a model's image processor says; None without
+    one for so many channels."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(model_name_or_path)
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
+    return (mean, std) if len(mean) == len(std) == channels else None
 
 
 def has_small_stem(config: PreTrainedConfig) -> bool:

@@ -50,7 +50,8 @@ class KNNEvaluator:
 
     def __call__(self, encoder: ImageEncoder) -> dict[str, float]:
         train, test = self.features(encoder)
-        return {"knn_accuracy": knn_accuracies(train, self.train.labels, test, self.test.labels, KS[-1:])[KS[-1]]}
+        ((_, accuracy),) = knn_accuracies(train, self.train.labels, test, self.test.labels, KS[-1:]).items()
+        return {"knn_accuracy": accuracy}
 
     def raw_pixels(self) -> tuple[Tensor, Tensor]:
         """The plain views themselves as features."""
@@ -66,7 +67,7 @@ class KNNEvaluator:
         knn, few = knn_accuracies(*data, ks=KS), few_label_accuracies(*data)
         return {
             "features": name,
-            **{f"k-NN, k = {k}": knn[k] for k in KS},
+            **{f"k-NN, k = {k}": accuracy for (k, _), accuracy in knn.items()},
             "logistic regression": logistic_accuracy(*data),
             "5 labels a class": f"{statistics.mean(few):.2f} ± {statistics.stdev(few):.2f}",
         }

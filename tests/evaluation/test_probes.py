@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fmicl_text.evaluation import probes
-from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, logistic_accuracy
+from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, linear_accuracy, logistic_accuracy
 
 
 def clouds(count, seed=0, distance=6.0):
@@ -23,26 +23,29 @@ def test_votes_by_hand():
     labels = torch.tensor([0, 1, 1, 0])
     test, truth = torch.tensor([[5.0, 0.0]]), torch.tensor([1])
     assert 2 * math.exp(0.8) > math.exp(0.96) and 2 * math.exp(8) < math.exp(9.6)
-    assert knn_accuracies(train, labels, test, truth, ks=(1, 3), temperature=1.0) == {1: 0, 3: 100}
-    assert knn_accuracies(train, labels, test, truth, ks=(1, 3), temperature=0.1) == {1: 0, 3: 0}
+    found = knn_accuracies(train, labels, test, truth, ks=(1, 3), temperatures=(1.0, 0.1))
+    assert found == {(1, 1.0): 0, (1, 0.1): 0, (3, 1.0): 100, (3, 0.1): 0}
 
 
 def test_one_pass_is_each_k_alone_and_chunks_do_not_show(monkeypatch):
     (train, labels), (test, truth) = clouds(60, distance=1.5), clouds(50, seed=1, distance=1.5)
-    together = knn_accuracies(train, labels, test, truth, ks=(1, 5, 20, 500))
-    assert together == {k: knn_accuracies(train, labels, test, truth, ks=(k,))[k] for k in (1, 5, 20, 500)}
-    assert len(set(together.values())) > 1
+    sweep = {"ks": (1, 5, 20, 500), "temperatures": (0.07, 0.1)}
+    together = knn_accuracies(train, labels, test, truth, **sweep)
+    assert len(together) == 8 and len(set(together.values())) > 1
+    for k, temperature in together:
+        alone = knn_accuracies(train, labels, test, truth, (k,), (temperature,))
+        assert alone == {(k, temperature): together[k, temperature]}
     monkeypatch.setattr(probes, "CHUNK", 7)
-    assert knn_accuracies(train, labels, test, truth, ks=(1, 5, 20, 500)) == together
+    assert knn_accuracies(train, labels, test, truth, **sweep) == together
 
 
 def test_classes_that_stand_apart_are_found():
     data = (*clouds(100), *clouds(60, seed=1))
-    assert knn_accuracies(*data, ks=(10,)) == {10: 100}
+    assert knn_accuracies(*data, ks=(10,)) == {(10, 0.1): 100}
     assert logistic_accuracy(*data) == 100
     assert few_label_accuracies(*data) == pytest.approx([100] * 5, abs=5)
     lost = (torch.randn(100, 8), data[1], torch.randn(60, 8), data[3])
-    assert knn_accuracies(*lost, ks=(10,))[10] < 60 and logistic_accuracy(*lost) < 60
+    assert knn_accuracies(*lost, ks=(10,))[10, 0.1] < 60 and logistic_accuracy(*lost) < 60
 
 
 def test_few_labels_are_as_many_as_asked(monkeypatch):
@@ -56,3 +59,23 @@ def test_few_labels_are_as_many_as_asked(monkeypatch):
     data = (*clouds(100), *clouds(10, seed=1))
     assert few_label_accuracies(*data, per_class=4, draws=3) == [0.0] * 3
     assert seen == [(12, [4, 4, 4])] * 3
+
+
+def test_a_linear_layer_finds_classes_that_a_line_parts():
+    """Images of 1 x 2 pixels whose difference is the class; the features are the pixels."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(300, 1, 1, 2, generator=generator)
+    labels = (images[:, 0, 0, 0] > images[:, 0, 0, 1]).long()
+    seen = []
+
+    def views(batch, generator):
+        seen.append(len(batch))
+        return batch + 0.01 * torch.randn(batch.shape, generator=generator)
+
+    data = (images[:200], labels[:200], images[200:], labels[200:])
+    state = torch.get_rng_state()
+    accuracy = linear_accuracy(lambda x: 10 * x.flatten(1), *data, views, epochs=20, batch_size=64)
+    assert accuracy > 95 and seen == [64, 64, 64, 8] * 20
+    assert torch.equal(torch.get_rng_state(), state)
+    assert linear_accuracy(lambda x: 10 * x.flatten(1), *data, views, epochs=20, batch_size=64) == accuracy
+    assert linear_accuracy(lambda x: 0 * x.flatten(1), *data, views, epochs=1) < 65

@@ -1,0 +1,131 @@
+"""Probe image encoders: a Markdown table, a row an encoder, and with --output a JSON file.
+
+    python eval/image_probe.py --model js=runs/digits-js kl=runs/digits-kl                       # scikit-learn's digits
+    python eval/image_probe.py --model runs/cifar10 --images CIFAR10.parquet --image_size 32 --linear_epochs 100
+    python eval/image_probe.py --model facebook/dinov2-small --images FOLDER --image_size 98 --held_out 1000
+
+k nearest neighbours for every k and temperature in one pass, logistic regression on all labels and on five a class, and
+with --linear_epochs a linear layer on random views; always beside raw pixels and the same architecture with random
+weights. Features are the encoder's, before any training head. eval/README.md has the protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fmicl_text.errors import OneLineParser, check_writable, one_line_errors, whole_number
+from fmicl_text.evaluation.encoders import training_facts
+from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, linear_accuracy, logistic_accuracy
+from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, spread, write_json
+from fmicl_text.vision.data import LabelledImages, load_digits, load_images
+from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, new_image_encoder, pixel_statistics
+from fmicl_text.vision.model import encode_images
+from fmicl_text.vision.views import VIEWS, ImageViews, plain_view
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line, checked as far as it can be before anything is loaded."""
+    parser = OneLineParser("image_probe.py", __doc__)
+    parser.add_argument("--model", nargs="+", required=True, metavar="[NAME=]M", help="folders or Hub names")
+    parser.add_argument("--images", default="digits", help=".parquet, a folder of class folders, or digits (default)")
+    parser.add_argument("--image_column", default="img")
+    parser.add_argument("--label_column", default="label")
+    parser.add_argument("--held_out", type=whole_number, help="last rows, scored (default 5000, of digits 360)")
+    parser.add_argument("--max_train_samples", type=whole_number, help="probes learn from the first so many rows only")
+    parser.add_argument("--image_size", type=whole_number, help="of what the encoder sees (default 32, digits 16)")
+    parser.add_argument("--ks", nargs="+", type=whole_number, default=[20, 200], help="numbers of neighbours")
+    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.1], help="of the neighbours' votes")
+    parser.add_argument("--linear_epochs", type=whole_number, help="train a linear layer on random views so long")
+    parser.add_argument("--views", choices=VIEWS, help="its views (default cifar, of digits grey)")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights, few labels and the linear layer")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    if min(args.temperatures) <= 0:
+        parser.error(f"--temperatures must be above 0, got {min(args.temperatures):g}")
+    check_writable("--output", args.output)
+    digits = args.images == "digits"
+    args.held_out = args.held_out or (360 if digits else 5000)
+    args.image_size = args.image_size or (16 if digits else 32)
+    args.views = args.views or ("grey" if digits else "cifar")
+    return args
+
+
+def probe(
+    args: argparse.Namespace,
+    train: LabelledImages,
+    test: LabelledImages,
+    encoder: ImageEncoder | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> dict[str, Any]:
+    """Percent of the held-out images whose class each probe finds, on an encoder's features or on the raw pixels."""
+    size = args.image_size
+
+    def encode(pixels: Tensor) -> Tensor:
+        if encoder is None:
+            return plain_view(pixels, size, mean, std).flatten(1)
+        return encode_images(encoder, pixels, size, mean, std)
+
+    data = (encode(train.pixels), train.labels, encode(test.pixels), test.labels)
+    found: dict[str, Any] = {
+        f"k-NN, k {k}, T {temperature:g}": accuracy
+        for (k, temperature), accuracy in knn_accuracies(*data, args.ks, args.temperatures).items()
+    }
+    found["logistic regression"] = logistic_accuracy(*data)
+    found["5 labels a class"] = few_label_accuracies(*data, seed=args.seed)
+    if args.linear_epochs and encoder is not None:
+        make = ImageViews(args.views, size, mean, std)
+
+        def one_view(images: Tensor, generator: torch.Generator) -> Tensor:
+            return make(images, generator)[:, 0]
+
+        labelled = (train.pixels, train.labels, plain_view(test.pixels, size, mean, std), test.labels)
+        found["linear layer"] = linear_accuracy(encoder.eval(), *labelled, one_view, args.linear_epochs, seed=args.seed)
+    return found
+
+
+def main() -> None:
+    args = parse_args()
+    results: list[dict[str, Any]] = []
+    loaded: dict[int, tuple[LabelledImages, LabelledImages]] = {}
+
+    def add(name: str, facts: dict[str, Any], encoder: ImageEncoder | None, channels: int, path: str | None) -> None:
+        train, test = loaded[channels]
+        said = pixel_statistics(path, channels) if path else None
+        scores = probe(args, train, test, encoder, *(said or train.mean_and_std()))
+        setup = {"source": train.source, "num_train": len(train.labels), "num_test": len(test.labels)}
+        setup |= {"layer": "encoder, before any head", "image_size": args.image_size, "seed": args.seed}
+        results.append({"name": name, **facts, **setup, "metrics": scores, "versions": library_versions()})
+
+    for name, path in map(named_model, args.model):
+        encoder = build_image_encoder(path)
+        channels = encoder.num_channels
+        if channels not in loaded:
+            columns = (args.image_column, args.label_column)
+            images = (
+                load_digits()
+                if args.images == "digits"
+                else load_images(args.images, None, "train", *columns, channels)
+            )
+            loaded[channels] = images.split(args.held_out, args.max_train_samples)
+            add("raw pixels", {}, None, channels, None)
+        torch.manual_seed(args.seed)
+        add(f"{name}, random weights", {}, new_image_encoder(encoder.backbone.config), channels, path)
+        add(name, {"model": path, **training_facts(Path(path).expanduser())}, encoder, channels, path)
+    if args.output:
+        write_json(args.output, results)
+    rows = []
+    for result in results:
+        few = result["metrics"]["5 labels a class"]
+        rows.append({"features": result["name"]} | result["metrics"] | {"5 labels a class": spread(few)})
+    print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    with one_line_errors("image_probe.py"):
+        main()

@@ -1,0 +1,80 @@
+"""eval/image_probe.py: a table with raw pixels and random weights beside the encoder, and what it refuses."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from fmicl_text.errors import InputError
+from fmicl_text.vision.architectures import IMAGE_CONFIGS
+from fmicl_text.vision.data import load_digits
+from fmicl_text.vision.encoder import new_image_encoder, pixel_statistics
+from tests.vision.test_data import parquet, picture
+from tests.vision.test_encoder import FAMILIES
+
+SCRIPT = Path(__file__).parent.parent.parent / "eval" / "image_probe.py"
+
+
+def main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["image_probe.py", *map(str, arguments)])
+    runpy.run_path(str(SCRIPT))["main"]()
+
+
+def test_digits_with_every_probe(monkeypatch, capsys, tmp_path):
+    digits = load_digits()
+    few = type(digits)(digits.pixels[:300], digits.labels[:300], digits.source)
+    monkeypatch.setattr("fmicl_text.vision.data.load_digits", lambda: few)
+    folder, output = tmp_path / "model", tmp_path / "r.json"
+    new_image_encoder(IMAGE_CONFIGS["digits"]()).save_pretrained(folder)
+    main(
+        monkeypatch, "--model", f"mine={folder}", "--held_out", 100, "--ks", 1, 20, "--temperatures", 0.07, 0.1,
+        "--linear_epochs", 2, "--output", output,
+    )  # fmt: skip
+    results = json.loads(output.read_text())
+    assert [result["name"] for result in results] == ["raw pixels", "mine, random weights", "mine"]
+    assert all(result["num_train"] == 200 and result["num_test"] == 100 for result in results)
+    probes = ["k-NN, k 1, T 0.07", "k-NN, k 1, T 0.1", "k-NN, k 20, T 0.07", "k-NN, k 20, T 0.1", "logistic regression"]
+    assert list(results[2]["metrics"]) == [*probes, "5 labels a class", "linear layer"]
+    assert list(results[0]["metrics"]) == [*probes, "5 labels a class"]  # raw pixels have no encoder to freeze
+    assert results[0]["metrics"]["k-NN, k 1, T 0.1"] > 80 and len(results[2]["metrics"]["5 labels a class"]) == 5
+    assert results[2]["model"] == str(folder) and results[2]["layer"] == "encoder, before any head"
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 3 and "| linear layer |" in header and " ± " in rows[0]
+
+
+def test_a_parquet_file_and_statistics_that_the_model_says(monkeypatch, tmp_path):
+    from transformers import ViTImageProcessorPil
+
+    path = parquet(tmp_path, [picture(size=(32, 32), seed=i) for i in range(30)])
+    config = FAMILIES["vit"][0]
+    processor = ViTImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
+    new_image_encoder(type(config).from_dict(config.to_dict())).save_pretrained(tmp_path / "vit", processor)
+    assert pixel_statistics(str(tmp_path / "vit"), 3) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert pixel_statistics(str(tmp_path / "vit"), 1) is None and pixel_statistics(str(tmp_path), 3) is None
+    used = []
+    original = runpy.run_path(str(SCRIPT))["encode_images"]
+
+    def record(encoder, pixels, size, mean, std):
+        used.append(mean)
+        return original(encoder, pixels, size, mean, std, progress=False)
+
+    monkeypatch.setattr("fmicl_text.vision.model.encode_images", record)
+    main(monkeypatch, "--model", tmp_path / "vit", "--images", path, "--held_out", 10, "--ks", 5)
+    assert used == [(0.1, 0.2, 0.3)] * 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model", "./absent"], "no such folder ./absent"),
+        (["--model", "m", "--temperatures", "0"], "--temperatures must be above 0, got 0"),
+        (["--model", "m", "--ks", "0"], "must be a whole number of at least 1, got '0'"),
+        (["--model", "m", "--output", "no/folder/r.json"], "name a file in a folder that exists"),
+    ],
+)
+def test_refused(monkeypatch, arguments, message):
+    with pytest.raises(InputError) as error:
+        main(monkeypatch, *arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)
