@@ -78,7 +78,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
     num_train_epochs: float = field(default=800.0, metadata={"help": "Epochs, unless max_steps is given."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to score: no, steps or epoch."})
     save_strategy: str = field(default="no", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
-    load_best_model_at_end: bool = field(default=False, metadata={"help": "End with the best checkpoint."})
+    load_best_model_at_end: bool = field(default=False, metadata={"help": "Must stay off: dev is what is reported."})
     metric_for_best_model: str | None = field(default="knn_accuracy", metadata={"help": "Chooses the checkpoint."})
 
     def __post_init__(self) -> None:
@@ -90,6 +90,10 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             self.temperature = 0.5
         if self.mini_batch_size is not None:
             raise ValueError("--mini_batch_size is not possible with images: batch normalisation needs the whole batch")
+        if self.load_best_model_at_end:
+            raise ValueError(
+                "--load_best_model_at_end True would choose the checkpoint by the images that the run is scored on"
+            )
         super().__post_init__()
 
 

@@ -120,6 +120,7 @@ def test_a_vit_on_a_parquet_file_opens_in_the_pipeline(monkeypatch, tmp_path):
         (["--image_size", "0"], "--image_size must be at least 1, got 0"),
         (["--per_device_train_batch_size", "1"], "--per_device_train_batch_size must be at least 2, got 1"),
         (["--mini_batch_size", "8"], "--mini_batch_size is not possible with images"),
+        (["--load_best_model_at_end", "True"], "would choose the checkpoint by the images that the run is scored on"),
         (["--temperature", "0.1"], "--temperature means nothing to objective fmicl"),
         (["--train_file", "a", "--dataset_name", "b"], "exactly one of --train_file and --dataset_name"),
         (["--held_out", "400"], "--held_out must be from 1 to 399, got 400"),
