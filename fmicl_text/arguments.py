@@ -207,7 +207,12 @@ def yaml_flags(path: Path, known: set[str]) -> list[str]:
 def resolved_settings(model_args: Any, data_args: Any, training_args: FMICLTrainingArguments) -> dict[str, Any]:
     """Every setting of a run that is ours, or differs from what transformers would do, as `--config` reads it back."""
     settings = {**vars(model_args), **vars(data_args)}
-    ours = {name for kind in type(training_args).__mro__[:2] for name in vars(kind).get("__annotations__", {})}
+    ours = {
+        name
+        for kind in type(training_args).__mro__
+        if issubclass(kind, FMICLTrainingArguments)
+        for name in kind.__annotations__
+    }
     for item in fields(training_args):
         value = getattr(training_args, item.name)
         if item.name.endswith("_token"):

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoImageProcessor, pipeline
 
+from fmicl_text.arguments import resolved_settings
 from fmicl_text.errors import InputError
 from fmicl_text.vision.arguments import parse_vision_args
 from fmicl_text.vision.data import load_digits
@@ -155,3 +157,15 @@ def test_every_config_parses(config, flags):
 
 def test_there_are_configs():
     assert len(CONFIGS) >= 3
+
+
+@pytest.mark.parametrize("flags", [["--divergence", "vlc", "--alpha", "7"], ["--objective", "infonce"]])
+def test_resolved_settings_run_again_the_same(tmp_path, flags):
+    given = parse_vision_args([*flags, "--train_file", "x.parquet", "--seed", "5", "--momentum", "0.8"])
+    config = tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump(resolved_settings(*given)))
+    again = parse_vision_args(["--config", str(config)])
+    assert again[:2] == given[:2]
+    for name in ("seed", "momentum", "learning_rate", "optim", "weight_decay", "num_train_epochs", "lr_scheduler_type"):
+        assert getattr(again[2], name) == getattr(given[2], name), name
+    assert again[2].build_loss().knobs == given[2].build_loss().knobs
