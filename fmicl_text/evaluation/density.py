@@ -21,6 +21,7 @@ from fmicl_text.errors import InputError
 from fmicl_text.similarity import unit_rows
 
 NUM_FLOWS, BATCH, MAX_EPOCHS, PATIENCE = 4, 256, 150, 10
+ROUNDING = 1e-6  # distances below it are what float32 makes of equal rows
 
 
 def toward_pole(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -37,15 +38,20 @@ def to_chart(w: np.ndarray) -> np.ndarray:
     """Unit rows [N, k] to [N, k-1], the uniform distribution to the standard normal one.
 
     The angle from the pole e_1 becomes the radius at the same quantile, (1 - cos)/2 being Beta((k-1)/2, (k-1)/2) and
-    the square of the radius chi-square; the direction around the pole stays."""
+    the square of the radius chi-square; the direction around the pole stays. The antipode, which has none, goes along
+    the first axis. Right for k up to 64 and angles above 1e-4: less mass than there is no number in float64."""
     half = (w.shape[1] - 1) / 2
     tangent = w[:, 1:]
     length = np.linalg.norm(tangent, axis=1)
     angle = np.arctan2(length, w[:, 0])
     near = special.gammaincinv(half, special.betainc(half, half, np.sin(angle / 2) ** 2))
-    far = special.gammainccinv(half, special.betainc(half, half, np.cos(angle / 2) ** 2))  # keeps its digits beyond 90°
-    radius = np.sqrt(2 * np.where(angle < math.pi / 2, near, far))
-    return tangent * np.divide(radius, length, out=np.zeros_like(length), where=length > 0)[:, None]
+    # From the mass beyond, which keeps its digits past 90°; at 0 the radius would be infinite.
+    beyond = np.maximum(special.betainc(half, half, np.cos(angle / 2) ** 2), np.finfo(np.float64).tiny)
+    radius = np.sqrt(2 * np.where(angle < math.pi / 2, near, special.gammainccinv(half, beyond)))
+    z = tangent * np.divide(radius, length, out=np.zeros_like(length), where=length > 0)[:, None]
+    antipode = (length == 0) & (w[:, 0] < 0)
+    z[antipode, 0] = radius[antipode]
+    return z
 
 
 def normal_log_density(z: Tensor) -> Tensor:
@@ -163,10 +169,15 @@ def fit_density(x: Tensor, y: Tensor, held_out_x: Tensor, held_out_y: Tensor, se
 
     Args:
         x: Unit rows [N, k], k >= 3.
-        y: Their partners [N, k].
+        y: Their partners [N, k]. Partners that coincide have no density: leave them out where they are some of many.
         held_out_x, held_out_y: Pairs on which the fit is stopped.
         seed: Of the flows' weights and the order of the rows.
+
+    Raises:
+        InputError: All partners coincide, or zuko is not installed.
     """
+    if (x - y).abs().max() < ROUNDING:
+        raise InputError(f"the {len(x)} pairs to estimate a density from coincide: two views of an input must differ")
     x, y, held_out_x, held_out_y = (
         torch.cat(sides) for sides in ((x, y), (y, x), (held_out_x, held_out_y), (held_out_y, held_out_x))
     )
