@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fmicl_text.divergences import FDivergence
 from fmicl_text.errors import InputError
-from fmicl_text.evaluation.density import fit_density
+from fmicl_text.evaluation.density import ROUNDING, fit_density
 from fmicl_text.similarity import unit_rows
 
 MIN_PAIRS = 200
@@ -107,8 +107,8 @@ def check_kernel(
         seed: Of the split and the flow.
 
     Returns:
-        num_pairs, dims, kept (share of the second moment), joint and ratio (`LinearFit` of log p(x, y) and of log u, as
-        dicts), distances ({divergence: `similarity_distance`}).
+        num_pairs (that differ), dims, kept (share of the second moment), joint and ratio (`LinearFit` of
+        log p(x, y) and of log u, as dicts), distances ({divergence: `similarity_distance`}).
 
     Raises:
         ValueError: Shapes. InputError: Too few pairs, embeddings that are not finite, or zuko is not installed.
@@ -116,11 +116,13 @@ def check_kernel(
     if x.ndim != 2 or x.shape != y.shape or x.shape[1] < 3 or dims < 3:
         shapes = f"{list(x.shape)} and {list(y.shape)}, dims {dims}"
         raise ValueError(f"x and y must both be [N, D] with D >= 3, and dims at least 3, got {shapes}")
-    if len(x) < MIN_PAIRS:
-        raise InputError(f"{len(x)} pairs are too few to estimate a density, {MIN_PAIRS} are needed")
     lengths = torch.cat([x, y]).norm(dim=-1)
     if num_bad := int((~((lengths > 0) & lengths.isfinite())).sum()):
         raise InputError(f"{num_bad} of {2 * len(x)} embeddings hold NaN, infinity or only 0")
+    apart = (unit_rows(x) - unit_rows(y)).norm(dim=-1) > ROUNDING  # sentences of the same tokens have no density
+    x, y = x[apart], y[apart]
+    if len(x) < MIN_PAIRS:
+        raise InputError(f"{len(x)} pairs that differ are too few to estimate a density, {MIN_PAIRS} are needed")
     x, y, kept = project(x, y, dims)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     (fit_x, stop_x, test_x), (fit_y, stop_y, test_y) = (

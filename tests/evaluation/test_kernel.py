@@ -66,6 +66,14 @@ def test_the_flow_tells_the_kernel_from_mixtures(monkeypatch, data, low, high):
         assert found["distances"]["kl"] > 0.4
 
 
+def test_pairs_that_coincide_are_left_out(monkeypatch):
+    monkeypatch.setattr(density, "NUM_FLOWS", 1)
+    monkeypatch.setattr(density, "MAX_EPOCHS", 2)
+    pairs = SYNTHETIC["kernel"](400, dims=4)
+    y = torch.cat([3 * pairs.x[:50], pairs.y[50:]])
+    assert check_kernel(pairs.x, y, [])["num_pairs"] == 350
+
+
 def test_projection_keeps_the_directions_that_matter():
     generator = torch.Generator().manual_seed(0)
     core = torch.randn(200, 4, generator=generator, dtype=torch.float64)
@@ -84,10 +92,12 @@ def test_what_is_refused(monkeypatch):
     for wrong in ((x[0], x[0]), (x, x[:299]), (x[:, :2], x[:, :2])):
         with pytest.raises(ValueError, match=r"\[N, D\] with D >= 3, and dims at least 3, got \["):
             check_kernel(*wrong, [])
-    with pytest.raises(InputError, match="199 pairs are too few to estimate a density, 200 are needed"):
-        check_kernel(x[:199], x[:199], [])
+    with pytest.raises(InputError, match="199 pairs that differ are too few to estimate a density, 200 are needed"):
+        check_kernel(x[:199], x[:199].roll(1, 0), [])
     with pytest.raises(ValueError, match="dims 2"):
         check_kernel(x, x, [], dims=2)
+    with pytest.raises(InputError, match="0 pairs that differ are too few"):
+        check_kernel(x, 2 * x, [])
     broken = x.clone()
     broken[3, 1], broken[5] = math.nan, 0
     with pytest.raises(InputError, match="2 of 600 embeddings hold NaN, infinity or only 0"):

@@ -145,7 +145,7 @@ def test_embeddings_that_cannot_be_used(monkeypatch, tmp_path, make, message):
         (["--plot", "no/such/folder.png"], "--plot no/such/folder.png: name a file in a folder that exists"),
         (
             ["--synthetic", "--num_pairs", "150", "--flow"],
-            "150 pairs are too few to estimate a density, 200 are needed",
+            "150 pairs that differ are too few to estimate a density, 200 are needed",
         ),
         (["--synthetic", "--flow", "--flow_dims", "2"], "--flow_dims must be at least 3, got 2"),
     ],
