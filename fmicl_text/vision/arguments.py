@@ -66,7 +66,8 @@ class VisionTrainingArguments(FMICLTrainingArguments):
     """`FMICLTrainingArguments` with the paper's settings for images.
 
     Changed defaults: batch 512; SGD with momentum 0.9, weight decay 5e-4, learning rate 0.1 with a cosine; 800 epochs;
-    gamma 1 and alpha 40 (InfoNCE: temperature 0.5); the k-NN score after every epoch; the last weights are kept.
+    gamma 1 and alpha 40 (InfoNCE: temperature 0.5); the k-NN score after every epoch; the last weights are kept;
+    `output_dir` runs/vision-<objective>.
     """
 
     momentum: float = field(default=0.9, metadata={"help": "Of --optim sgd."})
@@ -94,6 +95,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             raise ValueError(
                 "--load_best_model_at_end True would choose the checkpoint by the images that the run is scored on"
             )
+        self.output_dir = self.output_dir or f"runs/vision-{self.objective_name}"  # beside a text run's
         super().__post_init__()
 
 

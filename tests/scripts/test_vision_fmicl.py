@@ -141,6 +141,7 @@ def test_defaults_are_the_papers():
     assert (model.architecture, model.head_dim, model.views) == ("resnet-18-small", 512, "cifar")
     assert (args.per_device_train_batch_size, args.learning_rate, args.num_train_epochs) == (512, 0.1, 800)
     assert args.build_loss().knobs["gamma"] == 1 and args.build_loss().knobs["alpha"] == 40 and data.held_out == 5000
+    assert args.output_dir == "runs/vision-fmicl-kl"
     model, _, args = parse_vision_args([])
     assert (model.architecture, model.image_size, args.num_train_epochs) == ("digits", 16, 20)
 
