@@ -60,13 +60,13 @@ class SentEvalFiles:
         self.source = f"{HUB_REPOSITORY}/{HUB_FILE}"
         try:
             path = hf_hub_download(HUB_REPOSITORY, HUB_FILE, repo_type="dataset")
-        except OSError as error:
+            with tarfile.open(path) as archive:  # read, never unpacked
+                members = {below_top(member.name): archive.extractfile(member) for member in archive if member.isfile()}
+                self.contents = {name: file.read() for name, file in members.items() if name and file}
+        except (OSError, EOFError, tarfile.TarError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{self.source}: {reason}; or name a folder (--data_dir) or pairs (--file)") from error
         self.commit = Path(path).parent.name
-        with tarfile.open(path) as archive:  # read, never unpacked
-            members = {below_top(member.name): archive.extractfile(member) for member in archive if member.isfile()}
-            self.contents = {name: file.read() for name, file in members.items() if name and file}
 
     def read(self, name: str) -> tuple[str, bytes]:
         """The path, for messages, and the content of a file such as STS/STS13-en-test/STS.gs.FNWN.txt."""

@@ -111,6 +111,13 @@ def test_the_hub_out_of_reach(monkeypatch):
         SentEvalFiles()
 
 
+def test_a_damaged_archive(tmp_path, monkeypatch):
+    (tmp_path / "senteval.tar").write_bytes(b"no archive")
+    monkeypatch.setattr(tasks, "hf_hub_download", lambda *args, **kwargs: str(tmp_path / "senteval.tar"))
+    with pytest.raises(InputError, match=r"senteval\.tar: .*; or name a folder"):
+        SentEvalFiles()
+
+
 def edit(folder: Path, name: str, change) -> None:
     path = folder / "STS" / "STS13-en-test" / name
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
