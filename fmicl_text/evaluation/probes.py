@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -14,6 +16,7 @@ from tqdm.auto import tqdm
 
 from fmicl_text.similarity import unit_rows
 
+LOGISTIC_STEPS = 200
 CHUNK = 512  # test rows whose similarities to all training rows are held at once
 
 
@@ -53,9 +56,13 @@ def knn_accuracies(
 
 
 def logistic_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Percent of test rows that logistic regression on the standardised features gets right; arguments as above."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    probe.fit(train.numpy(), train_labels.numpy())
+    """Percent of test rows that logistic regression on the standardised features gets right; arguments as above.
+
+    L2 penalty of weight 1, at most 200 steps of L-BFGS: raw pixels of 32 x 32 colours have not converged after 2000,
+    which take ten times as long and score no better."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LOGISTIC_STEPS))
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        probe.fit(train.numpy(), train_labels.numpy())
     return 100 * float(probe.score(test.numpy(), test_labels.numpy()))
 
 

@@ -69,7 +69,7 @@ class ImageViews:
                 for step in steps:
                     view = step(view, draw)
                 views.append(normalise(view, self.mean, self.std))
-        return torch.stack(views, dim=1)
+        return channels_last(torch.stack(views, dim=1))
 
 
 def plain_view(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -81,7 +81,13 @@ def plain_view(images: Tensor, size: int, mean: Sequence[float], std: Sequence[f
         shape = (max(size, round(height * factor)), max(size, round(width * factor)))
         pixels = functional.interpolate(pixels, shape, mode="bilinear", antialias=True).clamp(0, 1)
     top, left = (pixels.shape[-2] - size) // 2, (pixels.shape[-1] - size) // 2
-    return normalise(pixels[..., top : top + size, left : left + size], mean, std)
+    return channels_last(normalise(pixels[..., top : top + size, left : left + size], mean, std))
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same images [..., C, H, W] with a pixel's channels beside each other in memory: convolutions keep the layout
+    of their input, and train up to 1.7 times as fast in this one."""
+    return images.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
 def as_pixels(images: Tensor, channels: int) -> Tensor:
