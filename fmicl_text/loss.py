@@ -114,13 +114,23 @@ class ContrastiveLoss(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, x: Tensor, y: Tensor, hard_negatives: Tensor | None = None, text_ids: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        hard_negatives: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        queue: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar; see `terms`."""
-        return self.terms(x, y, hard_negatives, text_ids).loss
+        return self.terms(x, y, hard_negatives, text_ids, queue).loss
 
     def terms(
-        self, x: Tensor, y: Tensor, hard_negatives: Tensor | None = None, text_ids: Tensor | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        hard_negatives: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        queue: Tensor | None = None,
     ) -> LossTerms:
         """The loss and its two terms, in float32, outside autocast.
 
@@ -130,6 +140,8 @@ class ContrastiveLoss(nn.Module):
             hard_negatives: One negative more per example [N, D]; row j is a negative of every x_i, j = i included.
             text_ids: Integers [N, V], equal where texts are equal: column 0 for x, 1 for y (absent: as x), 2 for
                 hard_negatives. Pairs of examples that share a text are no negatives of each other.
+            queue: Negatives of every x_i instead of those in the batch (MoCo, arXiv 1911.05722), [K, D], K >= 1, the
+                same in all processes; gets no gradient, and goes with neither hard_negatives nor text_ids.
 
         Raises:
             ValueError: Shapes that do not fit, fewer than 2 examples, or no negative left because all texts are
@@ -143,11 +155,18 @@ class ContrastiveLoss(nn.Module):
             if text_ids.ndim != 2 or len(text_ids) != len(x) or text_ids.shape[1] not in widths:
                 expected = "[N, 1 to 3]" if hard_negatives is None else "[N, 3] with hard_negatives"
                 raise ValueError(f"text_ids must be {expected}, N = {len(x)}, got {list(text_ids.shape)}")
+        if queue is not None:
+            if queue.ndim != 2 or queue.shape[1:] != x.shape[1:] or not len(queue):
+                raise ValueError(f"queue must be [K, {x.shape[1]}], K >= 1, got {list(queue.shape)}")
+            if hard_negatives is not None or text_ids is not None:
+                raise ValueError("a queue replaces all other negatives: no hard_negatives or text_ids beside it")
         spread = self.global_batch != "none" and world_size() > 1
         if len(x) < 2 and not spread:
             raise ValueError(f"a batch needs at least 2 examples to have a negative, got {len(x)}")
         with torch.autocast(x.device.type, enabled=False), ieee_products():
             objective = self.objective
+            if queue is not None:
+                return self.against_queue(x, y, queue, spread)
             small = self.block_size is None and len(x) < BLOCKWISE_FROM
             if not isinstance(objective, PairObjective) or (small and not spread):
                 return self.whole_matrix(x, y, hard_negatives, text_ids, spread)
@@ -176,12 +195,33 @@ class ContrastiveLoss(nn.Module):
         terms = self.objective(
             paired(x, y, self.gamma), pairwise(x, columns.transpose(0, 1).flatten(0, 1), self.gamma), keep
         )
-        if not spread:
-            return LossTerms(terms.positive + terms.negative, *(term.detach() for term in terms))
-        share = (terms.positive + terms.negative) * len(x) / sum(counts)
-        positive, negative = sum_over_ranks(torch.stack(terms).detach() * len(x) / sum(counts), counts)
-        gradient_carrier = len(counts) * (share - share.detach())
-        return LossTerms(gradient_carrier + positive + negative, positive, negative)
+        return mean_over_rows(terms, counts)
+
+    def against_queue(self, x: Tensor, y: Tensor, queue: Tensor, spread: bool) -> LossTerms:
+        """As `terms`, with the rows of a queue as the only negatives: nothing of a pair is another process's."""
+        x, y, queue = unit_rows(x), unit_rows(y), unit_rows(queue.detach())
+        paired, pairwise = SIMILARITIES[self.similarity].paired, SIMILARITIES[self.similarity].pairwise
+        positive, negative = paired(x, y, self.gamma), pairwise(x, queue, self.gamma)
+        counts = row_counts(x) if spread else [len(x)]
+        objective = self.objective
+        if not isinstance(objective, PairObjective):
+            return mean_over_rows(objective(positive, negative, torch.ones_like(negative, dtype=torch.bool)), counts)
+        mean = objective.pair(negative).mean()
+        if spread:  # its value over all processes' rows, its gradient in this process's
+            everyone = sum_over_ranks(mean.detach() * len(x) / sum(counts), counts)
+            mean = everyone + mean - mean.detach()
+        return mean_over_rows(Terms(-objective.score(positive).mean(), objective.outer(mean)), counts)
+
+
+def mean_over_rows(terms: Terms, counts: list[int]) -> LossTerms:
+    """Means of terms over the rows of all processes, weighed by their numbers; the gradient is that of this process's
+    rows, times the number of processes because DDP averages."""
+    if len(counts) == 1:
+        return LossTerms(terms.positive + terms.negative, *(term.detach() for term in terms))
+    weight = counts[dist.get_rank()] / sum(counts)
+    share = (terms.positive + terms.negative) * weight
+    positive, negative = sum_over_ranks(torch.stack(terms).detach() * weight, counts)
+    return LossTerms(len(counts) * (share - share.detach()) + positive + negative, positive, negative)
 
 
 def ids_of_rows(x: Tensor, text_ids: Tensor | None, spread: bool) -> tuple[Tensor, Tensor]:

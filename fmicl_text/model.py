@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from fmicl_text.dropout import cheapen_dropout
 from fmicl_text.errors import InputError
 
-HEAD_FILE = "head.safetensors"
+TRAINING_FILE = "training_only.safetensors"  # in a checkpoint, of what is no part of the encoder
 LOADING_ERRORS = (OSError, HFValidationError, ValueError, ImportError, RuntimeError, SafetensorError)
 POOLINGS = Pooling.POOLING_MODES
 
@@ -45,22 +45,28 @@ HEADS = {"none": no_head, "simcse": simcse_head}
 
 
 class ContrastiveModel(nn.Module):
-    """The one module that the trainer wraps: encoder, then the head if there is one.
+    """The one module that the trainer wraps: encoder, then the head if there is one, then MoCo v3's predictor if it has
+    one.
 
     Args:
         encoder: What is exported, saved and evaluated. Its dropout layers are replaced by `dropout.CheapDropout`.
         head: A name in `HEADS`. It is in checkpoints, so that training resumes, never in the exported encoder.
+
+    Attributes:
+        width: Length D of the embeddings that the loss sees.
     """
 
     def __init__(self, encoder: SentenceTransformer, head: str = "none") -> None:
         super().__init__()
         self.encoder = encoder
         cheapen_dropout(encoder)
-        self.head = HEADS[head](int(encoder.get_embedding_dimension() or 0))
+        self.width = int(encoder.get_embedding_dimension() or 0)
+        self.head = HEADS[head](self.width)
+        self.predictor: nn.Module = nn.Identity()
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         """Tokenised rows {input_ids, attention_mask, ...} [B, T] to embeddings [B, D]."""
-        return self.head(self.encoder(features)["sentence_embedding"])
+        return self.predictor(self.head(self.encoder(features)["sentence_embedding"]))
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
         """Write the encoder as a SentenceTransformer folder, with the weights of `state` (of this whole module)."""
@@ -74,24 +80,28 @@ class ContrastiveModel(nn.Module):
         finally:
             backbone.save_pretrained = save
 
-    def save_head(self, folder: str, state: dict[str, Tensor]) -> None:
-        """Write the head's weights in `state`, if it has any, into a checkpoint folder."""
-        if weights := {
-            name.removeprefix("head."): weight for name, weight in state.items() if name.startswith("head.")
-        }:
-            safetensors.torch.save_file(weights, Path(folder) / HEAD_FILE)
+    def save_training_only(self, folder: str, state: dict[str, Tensor]) -> None:
+        """Write the weights in `state` that are none of the encoder's, if there are any, into a checkpoint folder."""
+        if weights := {name: weight for name, weight in state.items() if not name.startswith("encoder.")}:
+            safetensors.torch.save_file(weights, Path(folder) / TRAINING_FILE)
 
     def open_encoder(self, folder: str) -> nn.Module:
         """The encoder that `save_encoder` wrote into a folder."""
         return build_text_encoder(folder)
 
     def load_checkpoint(self, folder: str) -> None:
-        """Take encoder and head from a checkpoint folder, in place."""
-        self.encoder.load_state_dict(self.open_encoder(folder).state_dict())
-        if self.head.state_dict():
-            if not (Path(folder) / HEAD_FILE).is_file():
-                raise InputError(f"{folder} holds no {HEAD_FILE}: the run that wrote it had no --head")
-            self.head.load_state_dict(safetensors.torch.load_file(Path(folder) / HEAD_FILE))
+        """Take all weights from a checkpoint folder, in place.
+
+        Raises:
+            InputError: It is of another kind of run: with another head, or none.
+        """
+        state = {f"encoder.{name}": weight for name, weight in self.open_encoder(folder).state_dict().items()}
+        if (file := Path(folder) / TRAINING_FILE).is_file():
+            state |= safetensors.torch.load_file(file)
+        if differing := sorted(state.keys() ^ self.state_dict().keys()):
+            whose = "this run" if differing[0] in state else "the run that wrote it"
+            raise InputError(f"{folder} does not fit: {whose} had no {differing[0]} (another head or method?)")
+        self.load_state_dict(state)
 
 
 def build_text_encoder(

@@ -239,10 +239,10 @@ class FMICLTrainer(Trainer):
         loss = self.loss_of(embeddings.unbind(1), text_ids)
         return (loss, {"embeddings": embeddings}) if return_outputs else loss
 
-    def loss_of(self, views: Sequence[Tensor], text_ids: Tensor | None) -> Tensor:
+    def loss_of(self, views: Sequence[Tensor], text_ids: Tensor | None = None, queue: Tensor | None = None) -> Tensor:
         """The loss of V views, embeddings [B, D] each, checked, its parts recorded for the log."""
         x, y, *others = views
-        terms = self.loss.terms(x, y, others[0] if others else None, text_ids)
+        terms = self.loss.terms(x, y, others[0] if others else None, text_ids, queue)
         self.check_finite(terms.loss)
         self.check_views(x, y)
         with torch.no_grad():
@@ -362,8 +362,8 @@ class FMICLTrainer(Trainer):
             raise NonFiniteError(f"step {self.state.global_step}: {broken[0]} is not finite; {output_dir} not written")
         folder = str(output_dir or self.args.output_dir)
         self.model.save_encoder(folder, state)
-        if Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):  # the head is training state, no part of the encoder
-            self.model.save_head(folder, state)
+        if Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
+            self.model.save_training_only(folder, state)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.model.load_checkpoint(resume_from_checkpoint)

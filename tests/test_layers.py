@@ -26,6 +26,7 @@ ALLOWED = {
     "vision/": {"arguments", "errors", "evaluation", "model", "training_args", "vision"},
     "training_args": {"distributed", "divergences", "similarity", "loss"},
     "trainer": {"errors", "evaluation", "model", "training_args"},
+    "momentum": {"distributed", "errors", "model", "similarity", "trainer"},
     "arguments": {"errors", "model", "quickstart", "training_args"},
     "run": {"errors", "evaluation", "trainer", "training_args"},
 }

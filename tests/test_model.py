@@ -75,7 +75,7 @@ def test_saved_folder_gives_identical_vectors_everywhere(bert_folder, tmp_path):
 def test_checkpoint_brings_back_encoder_and_head(bert_folder, tmp_path):
     model = ContrastiveModel(build_text_encoder(bert_folder), head="simcse")
     model.encoder.save(str(tmp_path), create_model_card=False)
-    model.save_head(str(tmp_path), model.state_dict())
+    model.save_training_only(str(tmp_path), model.state_dict())
     other = ContrastiveModel(build_text_encoder(bert_folder), head="simcse")
     for parameter in other.parameters():
         parameter.data.add_(1.0)

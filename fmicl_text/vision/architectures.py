@@ -69,10 +69,8 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def resnet(depths: Sequence[int], layer_type: str, widths: Sequence[int], small: bool, **fields: Any) -> ResNetConfig:
     """A ResNet's config, with the stem for small images or the stock one."""
-    config = ResNetConfig(
-        **{"embedding_size": min(64, widths[0]), "depths": list(depths), "layer_type": layer_type} | fields,
-        hidden_sizes=list(widths),
-    )
+    fields.setdefault("embedding_size", min(64, widths[0]))
+    config = ResNetConfig(depths=list(depths), layer_type=layer_type, hidden_sizes=list(widths), **fields)
     config.small_image_stem = small
     return config
 

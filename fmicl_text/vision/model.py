@@ -38,11 +38,13 @@ class ImageContrastiveModel(ContrastiveModel):
         nn.Module.__init__(self)
         self.encoder: Any = encoder
         self.processor = processor
+        self.width = head_dim
         self.head = projection_head(encoder.width(image_size), head_dim)
+        self.predictor = nn.Identity()
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         """{pixel_values: [B, C, H, W]} to embeddings [B, head_dim]."""
-        return self.head(self.encoder(features["pixel_values"]))
+        return self.predictor(self.head(self.encoder(features["pixel_values"])))
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
         weights = {name.removeprefix(BACKBONE): weight for name, weight in state.items() if name.startswith(BACKBONE)}

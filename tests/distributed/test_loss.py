@@ -1,5 +1,7 @@
 """The loss on several gloo processes with different rows equals one process's on the joined rows."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -189,3 +191,29 @@ def without_rows(rank, strategy):
 @pytest.mark.parametrize("strategy", ["gather", "ring"])
 def test_a_rank_without_rows_is_named_by_all(strategy):
     assert run_ranks(2, without_rows, strategy) == ["every process needs at least one row, they have [0, 3]"] * 2
+
+
+@pytest.mark.parametrize("split", [[6, 6], [5, 4, 2]], ids=str)
+def test_against_a_queue(split):
+    """Every objective, the queue the same in all processes; uniformity's logarithm is of all processes' mean."""
+    x, y, _, _ = material(sum(split), torch.float64)
+    queue = torch.randn(9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    makers = [partial(FMICLLoss, name, 1.0, 4.0) for name in DIVERGENCES]
+    makers += [loss_class for name, loss_class in OBJECTIVES.items() if name != "fmicl"]
+    spread = [make(global_batch="gather") for make in makers]
+    answers = run_ranks(len(split), queue_on_one_rank, spread, split, (x, y), queue)
+    for make, each in zip(makers, zip(*answers, strict=True), strict=True):
+        terms, gradient = queue_gradients(make(), x, y, queue)
+        assert error(torch.cat([of_rank for _, of_rank in each]) / len(split), gradient) < 1e-12, make
+        for of_rank, _ in each:
+            torch.testing.assert_close(of_rank, terms, rtol=1e-11, atol=1e-11)
+
+
+def queue_gradients(loss, x, y, queue):
+    leaves = [rows.clone().requires_grad_() for rows in (x, y)]
+    terms = loss.terms(*leaves, queue=queue)
+    return torch.stack([term.detach() for term in terms]), torch.stack(torch.autograd.grad(terms.loss, leaves), dim=1)
+
+
+def queue_on_one_rank(rank, losses, split, tensors, queue):
+    return [queue_gradients(loss, *own_rows(rank, split, tensors), queue) for loss in losses]

@@ -15,6 +15,7 @@ from fmicl_text.text.collator import TokenCollator
 from fmicl_text.text.tokens import tokenise_once
 from tests.conftest import sentences
 from tests.distributed.ranks import run_ranks
+from tests.test_momentum import make_trainer as make_momentum_trainer
 from tests.test_trainer import make_trainer, weights
 
 pytestmark = [
@@ -195,3 +196,34 @@ def test_length_grouping_resumes_exactly_in_its_second_epoch(bert_folder, tmp_pa
     resumed = run_trainers(2, bert_folder, tmp_path / "resumed", checkpoint, function=length_grouped)
     for a, b in zip(whole, resumed, strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def momentum_run(folder, output_dir, method, dtype=torch.float64, **settings):
+    """As `run_trainer`, with MoCo's trainer; weights of the copy and queue included. A linear predictor: batch
+    statistics are each process's own."""
+    trainer = make_momentum_trainer(
+        folder, output_dir, method, rows=80, columns=COLUMNS, max_grad_norm=0.0, train_sampling_strategy="sequential",
+        max_steps=5, learning_rate=0.1, **settings,
+    )  # fmt: skip
+    if method.get("predictor"):
+        torch.manual_seed(1)
+        trainer.model.predictor = torch.nn.Linear(32, 32)
+    trainer.model.to(dtype)
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    trainer.train()
+    return gradients.steps, {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "knobs", [{"divergence": "js"}, {"objective": "infonce"}, {"objective": "align_uniform"}], ids=str
+)
+@pytest.mark.parametrize("method", [{"queue_size": 40}, {"predictor": True, "rising": True}], ids=["moco", "mocov3"])
+def test_moco_on_two_processes(no_dropout_folder, tmp_path, method, knobs):
+    """Five steps: gradients, and all that is kept, the queue among it, in its order."""
+    if "objective" in knobs:
+        knobs = knobs | {"gamma": None, "alpha": None}
+    one = momentum_run(no_dropout_folder, tmp_path, method, per_device_train_batch_size=16, **knobs)
+    for two in run_trainers(2, no_dropout_folder, tmp_path, method, function=momentum_run, **knobs):
+        assert all(error(a, b) < 1e-10 for a, b in zip(two[0], one[0], strict=True))
+        assert all(torch.allclose(two[1][name], one[1][name], atol=1e-9) for name in one[1])

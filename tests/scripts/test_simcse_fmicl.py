@@ -71,7 +71,7 @@ def test_a_run_leaves_encoder_settings_results_and_curve(finished):
     assert settings["gamma"] == 2.0 and settings["head"] == "simcse"
     assert (out / "training_curve.png").read_bytes()[:4] == b"\x89PNG"
     assert "| sts_spearman" in done.stdout and "blank rows skipped 2" in done.stdout
-    assert not (out / "head.safetensors").exists() and not (out / "training_args.bin").exists()
+    assert not (out / "training_only.safetensors").exists() and not (out / "training_args.bin").exists()
 
 
 def test_the_saved_encoder_scores_what_the_results_say(finished, material):
