@@ -39,7 +39,7 @@ from fmicl_text.model import POOLINGS
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.data import load_training_text
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
-from fmicl_text.vision.data import LabelledImages, load_digits, load_images
+from fmicl_text.vision.data import Images, load_digits, load_images
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
 from fmicl_text.vision.views import VIEWS, ImageViews
 
@@ -123,7 +123,7 @@ def drop_repeats(pairs: Dataset, most: int) -> Dataset:
 
 def image_views(args: argparse.Namespace) -> Iterator[Views]:
     """Each image model's embeddings of two random views of --images."""
-    found: LabelledImages | None = load_digits() if args.images == "digits" else None
+    found: Images | None = load_digits() if args.images == "digits" else None
     for name, path in map(named_model, args.model):
         if path in IMAGE_CONFIGS:
             torch.manual_seed(args.seed)
@@ -133,10 +133,13 @@ def image_views(args: argparse.Namespace) -> Iterator[Views]:
         images = found or load_images(args.images, channels=encoder.num_channels)
         make = ImageViews(args.views, args.image_size, *images.mean_and_std())
         generator = torch.Generator().manual_seed(args.seed)
-        order = torch.randperm(len(images.pixels), generator=generator)[: args.num_pairs]
+        order = torch.randperm(len(images.labels), generator=generator)[: args.num_pairs]
         encoder.eval()
         with torch.no_grad():
-            batches = [encoder(make(images.pixels[rows], generator).flatten(0, 1)) for rows in order.split(256)]
+            batches = []
+            for rows in order.split(256):
+                pixels = images.for_views(rows.tolist(), args.image_size, make.crop, (args.seed,))
+                batches.append(encoder(make(pixels, generator).flatten(0, 1)))
         x, y = torch.cat(batches).unflatten(0, (-1, 2)).unbind(1)
         yield name, {"partners": f"two {args.views} views", "source": images.source, "model": path}, x, y
 

@@ -22,10 +22,13 @@ from fmicl_text.errors import OneLineParser, check_writable, one_line_errors, wh
 from fmicl_text.evaluation.encoders import training_facts
 from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, linear_accuracy, logistic_accuracy
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, spread, write_json
-from fmicl_text.vision.data import LabelledImages, load_digits, load_images
+from fmicl_text.vision.data import Images, load_digits, load_images, split
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, new_image_encoder, pixel_statistics
+from fmicl_text.vision.evaluator import MOST_FITTED, RAW_SIZE, raw_pixels
 from fmicl_text.vision.model import encode_images
-from fmicl_text.vision.views import VIEWS, ImageViews, plain_view
+from fmicl_text.vision.views import VIEWS, ImageViews
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,8 +60,8 @@ def parse_args() -> argparse.Namespace:
 
 def probe(
     args: argparse.Namespace,
-    train: LabelledImages,
-    test: LabelledImages,
+    train: Images,
+    test: Images,
     encoder: ImageEncoder | None,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -66,33 +69,35 @@ def probe(
     """Percent of the held-out images whose class each probe finds, on an encoder's features or on the raw pixels."""
     size = args.image_size
 
-    def encode(pixels: Tensor) -> Tensor:
+    def encode(images: Images) -> Tensor:
         if encoder is None:
-            return plain_view(pixels, size, mean, std).flatten(1)
-        return encode_images(encoder, pixels, size, mean, std)
+            return raw_pixels(images, min(size, RAW_SIZE), mean, std)
+        return encode_images(encoder, images, size, mean, std)
 
-    data = (encode(train.pixels), train.labels, encode(test.pixels), test.labels)
+    data = (encode(train), train.labels, encode(test), test.labels)
     found: dict[str, Any] = {
         f"k-NN, k {k}, T {temperature:g}": accuracy
         for (k, temperature), accuracy in knn_accuracies(*data, args.ks, args.temperatures).items()
     }
-    found["logistic regression"] = logistic_accuracy(*data)
+    found["logistic regression"] = logistic_accuracy(data[0][:MOST_FITTED], data[1][:MOST_FITTED], *data[2:])
     found["5 labels a class"] = few_label_accuracies(*data, seed=args.seed)
     if args.linear_epochs and encoder is not None:
-        make = ImageViews(args.views, size, mean, std)
+        make, device = ImageViews(args.views, size, mean, std), next(encoder.parameters()).device
 
-        def one_view(images: Tensor, generator: torch.Generator) -> Tensor:
-            return make(images, generator)[:, 0]
+        def one_view(rows: Tensor, seed: int) -> Tensor:
+            images = train.for_views(rows.tolist(), size, make.crop, (seed,)).to(device)
+            return make(images, torch.Generator(device).manual_seed(seed))[:, 0]
 
-        labelled = (train.pixels, train.labels, plain_view(test.pixels, size, mean, std), test.labels)
-        found["linear layer"] = linear_accuracy(encoder.eval(), *labelled, one_view, args.linear_epochs, seed=args.seed)
+        found["linear layer"] = linear_accuracy(
+            encoder.eval(), one_view, *data[1:], epochs=args.linear_epochs, seed=args.seed
+        )
     return found
 
 
 def main() -> None:
     args = parse_args()
     results: list[dict[str, Any]] = []
-    loaded: dict[int, tuple[LabelledImages, LabelledImages]] = {}
+    loaded: dict[int, tuple[Images, Images]] = {}
 
     def add(name: str, facts: dict[str, Any], encoder: ImageEncoder | None, channels: int, path: str | None) -> None:
         train, test = loaded[channels]
@@ -103,7 +108,7 @@ def main() -> None:
         results.append({"name": name, **facts, **setup, "metrics": scores, "versions": library_versions()})
 
     for name, path in map(named_model, args.model):
-        encoder = build_image_encoder(path)
+        encoder = build_image_encoder(path).to(DEVICE)
         channels = encoder.num_channels
         if channels not in loaded:
             columns = (args.image_column, args.label_column)
@@ -112,10 +117,10 @@ def main() -> None:
                 if args.images == "digits"
                 else load_images(args.images, None, "train", *columns, channels)
             )
-            loaded[channels] = images.split(args.held_out, args.max_train_samples)
+            loaded[channels] = split(images, args.held_out, args.max_train_samples)[:2]
             add("raw pixels", {}, None, channels, None)
         torch.manual_seed(args.seed)
-        add(f"{name}, random weights", {}, new_image_encoder(encoder.backbone.config), channels, path)
+        add(f"{name}, random weights", {}, new_image_encoder(encoder.backbone.config).to(DEVICE), channels, path)
         add(name, {"model": path, **training_facts(Path(path).expanduser())}, encoder, channels, path)
     if args.output:
         write_json(args.output, results)

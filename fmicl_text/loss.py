@@ -21,7 +21,8 @@ from fmicl_text.errors import InputError
 from fmicl_text.objectives import PairObjective, Terms
 from fmicl_text.similarity import SIMILARITIES, unit_rows
 
-NEGATIVES = tuple(SUMMANDS)
+IN_BATCH = tuple(SUMMANDS)
+NEGATIVES = (*IN_BATCH, "queue")
 BLOCKWISE_FROM = 512  # rows from which one pass in blocks is faster (eval/loss_benchmark.py --sizes 256 512 1024)
 CPU_BLOCK, GPU_BLOCK = 512, 4096  # the few buffers of a block fit the L2 cache; a launch has enough to do
 
@@ -66,7 +67,8 @@ class ContrastiveLoss(nn.Module):
 
     Args:
         gamma: 1/(2 sigma^2) of the Gaussian log ratio r = -gamma ||x - y||^2; finite, > 0.
-        negatives: `same_view` pairs (x_i, x_j), `cross_view` pairs (x_i, y_j), or `both`; i != j.
+        negatives: `same_view` pairs (x_i, x_j), `cross_view` pairs (x_i, y_j), or `both`; i != j. `queue` pairs
+            (x_i, k), k of a queue that each call is given.
         similarity: `gaussian` or `cosine`.
         block_size: Rows of a block of pairs, >= 1; memory is then linear in N. None takes the whole matrix for small
             N and chooses blocks from N = 512 on. The gradient of a loss in blocks can be taken once, and has none.
@@ -140,8 +142,8 @@ class ContrastiveLoss(nn.Module):
             hard_negatives: One negative more per example [N, D]; row j is a negative of every x_i, j = i included.
             text_ids: Integers [N, V], equal where texts are equal: column 0 for x, 1 for y (absent: as x), 2 for
                 hard_negatives. Pairs of examples that share a text are no negatives of each other.
-            queue: Negatives of every x_i instead of those in the batch (MoCo, arXiv 1911.05722), [K, D], K >= 1, the
-                same in all processes; gets no gradient, and goes with neither hard_negatives nor text_ids.
+            queue: With negatives `queue`, and only then, those of every x_i (MoCo, arXiv 1911.05722), [K, D], K >= 1,
+                the same in all processes; gets no gradient, and goes with neither hard_negatives nor text_ids.
 
         Raises:
             ValueError: Shapes that do not fit, fewer than 2 examples, or no negative left because all texts are
@@ -155,6 +157,10 @@ class ContrastiveLoss(nn.Module):
             if text_ids.ndim != 2 or len(text_ids) != len(x) or text_ids.shape[1] not in widths:
                 expected = "[N, 1 to 3]" if hard_negatives is None else "[N, 3] with hard_negatives"
                 raise ValueError(f"text_ids must be {expected}, N = {len(x)}, got {list(text_ids.shape)}")
+        if (queue is None) == (self.negatives == "queue"):
+            raise ValueError(
+                f"a queue goes with negatives queue, got negatives {self.negatives}, queue {queue is not None}"
+            )
         if queue is not None:
             if queue.ndim != 2 or queue.shape[1:] != x.shape[1:] or not len(queue):
                 raise ValueError(f"queue must be [K, {x.shape[1]}], K >= 1, got {list(queue.shape)}")
@@ -249,7 +255,7 @@ class FMICLLoss(ContrastiveLoss):
         divergence: A name in `DIVERGENCES`, or a record (`FDivergence.from_convex(f)` makes one of your own).
         gamma: 1/(2 sigma^2), finite, > 0; the paper's 20 for text, 1 for vision. Unused by `cosine`.
         alpha: Weight of the negative term, finite, > 0; the paper's 409600 for text, 40 for vision.
-        negatives: `same_view` as in the paper, `cross_view` or `both`.
+        negatives: `same_view` as in the paper, `cross_view`, `both` or `queue`; see `ContrastiveLoss`.
         similarity: `gaussian`, the f-Gaussian similarity f'(e^r); or `cosine`, the paper's comparison, which puts
             x.y in place of f'(u) and f*(x.y) in place of the conjugate, inf where x.y is beyond the range of f'.
         block_size: See `ContrastiveLoss`.

@@ -74,7 +74,8 @@ class MomentumTrainer(FMICLTrainer):
 
     Args:
         model: Encoder and head. The copy becomes its submodule `slow_copy`, which checkpoints hold, and exports do not.
-        queue_size: Rows of the queue, at least those that one step adds, 2 x batch x processes; 0 for none.
+        queue_size: Rows of the queue, at least those that one step adds, 2 x batch x processes, where the arguments
+            say negatives `queue`; else 0.
         predictor: Whether the model gets one.
         encoder_momentum: Share of itself that the copy keeps at every step, in [0, 1].
         rising: Whether that rises to 1 over training.

@@ -48,7 +48,8 @@ class LengthSampler(LengthGroupedSampler):
 
 
 class Position(TrainerCallback):
-    """Tells a trainer where it stands: the epoch for its length sampler, the first micro-step of a step for dropout."""
+    """Tells a trainer where it stands: the epoch for its length sampler and its dataset (accelerate tells neither on
+    several processes), the first micro-step of a step for dropout."""
 
     def __init__(self, trainer: FMICLTrainer) -> None:
         self.trainer = trainer
@@ -56,6 +57,9 @@ class Position(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.length_sampler is not None:
             self.trainer.length_sampler.set_epoch(int(state.epoch or 0))
+        dataset: Any = self.trainer.train_dataset
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.micro_step = 0

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from fmicl_text.distributed import GLOBAL_BATCH
 from fmicl_text.divergences import DIVERGENCES, tsallis
-from fmicl_text.loss import NEGATIVES, OBJECTIVES, ContrastiveLoss
+from fmicl_text.loss import IN_BATCH, OBJECTIVES, ContrastiveLoss
 from fmicl_text.similarity import SIMILARITIES
 
 LENGTH_STRATEGIES = ("group_by_length", "batch_rebalance")  # of train_sampling_strategy, those that need lengths
@@ -56,7 +56,7 @@ class FMICLTrainingArguments(TrainingArguments):
     )
     negatives: str | None = field(
         default=None,
-        metadata={"help": "Negative pairs (default same_view; infonce, spectral cross_view).", "choices": NEGATIVES},
+        metadata={"help": "Negative pairs (default same_view; infonce, spectral cross_view).", "choices": IN_BATCH},
     )
     global_batch: str = field(
         default="gather",

@@ -8,6 +8,8 @@
 Leaves in output_dir: the encoder (an image model's folder), settings.yaml, results.json, training_curve.png.
 """
 
+from functools import partial
+
 import torch
 from transformers import ViTImageProcessorPil, set_seed
 
@@ -15,11 +17,10 @@ from fmicl_text.arguments import resolved_settings
 from fmicl_text.errors import one_line_errors
 from fmicl_text.evaluation.report import markdown_table
 from fmicl_text.run import check_processes, checkpoint_to_resume, claim_output_dir, clear_output_dir, save_run
-from fmicl_text.trainer import FMICLTrainer
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.arguments import parse_vision_args
-from fmicl_text.vision.data import ImageRows, collate_images, load_digits, load_images
-from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
+from fmicl_text.vision.data import Images, TrainingRows, collate_images, load_digits, load_images, split
+from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder, pixel_statistics
 from fmicl_text.vision.evaluator import KNNEvaluator
 from fmicl_text.vision.model import ImageContrastiveModel
 from fmicl_text.vision.views import ImageViews
@@ -38,7 +39,7 @@ def main() -> None:
     else:
         encoder = build_image_encoder(model_args.model_name_or_path, model_args.model_revision, model_args.pooling)
     if data_args.train_file is None and data_args.dataset_name is None:
-        images = load_digits()
+        images: Images = load_digits()
     else:
         images = load_images(
             data_args.train_file,
@@ -48,37 +49,44 @@ def main() -> None:
             data_args.label_column,
             encoder.num_channels,
         )
-    train, test = images.split(data_args.held_out, data_args.max_train_samples)
-    mean, std = train.mean_and_std()
-    size = model_args.image_size
+    train, test, validation = split(images, data_args.held_out, data_args.max_train_samples, data_args.validation)
+    size, start = model_args.image_size, model_args.model_name_or_path
+    mean, std = (pixel_statistics(start, encoder.num_channels) if start else None) or train.mean_and_std()
     say(
         f"{images.source}: {len(train.labels)} images to train on, {len(test.labels)} held out, "
         f"{len(images.skipped)} skipped {list(images.skipped[:3])}"
     )
-    say(f"{args.objective_name} {args.build_loss().knobs} -> {args.output_dir}")
+    say(f"{args.method} {args.objective_name} {args.build_loss().knobs} -> {args.output_dir}")
 
     processor = ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
-    evaluator = KNNEvaluator(train, test, size, mean, std, progress=args.process_index == 0 and not args.disable_tqdm)
-    sgd = (torch.optim.SGD, {"lr": args.learning_rate, "momentum": args.momentum})
-    trainer = FMICLTrainer(
-        model=ImageContrastiveModel(encoder, size, model_args.head_dim, processor),
+    score = partial(
+        KNNEvaluator, size=size, mean=mean, std=std, progress=args.process_index == 0 and not args.disable_tqdm
+    )
+    at_end, views = score(train, test), ImageViews(model_args.views, size, mean, std, model_args.colour)
+    model = ImageContrastiveModel(encoder, size, model_args.head_dim, processor)
+    if (
+        args.world_size > 1 and args.device.type == "cuda"
+    ):  # batch statistics of all processes; torch has it on GPUs only
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    trainer = args.trainer_class()(
+        model=model,
         args=args,
-        train_dataset=ImageRows(train),
+        train_dataset=TrainingRows(train, size, views.crop, args.seed),
         data_collator=collate_images,
-        evaluator=evaluator,
-        views=ImageViews(model_args.views, size, mean, std, model_args.colour),
-        optimizer_cls_and_kwargs=sgd if args.optim == "sgd" else None,
+        evaluator=score(train, validation or test),
+        views=views,
+        optimizer_cls_and_kwargs=args.optimizer_class_and_knobs(),
     )
     before = trainer.score()
     rows = [
-        evaluator.probe("raw pixels", evaluator.raw_pixels()),
-        evaluator.probe("before training", evaluator.features(encoder)),
+        at_end.probe("raw pixels", at_end.raw_pixels()),
+        at_end.probe("before training", at_end.features(encoder)),
     ]
     clear_output_dir(args)
     trainer.train(resume_from_checkpoint=checkpoint)
     after = trainer.score()
 
-    rows.append(evaluator.probe("after training", evaluator.features(encoder)))
+    rows.append(at_end.probe("after training", at_end.features(encoder)))
     facts = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped), "probes": rows}
     save_run(trainer, resolved_settings(model_args, data_args, args), before, after, facts)
     say(markdown_table(rows))

@@ -8,7 +8,7 @@ import torch
 from fmicl_text import FDivergence, FMICLLoss
 from fmicl_text.blockwise import blocks, distinct, ids_of_ranks
 from fmicl_text.divergences import DIVERGENCES
-from fmicl_text.loss import BLOCKWISE_FROM, NEGATIVES, OBJECTIVES, AlignUniformLoss, InfoNCELoss
+from fmicl_text.loss import BLOCKWISE_FROM, IN_BATCH, OBJECTIVES, AlignUniformLoss, InfoNCELoss
 from fmicl_text.similarity import gradient_of_rows, unit_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")
@@ -38,7 +38,7 @@ def agree(loss, plain, tensors, bar):
 
 
 @pytest.mark.parametrize("dtype", BARS, ids=str)
-@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("negatives", IN_BATCH)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_every_divergence_equals_the_plain_loss(name, negatives, dtype):
     """37 rows in blocks of 8: the last block is smaller."""
@@ -47,7 +47,7 @@ def test_every_divergence_equals_the_plain_loss(name, negatives, dtype):
 
 
 @pytest.mark.parametrize("block_size", [1, 5, 37, 100])
-@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("negatives", IN_BATCH)
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "infonce"])
 def test_hard_negatives_and_repeated_texts(name, negatives, block_size):
     """Repeats within a block, between far blocks, of a positive, of a hard negative with its own and another text."""

@@ -23,7 +23,7 @@ ALLOWED = {
     "model": {"dropout", "errors"},
     "evaluation/": {"divergences", "errors", "model", "similarity", "evaluation"},
     "text/": {"errors", "text"},
-    "vision/": {"arguments", "errors", "evaluation", "model", "training_args", "vision"},
+    "vision/": {"arguments", "errors", "evaluation", "loss", "model", "momentum", "trainer", "training_args", "vision"},
     "training_args": {"distributed", "divergences", "similarity", "loss"},
     "trainer": {"errors", "evaluation", "model", "training_args"},
     "momentum": {"distributed", "errors", "model", "similarity", "trainer"},

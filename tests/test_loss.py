@@ -11,7 +11,7 @@ from fmicl_text.similarity import SIMILARITIES, log_ratio, unit_rows
 from tests import reference
 
 pairwise_log_ratio, pairwise_cosine = SIMILARITIES["gaussian"].pairwise, SIMILARITIES["cosine"].pairwise
-NEGATIVES = ["same_view", "cross_view", "both"]
+IN_BATCH = ["same_view", "cross_view", "both"]
 pytestmark = pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")
 
 
@@ -43,7 +43,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("with_hard", [False, True], ids=["pairs", "triplets"])
-@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("negatives", IN_BATCH)
 @pytest.mark.parametrize("name", CASES)
 def test_every_objective_against_the_loops(name, negatives, with_hard):
     build, oracle = CASES[name]
@@ -55,7 +55,7 @@ def test_every_objective_against_the_loops(name, negatives, with_hard):
 
 
 @pytest.mark.parametrize("with_hard", [False, True], ids=["pairs", "triplets"])
-@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("negatives", IN_BATCH)
 @pytest.mark.parametrize("name", ["kl", "infonce", "align_uniform", "spectral"])
 def test_equal_texts_are_no_negatives(name, negatives, with_hard):
     """Texts 0 and 3 equal, the positive of 1 is text 4, the hard negative of 2 is its own text, that of 5 is text 6."""
@@ -309,7 +309,7 @@ def test_collapse_is_warned_of(name):
         (lambda: FMICLLoss(gamma=0.0), "gamma must be a finite number > 0, got 0.0"),
         (lambda: FMICLLoss(gamma=math.inf), "gamma must be a finite number > 0, got inf"),
         (lambda: FMICLLoss(gamma=math.nan), "gamma must be a finite number > 0, got nan"),
-        (lambda: FMICLLoss(negatives="all"), "negatives must be one of same_view, cross_view, both; got 'all'"),
+        (lambda: FMICLLoss(negatives="all"), "negatives must be one of same_view, cross_view, both, queue; got 'all'"),
         (lambda: FMICLLoss(similarity="dot"), "similarity must be one of gaussian, cosine; got 'dot'"),
         (lambda: InfoNCELoss(temperature=0.0), "temperature must be a finite number > 0, got 0.0"),
         (lambda: FMICLLoss()(torch.ones(1, 3), torch.ones(1, 3)), "at least 2 examples to have a negative, got 1"),

@@ -30,6 +30,7 @@ def make_trainer(folder, output_dir, method, rows=64, columns=("text",), **setti
     encoder = build_text_encoder(folder, pooling="mean")
     data = Dataset.from_dict({column: sentences(rows, seed) for seed, column in enumerate(columns)})
     collator = TextViewCollator(encoder.tokenizer, list(columns))
+    args.negatives = "queue" if "queue_size" in method else args.negatives
     return MomentumTrainer(ContrastiveModel(encoder, "simcse"), args, data, collator, **method)
 
 
@@ -73,7 +74,7 @@ def test_the_loss_against_a_queue(name):
     x, y = (torch.randn(5, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     queue = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     exact = queue_by_loops(x, y, queue, DIVERGENCES[name], 0.7, 3.0)
-    loss = FMICLLoss(name, gamma=0.7, alpha=3.0)(x, y, queue=queue)
+    loss = FMICLLoss(name, 0.7, 3.0, "queue")(x, y, queue=queue)
     assert_close(loss, exact, rtol=1e-12, atol=1e-12)
     gradients, expected = torch.autograd.grad(loss, (x, y)), torch.autograd.grad(exact, (x, y))
     for mine, theirs in zip(gradients, expected, strict=True):
@@ -87,19 +88,23 @@ def test_infonce_and_uniformity_against_a_queue():
     a, b, k = unit(x), unit(y), unit(queue)
     logits = torch.cat([(a * b).sum(1, keepdim=True), a @ k.T], dim=1) / 0.2
     expected = torch.nn.functional.cross_entropy(logits, torch.zeros(5, dtype=torch.long))
-    assert_close(OBJECTIVES["infonce"](temperature=0.2)(x, y, queue=queue), expected)
+    assert_close(OBJECTIVES["infonce"](temperature=0.2, negatives="queue")(x, y, queue=queue), expected)
     spread = torch.exp(-2 * torch.cdist(a, k).square()).mean().log()
     expected = (a - b).square().sum(1).mean() + 0.5 * spread
-    assert_close(OBJECTIVES["align_uniform"](gamma=2.0, alpha=0.5)(x, y, queue=queue), expected)
+    assert_close(OBJECTIVES["align_uniform"](gamma=2.0, alpha=0.5, negatives="queue")(x, y, queue=queue), expected)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (7, 3), (4,)])
 def test_a_queue_that_does_not_fit(shape):
     x = torch.randn(5, 4)
     with pytest.raises(ValueError, match=r"queue must be \[K, 4\], K >= 1"):
-        FMICLLoss()(x, x, queue=torch.randn(shape))
+        FMICLLoss(negatives="queue")(x, x, queue=torch.randn(shape))
+    with pytest.raises(ValueError, match="a queue goes with negatives queue, got negatives same_view, queue True"):
+        FMICLLoss()(x, x, queue=torch.randn(7, 4))
+    with pytest.raises(ValueError, match="got negatives queue, queue False"):
+        FMICLLoss(negatives="queue")(x, x)
     with pytest.raises(ValueError, match="no hard_negatives or text_ids beside it"):
-        FMICLLoss()(x, x, text_ids=torch.arange(5)[:, None], queue=torch.randn(7, 4))
+        FMICLLoss(negatives="queue")(x, x, text_ids=torch.arange(5)[:, None], queue=torch.randn(7, 4))
 
 
 def test_the_copy_follows(bert_folder):

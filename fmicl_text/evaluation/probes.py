@@ -88,11 +88,10 @@ def few_label_accuracies(
 
 def linear_accuracy(
     features: Callable[[Tensor], Tensor],
-    train: Tensor,
+    views: Callable[[Tensor, int], Tensor],
     train_labels: Tensor,
     test: Tensor,
     test_labels: Tensor,
-    views: Callable[[Tensor, torch.Generator], Tensor],
     epochs: int = 100,
     batch_size: int = 256,
     seed: int = 0,
@@ -100,36 +99,35 @@ def linear_accuracy(
     """Percent of test images that a linear layer on frozen features gets right, after its last epoch.
 
     The usual protocol: random views of the training images, SGD with momentum 0.9, no weight decay, learning rate
-    0.1 x batch/256 falling as a cosine; plain views of the test images.
+    0.1 x batch/256 falling as a cosine; features of plain views of the test images.
 
     Args:
         features: Images [B, C, S, S] to features [B, D], a frozen encoder in eval mode.
-        train: Images [N, C, H, W].
+        views: Numbers of training images [B] and a seed to one random view of each, [B, C, S, S], on any device.
         train_labels: Classes from 0 on, [N].
-        test: Plain views of the test images [M, C, S, S].
+        test: Features of the test images [M, D].
         test_labels: Classes [M].
-        views: Images and a generator to one random view of each, [B, C, S, S].
         epochs: At least 1.
         batch_size: At least 1.
         seed: Of the layer, the views and the order.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        held_out = torch.cat([features(rows) for rows in test.split(batch_size)])
     num_classes = int(train_labels.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = torch.nn.Linear(held_out.shape[1], num_classes)
+        layer = torch.nn.Linear(test.shape[1], num_classes)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1 * batch_size / 256, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(train) // batch_size))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(train_labels) // batch_size))
     for _ in tqdm(range(epochs), desc="linear probe", leave=False):
-        for rows in torch.randperm(len(train), generator=generator).split(batch_size):
+        for rows in torch.randperm(len(train_labels), generator=generator).split(batch_size):
             with torch.no_grad():
-                inputs = features(views(train[rows], generator))
-            loss = torch.nn.functional.cross_entropy(layer(inputs), train_labels[rows])
+                inputs = features(views(rows, int(torch.randint(2**31, (), generator=generator)))).float()
+            loss = torch.nn.functional.cross_entropy(
+                layer.to(inputs.device)(inputs), train_labels[rows].to(inputs.device)
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     with torch.no_grad():
-        return 100 * (layer(held_out).argmax(1) == test_labels).double().mean().item()
+        return 100 * (layer.cpu()(test).argmax(1) == test_labels).double().mean().item()

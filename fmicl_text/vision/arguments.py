@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from fmicl_text.arguments import parse_groups
 from fmicl_text.errors import InputError
+from fmicl_text.loss import NEGATIVES
+from fmicl_text.momentum import MomentumTrainer
+from fmicl_text.trainer import FMICLTrainer
 from fmicl_text.training_args import FMICLTrainingArguments
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.encoder import IMAGE_POOLINGS
 from fmicl_text.vision.views import VIEWS
 
+METHODS = ("simclr", "moco", "mocov3")
 DIGITS_PRESET = Path(__file__).parent / "digits.yaml"
 
 
@@ -51,13 +59,17 @@ class ImageDataArguments:
     """Training images, and those held out to score the encoder."""
 
     train_file: str | None = field(
-        default=None, metadata={"help": ".parquet, or a folder of class folders (default: scikit-learn's digits)."}
+        default=None,
+        metadata={"help": ".parquet, or a folder of class folders (default: scikit-learn's digits)."},
     )
     dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub instead."})
     dataset_split: str = field(default="train", metadata={"help": "Its split."})
     image_column: str = field(default="img", metadata={"help": "The column of images."})
     label_column: str = field(default="label", metadata={"help": "The column of classes; training does not see it."})
     held_out: int = field(default=5000, metadata={"help": "Last rows, held out: the encoder is scored on them."})
+    validation: int = field(
+        default=0, metadata={"help": "Rows before those, not trained on: scored during training, to choose by."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows only."})
 
 
@@ -67,19 +79,37 @@ class VisionTrainingArguments(FMICLTrainingArguments):
 
     Changed defaults: batch 512; SGD with momentum 0.9, weight decay 5e-4, learning rate 0.1 with a cosine; 800 epochs;
     gamma 1 and alpha 40 (InfoNCE: temperature 0.5); the k-NN score after every epoch; the last weights are kept;
-    `output_dir` runs/vision-<objective>.
+    `output_dir` runs/vision-<objective>, with MoCo runs/vision-<method>-<objective>.
     """
 
-    momentum: float = field(default=0.9, metadata={"help": "Of --optim sgd."})
+    method: str = field(
+        default="simclr", metadata={"help": "Where positives and negatives come from.", "choices": list(METHODS)}
+    )
+    queue_size: int | None = field(
+        default=None, metadata={"help": "Past embeddings that are moco's negatives (default 4096)."}
+    )
+    encoder_momentum: float | None = field(
+        default=None, metadata={"help": "Of moco's slow copy (default 0.99); in mocov3 it rises to 1."}
+    )
+    negatives: str | None = field(
+        default=None,
+        metadata={
+            "help": "Negative pairs (default same_view; infonce, spectral cross_view; moco always queue).",
+            "choices": NEGATIVES,
+        },
+    )
+    momentum: float = field(default=0.9, metadata={"help": "Of --optim sgd and lars."})
     per_device_train_batch_size: int = field(default=512, metadata={"help": "Examples per step and device, >= 2."})
     learning_rate: float = field(default=0.1, metadata={"help": "Peak learning rate."})
-    optim: str = field(default="sgd", metadata={"help": "An optimizer of transformers; sgd has momentum here."})
+    optim: str = field(default="sgd", metadata={"help": "lars, or one of transformers; sgd has momentum here."})
     weight_decay: float = field(default=5e-4, metadata={"help": "Of the weights, not of biases and norms."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "A schedule of transformers."})
     num_train_epochs: float = field(default=800.0, metadata={"help": "Epochs, unless max_steps is given."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to score: no, steps or epoch."})
     save_strategy: str = field(default="no", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
-    load_best_model_at_end: bool = field(default=False, metadata={"help": "Must stay off: dev is what is reported."})
+    load_best_model_at_end: bool = field(
+        default=False, metadata={"help": "End with the best checkpoint; needs --validation."}
+    )
     metric_for_best_model: str | None = field(default="knn_accuracy", metadata={"help": "Chooses the checkpoint."})
 
     def __post_init__(self) -> None:
@@ -91,12 +121,60 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             self.temperature = 0.5
         if self.mini_batch_size is not None:
             raise ValueError("--mini_batch_size is not possible with images: batch normalisation needs the whole batch")
-        if self.load_best_model_at_end:
-            raise ValueError(
-                "--load_best_model_at_end True would choose the checkpoint by the images that the run is scored on"
-            )
-        self.output_dir = self.output_dir or f"runs/vision-{self.objective_name}"  # beside a text run's
+        self.settle_method()
+        prefix = "" if self.method == "simclr" else f"{self.method}-"
+        self.output_dir = self.output_dir or f"runs/vision-{prefix}{self.objective_name}"  # beside a text run's
+        optim, self.optim = self.optim, "sgd" if self.optim == "lars" else self.optim  # which transformers lacks
         super().__post_init__()
+        self.optim = optim
+
+    def settle_method(self) -> None:
+        """Defaults of the method; ValueError for a knob that it does not have, or out of range."""
+        if self.method == "moco":
+            self.negatives = self.negatives or "queue"
+            self.queue_size = 4096 if self.queue_size is None else self.queue_size
+        if self.method != "simclr":
+            self.encoder_momentum = 0.99 if self.encoder_momentum is None else self.encoder_momentum
+        if (self.negatives == "queue") != (self.method == "moco"):
+            raise ValueError(
+                f"--negatives {self.negatives} means nothing to --method {self.method}: only moco has a queue"
+            )
+        if self.queue_size is not None and self.method != "moco":
+            raise ValueError(f"--queue_size means nothing to --method {self.method}, which has no queue")
+        if self.encoder_momentum is not None and self.method == "simclr":
+            raise ValueError("--encoder_momentum means nothing to --method simclr, which has no slow copy")
+        if self.queue_size is not None and self.queue_size < 1:
+            raise ValueError(f"--queue_size must be at least 1, got {self.queue_size}")
+        if self.encoder_momentum is not None and not 0 <= self.encoder_momentum <= 1:
+            raise ValueError(f"--encoder_momentum must be in [0, 1], got {self.encoder_momentum}")
+
+    def trainer_class(self) -> Callable[..., FMICLTrainer]:
+        """What trains by the method, with its knobs."""
+        if self.method == "simclr":
+            return FMICLTrainer
+        slow = partial(
+            MomentumTrainer, encoder_momentum=0.99 if self.encoder_momentum is None else self.encoder_momentum
+        )
+        if self.method == "moco":
+            return partial(slow, queue_size=4096 if self.queue_size is None else self.queue_size)
+        return partial(slow, predictor=True, rising=True)
+
+    def optimizer_class_and_knobs(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+        """What transformers would build otherwise, or lacks; None for its own.
+
+        Raises:
+            InputError: --optim lars without the package that has it.
+        """
+        knobs = {"lr": self.learning_rate, "momentum": self.momentum}
+        if self.optim == "sgd":
+            return torch.optim.SGD, knobs
+        if self.optim == "lars":
+            try:
+                from pytorch_optimizer import LARS
+            except ImportError as error:
+                raise InputError("--optim lars needs pytorch-optimizer: pip install pytorch-optimizer") from error
+            return LARS, knobs
+        return None
 
 
 def parse_vision_args(
@@ -112,6 +190,11 @@ def parse_vision_args(
     def check(namespace: Namespace) -> None:
         if namespace.train_file is not None and namespace.dataset_name is not None:
             raise InputError("exactly one of --train_file and --dataset_name is needed, got both")
+        if namespace.load_best_model_at_end and not namespace.validation:
+            raise InputError(
+                "--load_best_model_at_end True would choose the checkpoint by the images that the run is scored on: "
+                "keep others aside with --validation N"
+            )
 
     def preset_of(named: Namespace) -> Path | None:
         return DIGITS_PRESET if named.train_file is None and named.dataset_name is None else None

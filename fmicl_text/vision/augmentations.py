@@ -47,7 +47,7 @@ Step = Callable[[Tensor, Draw], Tensor]
 
 
 def crop_boxes(
-    draw: Draw, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+    draw: Draw, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Top, left, height, width of a random crop of each image, [B] each, whole numbers.
 
@@ -83,16 +83,14 @@ def resize_weights(start: Tensor, length: Tensor, source: int, size: int) -> Ten
     return weights / weights.sum(-1, keepdim=True)
 
 
-def random_resized_crop(
-    images: Tensor,
-    draw: Draw,
-    size: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: float = 0.5,
-) -> Tensor:
+def random_flip(images: Tensor, draw: Draw, probability: float = 0.5) -> Tensor:
+    """Left to right, with a probability."""
+    return torch.where(draw.chance(probability)[:, None, None, None], images.flip(-1), images)
+
+
+def random_resized_crop(images: Tensor, draw: Draw, size: int, scale: tuple[float, float], flip: float = 0.5) -> Tensor:
     """A random crop of each image, resized to [B, C, size, size] with antialias, some flipped left to right."""
-    top, left, rows, columns = crop_boxes(draw, images.shape[-2], images.shape[-1], scale, ratio)
+    top, left, rows, columns = crop_boxes(draw, images.shape[-2], images.shape[-1], scale)
     vertical = resize_weights(top, rows, images.shape[-2], size)
     horizontal = resize_weights(left, columns, images.shape[-1], size)
     horizontal = torch.where(draw.chance(flip)[:, None, None], horizontal.flip(1), horizontal)
@@ -235,6 +233,8 @@ def random_erase(images: Tensor, draw: Draw, share: float) -> Tensor:
     return images * ~(inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
 
 
-def resize(images: Tensor, draw: Draw, size: int) -> Tensor:
+def resize(images: Tensor, size: int) -> Tensor:
     """The whole image, resized to [B, C, size, size] with antialias."""
+    if images.shape[-2:] == (size, size):
+        return images
     return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)

@@ -1,10 +1,17 @@
-"""Small images as one tensor: scikit-learn's digits, parquet files, image folders, data sets of the Hub."""
+"""Images and their classes: scikit-learn's digits, parquet files, image folders, data sets of the Hub.
+
+Small ones of one size are held as one tensor, `LabelledImages`; others are read from where they lie whenever they are
+needed, `ImageFiles`. Both give the same things.
+"""
 
 from __future__ import annotations
 
 import glob
 import io
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +25,11 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from fmicl_text.errors import InputError
+from fmicl_text.vision.augmentations import Draw, crop_boxes
 
 LARGEST = 96  # pixels; above it all images at once would not fit memory
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises of broken files
+Crop = tuple[float, float] | None  # shares of the area that a random crop covers; None: the whole image, always
 
 
 @dataclass(frozen=True)
@@ -38,47 +48,132 @@ class LabelledImages:
     source: str
     skipped: tuple[str, ...] = ()
 
+    def take(self, rows: slice) -> LabelledImages:
+        """A stretch of them."""
+        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows])
+
+    def plain(self, rows: Sequence[int], size: int) -> Tensor:
+        """What `views.plain_view` takes: pixels uint8 [B, C, H, W] of some rows; of files, the centre at `size`."""
+        return self.pixels[torch.as_tensor(rows)]
+
+    def for_views(self, rows: Sequence[int], size: int, crop: Crop, seed: tuple[int, ...]) -> Tensor:
+        """What `views.ImageViews` takes: pixels [B, C, H, W] of some rows; of files, two random crops of each."""
+        return self.pixels[torch.as_tensor(rows)]
+
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Of the pixels in [0, 1], per channel."""
-        channels = self.pixels.transpose(0, 1).flatten(1).double() / 255
-        return tuple(channels.mean(1).tolist()), tuple(channels.std(1).clamp_min(1e-3).tolist())
-
-    def split(self, held_out: int, most: int | None = None) -> tuple[LabelledImages, LabelledImages]:
-        """The first rows, at most `most` of them, and the last `held_out`.
-
-        Raises:
-            InputError: Nothing would be left of one of them, or it would hold one class only.
-        """
-        if not 1 <= held_out < len(self.pixels):
-            raise InputError(f"{self.source}: --held_out must be from 1 to {len(self.pixels) - 1}, got {held_out}")
-        if most is not None and most < 1:
-            raise InputError(f"--max_train_samples must be at least 1, got {most}")
-        parts = []
-        first = len(self.pixels) - held_out
-        for rows in (slice(0, first if most is None else min(first, most)), slice(first, None)):
-            parts.append(LabelledImages(self.pixels[rows], self.labels[rows], self.source))
-            if len(parts[-1].labels.unique()) < 2:
-                raise InputError(
-                    f"{self.source}: one class only in {len(parts[-1].labels)} images, nothing to tell apart"
-                )
-        return parts[0], parts[1]
+        return mean_and_std(self.pixels)
 
 
-class ImageRows(Dataset):
-    """What the trainer's DataLoader reads: row i is {image, label}."""
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images of any sizes, decoded whenever they are needed.
 
-    def __init__(self, images: LabelledImages) -> None:
-        self.images = images
+    Args:
+        rows: A dataset of encoded images.
+        column: The column that they are in.
+        labels: int64 [N], from 0 on.
+        channels: 1 for grey, 3 for RGB.
+        source, skipped: As for `LabelledImages`.
+    """
+
+    rows: Any
+    column: str
+    labels: Tensor
+    channels: int
+    source: str
+    skipped: tuple[str, ...] = ()
+
+    def take(self, rows: slice) -> ImageFiles:
+        """A stretch of them."""
+        return replace(self, rows=self.rows.select(range(len(self.labels))[rows]), labels=self.labels[rows])
+
+    def decoded(self, rows: Sequence[int], make: Any) -> Tensor:
+        """make(image, row) of some rows, joined; many are decoded side by side."""
+        numbers = [int(row) for row in rows]
+        encoded = [self.rows[row][self.column] for row in numbers]
+
+        def one(image: dict[str, Any], row: int) -> Tensor:
+            return make(opened(image, self.channels), row)
+
+        if len(numbers) == 1:
+            return one(encoded[0], numbers[0])[None]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            return torch.stack(list(threads.map(one, encoded, numbers)))
+
+    def plain(self, rows: Sequence[int], size: int) -> Tensor:
+        """The centres [B, C, size, size], the shorter side of each image resized to `size`."""
+        return self.decoded(rows, lambda image, row: centre(image, size))
+
+    def for_views(self, rows: Sequence[int], size: int, crop: Crop, seed: tuple[int, ...]) -> Tensor:
+        """Two random crops of each row, resized, [B, 2, C, size, size]; a function of (seed, row)."""
+        return self.decoded(rows, lambda image, row: two_crops(image, size, crop, (*seed, row)))
+
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Of the pixels in [0, 1], per channel, from the first 500 images, small."""
+        return mean_and_std(self.plain(range(min(500, len(self.labels))), 64))
+
+
+Images = LabelledImages | ImageFiles
+
+
+def mean_and_std(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of bytes [N, C, H, W] as numbers in [0, 1], per channel."""
+    channels = pixels.transpose(0, 1).flatten(1).double() / 255
+    return tuple(channels.mean(1).tolist()), tuple(channels.std(1).clamp_min(1e-3).tolist())
+
+
+def split(
+    images: Images, held_out: int, most: int | None = None, validation: int = 0
+) -> tuple[Images, Images, Images | None]:
+    """Rows to train on, the last `held_out` rows, and the `validation` rows before these (None for none); of the first,
+    at most `most`.
+
+    Raises:
+        InputError: Nothing would be left of one of them, or it would hold one class only.
+    """
+    total = len(images.labels)
+    if not 1 <= held_out < total:
+        raise InputError(f"{images.source}: --held_out must be from 1 to {total - 1}, got {held_out}")
+    if not 0 <= validation < total - held_out:
+        raise InputError(f"{images.source}: --validation must be below {total - held_out}, got {validation}")
+    if most is not None and most < 1:
+        raise InputError(f"--max_train_samples must be at least 1, got {most}")
+    first = total - held_out - validation
+    train = images.take(slice(0, first if most is None else min(first, most)))
+    test = images.take(slice(total - held_out, total))
+    chosen_by = images.take(slice(first, total - held_out)) if validation else None
+    for part in (train, test, chosen_by):
+        if part is not None and len(part.labels.unique()) < 2:
+            raise InputError(f"{images.source}: one class only in {len(part.labels)} images, nothing to tell apart")
+    return train, test, chosen_by
+
+
+class TrainingRows(Dataset):
+    """What the trainer's DataLoader reads: row i is what `ImageViews` takes of image i.
+
+    Args:
+        images: To train on.
+        size, crop: Of the views; see `ImageFiles.for_views`.
+        seed: Of the crops of files, which differ from epoch to epoch.
+    """
+
+    def __init__(self, images: Images, size: int, crop: Crop, seed: int) -> None:
+        self.images, self.size, self.crop, self.seed, self.epoch = images, size, crop, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the DataLoader; epochs count from 0."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.images.pixels)
+        return len(self.images.labels)
 
     def __getitem__(self, i: int) -> Tensor:
-        return self.images.pixels[i]
+        return self.images.for_views([i], self.size, self.crop, (self.seed, self.epoch))[0]
 
 
 def collate_images(rows: list[Tensor]) -> dict[str, Tensor]:
-    """Images [C, H, W] to the batch {images: [B, C, H, W]}."""
+    """Rows to the batch {images: [B, ...]}."""
     return {"images": torch.stack(rows)}
 
 
@@ -100,8 +195,9 @@ def load_images(
     image_column: str = "img",
     label_column: str = "label",
     channels: int = 3,
-) -> LabelledImages:
-    """Images of one size, at most 96 pixels, from a parquet file, a folder of class folders, or the Hub.
+) -> Images:
+    """Images from a parquet file, a folder of class folders, or the Hub; as one tensor if they all have one size of at
+    most 96 pixels.
 
     Args:
         train_file: .parquet, or a folder with a folder of images for each class.
@@ -139,35 +235,77 @@ def load_images(
     classes = rows[label_column][:]
     names = {label: i for i, label in enumerate(sorted(set(classes)))}
     images = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    pixels, labels, skipped = decode_all(images, image_column, [names[label] for label in classes], channels, source)
-    return LabelledImages(pixels, labels, source, tuple(skipped))
+    kept, skipped, pixels = read_all(images, image_column, channels, source)
+    numbers = torch.tensor([names[classes[i]] for i in kept])
+    if pixels is not None:
+        return LabelledImages(pixels, numbers, source, tuple(skipped))
+    readable = images.select(kept) if skipped else images
+    return ImageFiles(readable, image_column, numbers, channels, source, tuple(skipped))
 
 
-def decode_all(
-    rows: Any, column: str, labels: list[int], channels: int, source: str
-) -> tuple[Tensor, Tensor, list[str]]:
-    """Pixels [N, C, H, W] and labels [N] of the images that can be read, and the names of the others."""
-    pixels, kept, skipped = [], [], []
-    for i, row in enumerate(tqdm(rows, desc="decode images", leave=False)):
+def read_all(rows: Any, column: str, channels: int, source: str) -> tuple[list[int], list[str], Tensor | None]:
+    """Every image once: numbers of those that can be read, names of the others, and pixels [N, C, H, W], None if sizes
+    differ or are large."""
+    kept: list[int] = []
+    skipped: list[str] = []
+    pixels: list[Tensor] | None = []
+    size = None
+    for i, row in enumerate(tqdm(rows, desc="read images", leave=False)):
         try:
-            pixels.append(decode(row[column], channels))
-            kept.append(labels[i])
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            image = opened(row[column], channels, check_only=pixels is None)
+        except UNREADABLE:
             skipped.append(row[column].get("path") or f"row {i + 1}")
-    if not pixels:
-        raise InputError(f"{source}: none of {len(labels)} images can be read")
-    sizes = {tuple(image.shape[1:]) for image in pixels}
-    if len(sizes) > 1 or max(max(size) for size in sizes) > LARGEST:
-        shown = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:3])
-        raise InputError(f"{source}: images must all have one size of at most {LARGEST} pixels, got {shown}")
-    return torch.stack(pixels), torch.tensor(kept), skipped
+            continue
+        kept.append(i)
+        size = size or image.size
+        if pixels is not None and image.size == size and max(size) <= LARGEST:
+            pixels.append(as_tensor(image))
+        else:
+            pixels = None
+    if not kept:
+        raise InputError(f"{source}: none of {len(rows)} images can be read")
+    return kept, skipped, None if pixels is None else torch.stack(pixels)
 
 
-def decode(image: dict[str, Any], channels: int) -> Tensor:
-    """One encoded image as uint8 [C, H, W]; transparency on white."""
-    with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as opened:
-        opaque: Image.Image = opened
-        if opened.mode in ("P", "LA", "PA", "RGBA"):
-            opaque = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened.convert("RGBA"))
-        array = np.array(opaque.convert("RGB" if channels == 3 else "L"))
-    return torch.from_numpy(array if channels == 3 else array[..., None]).permute(2, 0, 1)
+def opened(image: dict[str, Any], channels: int, check_only: bool = False) -> Image.Image:
+    """One encoded image, decoded, in grey or RGB; transparency on white. To check it only, a JPEG is read at an
+    eighth of its size, in a third of the time."""
+    with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as found:
+        if check_only:
+            found.draft("RGB", (1, 1))
+            found.load()
+            return found.copy()
+        opaque: Image.Image = found
+        if found.mode in ("P", "LA", "PA", "RGBA"):
+            opaque = Image.alpha_composite(Image.new("RGBA", found.size, "white"), found.convert("RGBA"))
+        return opaque.convert("RGB" if channels == 3 else "L")
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """uint8 [C, H, W]."""
+    array = np.array(image)
+    return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
+
+
+def cut(image: Image.Image, size: int, left: float, top: float, width: float, height: float) -> Tensor:
+    """A box resized with antialias to uint8 [C, size, size]; `resize(box=...)` alone would blend in what is around it."""
+    left, top = round(left), round(top)
+    box = image.crop((left, top, left + round(width), top + round(height)))
+    return as_tensor(box.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def centre(image: Image.Image, size: int) -> Tensor:
+    """The central square, as long as the shorter side, resized to uint8 [C, size, size]."""
+    side = min(image.size)
+    return cut(image, size, (image.width - side) // 2, (image.height - side) // 2, side, side)
+
+
+def two_crops(image: Image.Image, size: int, crop: Crop, seed: tuple[int, ...]) -> Tensor:
+    """Two random crops as `augmentations.random_resized_crop` draws them, resized, uint8 [2, C, size, size]; without
+    `crop` twice the whole image."""
+    if crop is None:
+        return cut(image, size, 0, 0, *image.size).expand(2, -1, -1, -1)
+    number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+    draw = Draw(torch.empty(2), torch.Generator().manual_seed(number))
+    boxes = torch.stack(crop_boxes(draw, image.height, image.width, crop), dim=1).tolist()
+    return torch.stack([cut(image, size, left, top, width, height) for top, left, height, width in boxes])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fmicl_text.model import ContrastiveModel
+from fmicl_text.vision.data import Images
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder
 from fmicl_text.vision.views import plain_view
 
@@ -57,20 +58,23 @@ class ImageContrastiveModel(ContrastiveModel):
 @torch.no_grad()
 def encode_images(
     encoder: ImageEncoder,
-    pixels: Tensor,
+    images: Images,
     size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     batch_size: int = 512,
     progress: bool = True,
 ) -> Tensor:
-    """Features [N, D] of images [N, C, H, W] seen plainly (`views.plain_view`), in float32 on the CPU; the encoder is
-    left in the mode in which it was."""
+    """Features [N, D] of images seen plainly (`views.plain_view`), in float32 on the CPU; the encoder is left in the
+    mode in which it was."""
     training = encoder.training
     encoder.eval()
     device = next(encoder.parameters()).device
-    rows = []
-    for batch in tqdm(pixels.split(batch_size), desc="encode", leave=False, disable=not progress):
-        rows.append(encoder(plain_view(batch.to(device), size, mean, std)).float().cpu())
+    features = []
+    for rows in tqdm(
+        torch.arange(len(images.labels)).split(batch_size), desc="encode", leave=False, disable=not progress
+    ):
+        pixels = images.plain(rows.tolist(), size).to(device)
+        features.append(encoder(plain_view(pixels, size, mean, std)).float().cpu())
     encoder.train(training)
-    return torch.cat(rows)
+    return torch.cat(features)

@@ -15,6 +15,7 @@ from fmicl_text.vision.augmentations import (
     random_affine,
     random_blur,
     random_erase,
+    random_flip,
     random_greyscale,
     random_jitter,
     random_noise,
@@ -25,7 +26,7 @@ from fmicl_text.vision.augmentations import (
 
 
 class ImageViews:
-    """Two random views of each image of a batch, normalised.
+    """Two random views of each image of a batch, normalised. With large images the crops come first, from the files.
 
     >>> views = ImageViews("cifar", size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     >>> views(torch.zeros(4, 3, 32, 32, dtype=torch.uint8)).shape
@@ -52,20 +53,28 @@ class ImageViews:
             raise ValueError(f"size must be at least 1; got {size}")
         if len(mean) not in (1, 3) or len(std) != len(mean):
             raise ValueError(f"mean and std must have one or three values each; got {len(mean)} and {len(std)}")
-        self.steps = VIEWS[preset](size, colour)
+        self.crop = CROPS[preset]
+        self.steps = VIEWS[preset](colour)
         self.size, self.mean, self.std = size, mean, std
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Views [B, 2, C, size, size], float32, of images [B, C, H, W], uint8 or float in [0, 1]; random numbers from a
-        generator on the images' device, or the global one."""
-        pixels = as_pixels(images, len(self.mean))
-        draw = Draw(pixels, generator)
+        """Views [B, 2, C, size, size], float32, of images [B, C, H, W], uint8 or float in [0, 1], or of two crops of
+        each [B, 2, C, size, size]; random numbers from a generator on the images' device, or the global one."""
+        cropped = images.ndim == 5
+        originals = [as_pixels(part, len(self.mean)) for part in (images.unbind(1) if cropped else [images])]
+        draw = Draw(images, generator)
         views = []
         # Under autocast the crop's products would be bf16, a step of 1/256 in a pixel, beside float32 ones.
-        with torch.autocast(pixels.device.type, enabled=False):
-            for steps in self.steps:
-                view = pixels
+        with torch.autocast(images.device.type, enabled=False):
+            for k, steps in enumerate(self.steps):
+                view = originals[k % len(originals)]
+                if self.crop is None:
+                    view = resize(view, self.size)
+                elif cropped:
+                    view = random_flip(view, draw)
+                else:
+                    view = random_resized_crop(view, draw, self.size, self.crop)
                 for step in steps:
                     view = step(view, draw)
                 views.append(normalise(view, self.mean, self.std))
@@ -104,20 +113,18 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
 
 
-def cifar_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
+def cifar_views(colour: str) -> tuple[tuple[Step, ...], ...]:
     """Crop, flip, colour jitter, grey (arXiv 2402.10150, appendix), as strong as MoCo v2's (arXiv 2003.04297)."""
     steps: tuple[Step, ...] = (
-        partial(random_resized_crop, size=size, scale=(0.2, 1.0)),
         partial(random_jitter, strengths=(0.4, 0.4, 0.4, 0.1), probability=0.8, colour=colour),
         partial(random_greyscale, probability=0.2),
     )
     return steps, steps
 
 
-def imagenet_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
+def imagenet_views(colour: str) -> tuple[tuple[Step, ...], ...]:
     """SimCLR's (arXiv 2002.05709): as for small images, stronger, and blur."""
     steps: tuple[Step, ...] = (
-        partial(random_resized_crop, size=size, scale=(0.08, 1.0)),
         partial(random_jitter, strengths=(0.8, 0.8, 0.8, 0.2), probability=0.8, colour=colour),
         partial(random_greyscale, probability=0.2),
         partial(random_blur, probability=0.5),
@@ -125,10 +132,9 @@ def imagenet_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
     return steps, steps
 
 
-def mocov3_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
+def mocov3_views(colour: str) -> tuple[tuple[Step, ...], ...]:
     """BYOL's and MoCo v3's (arXiv 2104.02057): one view always blurred, the other at times solarised."""
     steps: tuple[Step, ...] = (
-        partial(random_resized_crop, size=size, scale=(0.08, 1.0)),
         partial(random_jitter, strengths=(0.4, 0.4, 0.2, 0.1), probability=0.8, colour=colour),
         partial(random_greyscale, probability=0.2),
     )
@@ -137,10 +143,9 @@ def mocov3_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
     return (*steps, first), (*steps, *second)
 
 
-def grey_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
+def grey_views(colour: str) -> tuple[tuple[Step, ...], ...]:
     """For written characters: turned, moved, slanted, noisy, partly hidden; never flipped, a 2 is no 5."""
     steps: tuple[Step, ...] = (
-        partial(resize, size=size),
         partial(random_affine, degrees=20, zoom=0.25, shear=0.2, shift=0.1),
         partial(random_jitter, strengths=(0.4, 0.4, 0.0, 0.0), probability=0.8, colour=colour),
         partial(random_noise, deviation=0.1),
@@ -149,4 +154,11 @@ def grey_views(size: int, colour: str) -> tuple[tuple[Step, ...], ...]:
     return steps, steps
 
 
+# What a view does to its pixels after the crop, and the shares of an image that the crop covers.
 VIEWS = {"cifar": cifar_views, "imagenet": imagenet_views, "mocov3": mocov3_views, "grey": grey_views}
+CROPS: dict[str, tuple[float, float] | None] = {
+    "cifar": (0.2, 1.0),
+    "imagenet": (0.08, 1.0),
+    "mocov3": (0.08, 1.0),
+    "grey": None,
+}

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from fmicl_text import FMICLLoss, InfoNCELoss
 from fmicl_text.divergences import DIVERGENCES
-from fmicl_text.loss import NEGATIVES, OBJECTIVES
+from fmicl_text.loss import IN_BATCH, OBJECTIVES
 from fmicl_text.similarity import unit_rows
 from tests.distributed.ranks import run_ranks
 
@@ -62,7 +62,7 @@ def test_every_divergence_equals_one_process(split, dtype, strategy):
     tensors = material(sum(split), dtype)
     if strategy == "gather":  # no text is known to be another's
         tensors = (*tensors[:3], None)
-    cases = [(name, negatives) for name in DIVERGENCES for negatives in NEGATIVES]
+    cases = [(name, negatives) for name in DIVERGENCES for negatives in IN_BATCH]
     spread = [FMICLLoss(name, 1.0, 4.0, negatives, global_batch=strategy) for name, negatives in cases]
     for case, (terms, gradient) in zip(cases, on_all_ranks(split, spread, tensors), strict=True):
         exact = gradients(FMICLLoss(case[0], 1.0, 4.0, case[1]), *tensors)
@@ -87,7 +87,7 @@ def test_hard_negatives_repeated_texts_and_blocks(name, block_size, strategy):
     assert all(torch.allclose(each, exact[0], rtol=1e-11) for each in terms)
 
 
-@pytest.mark.parametrize("negatives", NEGATIVES)
+@pytest.mark.parametrize("negatives", IN_BATCH)
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
 def test_infonce_equals_one_process(split, negatives):
     tensors = material(sum(split), torch.float64, with_hard=True, repeat=True)
@@ -198,8 +198,8 @@ def test_against_a_queue(split):
     """Every objective, the queue the same in all processes; uniformity's logarithm is of all processes' mean."""
     x, y, _, _ = material(sum(split), torch.float64)
     queue = torch.randn(9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    makers = [partial(FMICLLoss, name, 1.0, 4.0) for name in DIVERGENCES]
-    makers += [loss_class for name, loss_class in OBJECTIVES.items() if name != "fmicl"]
+    makers = [partial(FMICLLoss, name, 1.0, 4.0, "queue") for name in DIVERGENCES]
+    makers += [partial(loss_class, negatives="queue") for name, loss_class in OBJECTIVES.items() if name != "fmicl"]
     spread = [make(global_batch="gather") for make in makers]
     answers = run_ranks(len(split), queue_on_one_rank, spread, split, (x, y), queue)
     for make, each in zip(makers, zip(*answers, strict=True), strict=True):

@@ -66,16 +66,20 @@ def test_a_linear_layer_finds_classes_that_a_line_parts():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(300, 1, 1, 2, generator=generator)
     labels = (images[:, 0, 0, 0] > images[:, 0, 0, 1]).long()
-    seen = []
+    seen, seeds = [], []
 
-    def views(batch, generator):
-        seen.append(len(batch))
-        return batch + 0.01 * torch.randn(batch.shape, generator=generator)
+    def views(rows, seed):
+        seen.append(len(rows))
+        seeds.append(seed)
+        return images[rows] + 0.01 * torch.randn(len(rows), 1, 1, 2, generator=torch.Generator().manual_seed(seed))
 
-    data = (images[:200], labels[:200], images[200:], labels[200:])
+    def features(x):
+        return 10 * x.flatten(1)
+
+    data = (views, labels[:200], features(images[200:]), labels[200:])
     state = torch.get_rng_state()
-    accuracy = linear_accuracy(lambda x: 10 * x.flatten(1), *data, views, epochs=20, batch_size=64)
-    assert accuracy > 95 and seen == [64, 64, 64, 8] * 20
+    accuracy = linear_accuracy(features, *data, epochs=20, batch_size=64)
+    assert accuracy > 95 and seen == [64, 64, 64, 8] * 20 and len(set(seeds)) == 80
     assert torch.equal(torch.get_rng_state(), state)
-    assert linear_accuracy(lambda x: 10 * x.flatten(1), *data, views, epochs=20, batch_size=64) == accuracy
-    assert linear_accuracy(lambda x: 0 * x.flatten(1), *data, views, epochs=1) < 65
+    assert linear_accuracy(features, *data, epochs=20, batch_size=64) == accuracy
+    assert linear_accuracy(lambda x: 0 * x.flatten(1), *data, epochs=1) < 65

@@ -55,7 +55,7 @@ def test_digits_from_nothing_to_a_folder_that_opens(monkeypatch, capsys, tmp_pat
     with torch.no_grad():
         digits = load_digits()
         features = encode_images(
-            encoder, digits.pixels[:5], 16, tuple(processor.image_mean), tuple(processor.image_std)
+            encoder, digits.take(slice(5)), 16, tuple(processor.image_mean), tuple(processor.image_std)
         )
     assert features.shape == (5, 128) and features.isfinite().all() and features.std(0).max() > 0
 
@@ -68,6 +68,66 @@ def test_the_baselines(monkeypatch, tmp_path, objective):
     assert results["objective"] == objective
     if objective == "infonce":
         assert results["knobs"]["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("objective", [["--divergence", "js"], ["--objective", "infonce"]], ids=str)
+@pytest.mark.parametrize("method", ["moco", "mocov3"])
+def test_moco(monkeypatch, capsys, tmp_path, method, objective):
+    """Its folder, its record, settings that run again, an export without its slow copy."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--method", method, *objective, "--held_out", 100, "--max_steps", 2, *SHORT[2:]]
+    flags += ["--queue_size", 128] if method == "moco" else []
+    main(monkeypatch, *flags)
+    (out,) = (tmp_path / "runs").iterdir()
+    assert out.name == f"vision-{method}-{'fmicl-js' if objective[1] == 'js' else 'infonce'}"
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"]["method"] == method and results["settings"]["encoder_momentum"] == 0.99
+    assert results["knobs"]["negatives"] == ("queue" if method == "moco" else results["settings"]["negatives"])
+    assert not any("slow_copy" in name for name in build_image_encoder(str(out)).state_dict())
+    main(monkeypatch, "--config", out / "settings.yaml", "--output_dir", "again")
+    a, b = (build_image_encoder(str(folder)).state_dict() for folder in (out, tmp_path / "again"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_lars(monkeypatch, tmp_path):
+    flags = ["--optim", "lars", "--held_out", 100, "--max_steps", 2, *SHORT[2:], "--output_dir", tmp_path / "out"]
+    main(monkeypatch, *flags)
+    settings = yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())
+    assert settings["optim"] == "lars"
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(InputError, match="--optim lars needs pytorch-optimizer: pip install pytorch-optimizer"):
+        main(monkeypatch, *flags, "--overwrite_output_dir", "True")
+
+
+def test_the_best_checkpoint_by_images_kept_aside(monkeypatch, capsys, tmp_path):
+    flags = [
+        "--held_out", 100, "--validation", 60, "--load_best_model_at_end", "True", "--save_strategy", "steps",
+        "--eval_strategy", "steps", "--eval_steps", 1, "--save_steps", 1, "--max_steps", 3, "--output_dir",
+        tmp_path / "out", *SHORT[2:],
+    ]  # fmt: skip
+    main(monkeypatch, *flags)
+    assert "240 images to train on, 100 held out" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    scores = {e["step"]: e["eval_knn_accuracy"] for e in results["log_history"] if "eval_knn_accuracy" in e}
+    assert (
+        scores[results["best_step"]] == max(scores[step] for step in (1, 2, 3)) == results["after"]["eval_knn_accuracy"]
+    )
+
+
+def test_large_images_of_many_sizes_are_cropped_by_workers(monkeypatch, capsys, tmp_path):
+    sizes = [(120, 100), (90, 140), (33, 40)]
+    path = parquet(tmp_path, [picture(size=sizes[i % 3], seed=i, kind="JPEG") for i in range(40)])
+    flags = [
+        "--train_file", path, "--held_out", 10, "--architecture", "resnet-8-small", "--views", "mocov3",
+        "--max_steps", 4, "--per_device_train_batch_size", 8, "--head_dim", 16, "--disable_tqdm", "True",
+        "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", 2, "--dataloader_num_workers", 1,
+    ]  # fmt: skip
+    for name in ("first", "second"):
+        main(monkeypatch, *flags, "--output_dir", tmp_path / name)
+    resumed = tmp_path / "first"
+    main(monkeypatch, *flags, "--output_dir", resumed, "--resume_from_checkpoint", resumed / "checkpoint-2")
+    a, b = (build_image_encoder(str(tmp_path / name)).state_dict() for name in ("first", "second"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_the_same_seed_gives_the_same_run_and_a_resumed_one_too(monkeypatch, tmp_path):
@@ -122,6 +182,16 @@ def test_a_vit_on_a_parquet_file_opens_in_the_pipeline(monkeypatch, tmp_path):
         (["--image_size", "0"], "--image_size must be at least 1, got 0"),
         (["--per_device_train_batch_size", "1"], "--per_device_train_batch_size must be at least 2, got 1"),
         (["--mini_batch_size", "8"], "--mini_batch_size is not possible with images"),
+        (["--validation", "350"], "--validation must be below 40, got 350"),
+        (["--queue_size", "64"], "--queue_size means nothing to --method simclr"),
+        (["--method", "moco", "--queue_size", "0"], "--queue_size must be at least 1, got 0"),
+        (
+            ["--method", "moco", "--queue_size", "31", "--per_device_train_batch_size", "16"],
+            "--queue_size must be at least the 32 embeddings of one step, got 31",
+        ),
+        (["--method", "moco", "--negatives", "both"], "--negatives both means nothing to --method moco"),
+        (["--encoder_momentum", "0.9"], "--encoder_momentum means nothing to --method simclr"),
+        (["--method", "mocov3", "--encoder_momentum", "1.5"], r"--encoder_momentum must be in \[0, 1\], got 1.5"),
         (["--load_best_model_at_end", "True"], "would choose the checkpoint by the images that the run is scored on"),
         (["--temperature", "0.1"], "--temperature means nothing to objective fmicl"),
         (["--train_file", "a", "--dataset_name", "b"], "exactly one of --train_file and --dataset_name"),

@@ -9,7 +9,17 @@ import torch
 from PIL import Image
 
 from fmicl_text.errors import InputError
-from fmicl_text.vision.data import ImageRows, LabelledImages, collate_images, load_digits, load_images
+from fmicl_text.vision.augmentations import Draw, random_resized_crop
+from fmicl_text.vision.data import (
+    ImageFiles,
+    LabelledImages,
+    TrainingRows,
+    collate_images,
+    load_digits,
+    load_images,
+    split,
+    two_crops,
+)
 
 
 def picture(mode="RGB", size=(8, 8), seed=0, kind="PNG"):
@@ -81,12 +91,6 @@ def test_a_broken_image_is_skipped_counted_and_named(tmp_path):
             r"no column 'img' \(--image_column\), its columns",
         ),
         (lambda d: parquet(d, [picture()] * 2), {"label_column": "y"}, r"has no column 'y' \(--label_column\)"),
-        (
-            lambda d: parquet(d, [picture(), picture(size=(9, 8))]),
-            {},
-            "of at most 96 pixels, got 8 x 8, 8 x 9",
-        ),
-        (lambda d: parquet(d, [picture(size=(97, 97))] * 2), {}, "one size of at most 96 pixels, got 97 x 97"),
         (lambda d: parquet(d, [{"bytes": b"x", "path": None}] * 2), {}, "none of 2 images can be read"),
         (lambda d: None, {}, "exactly one of --train_file and --dataset_name is needed, got None and None"),
         (lambda d: None, {"dataset_name": "absent/data"}, r"absent/data \[train\]: "),
@@ -98,20 +102,26 @@ def test_what_is_wrong_is_named(tmp_path, make, options, message):
     assert "\n" not in str(error.value)
 
 
-def test_held_out_rows_are_the_last():
+def test_held_out_rows_are_the_last_and_those_to_choose_by_come_before():
     images = LabelledImages(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10) % 2, "ten")
-    train, test = images.split(3)
-    assert train.pixels.flatten().tolist() == list(range(7)) and test.pixels.flatten().tolist() == [7, 8, 9]
-    train, test = images.split(3, most=4)
-    assert train.pixels.flatten().tolist() == list(range(4)) and test.pixels.flatten().tolist() == [7, 8, 9]
-    assert len(images.split(3, most=99)[0].pixels) == 7
+
+    def numbers(*arguments):
+        return [part and part.pixels.flatten().tolist() for part in split(images, *arguments)]
+
+    assert numbers(3) == [list(range(7)), [7, 8, 9], None]
+    assert numbers(3, 4) == [list(range(4)), [7, 8, 9], None]
+    assert numbers(3, 99, 2) == [list(range(5)), [7, 8, 9], [5, 6]]
     with pytest.raises(InputError, match="--max_train_samples must be at least 1, got 0"):
-        images.split(3, most=0)
+        split(images, 3, most=0)
     for held_out in (0, 10):
         with pytest.raises(InputError, match=f"--held_out must be from 1 to 9, got {held_out}"):
-            images.split(held_out)
-    with pytest.raises(InputError, match="one class only in 1 images, nothing to tell apart"):
-        images.split(1)
+            split(images, held_out)
+    for validation in (-1, 7):
+        with pytest.raises(InputError, match=f"--validation must be below 7, got {validation}"):
+            split(images, 3, validation=validation)
+    for arguments in ((1,), (3, None, 1)):
+        with pytest.raises(InputError, match="one class only in 1 images, nothing to tell apart"):
+            split(images, *arguments)
 
 
 def test_statistics_are_those_of_the_pixels():
@@ -122,5 +132,63 @@ def test_statistics_are_those_of_the_pixels():
 
 def test_a_batch_is_stacked_as_it_is():
     images = LabelledImages(torch.arange(24, dtype=torch.uint8).view(6, 1, 2, 2), torch.arange(6), "six")
-    rows = ImageRows(images)
+    rows = TrainingRows(images, 2, (0.2, 1.0), seed=0)
     assert len(rows) == 6 and torch.equal(collate_images([rows[4], rows[1]])["images"], images.pixels[[4, 1]])
+
+
+SIZES = [(40, 30), (97, 97), (30, 60), (200, 150), (8, 8), (120, 40)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Of many sizes and modes, one cut short."""
+    modes = ["RGB", "L", "P", "RGBA", "RGB", "RGB"]
+    pictures = [picture(mode, size, seed=i) for i, (mode, size) in enumerate(zip(modes, SIZES, strict=True))]
+    cut = picture(size=(300, 300), seed=9, kind="JPEG")
+    pictures.insert(3, {"bytes": cut["bytes"][: len(cut["bytes"]) // 2], "path": "cut.jpg"})
+    return load_images(parquet(tmp_path, pictures, labels=[5, 5, 7, 7, 7, 5, 7]))
+
+
+def test_images_of_many_sizes_stay_files(files):
+    assert isinstance(files, ImageFiles) and files.skipped == ("cut.jpg",)
+    assert files.labels.tolist() == [0, 0, 1, 1, 0, 1]
+    plain = files.plain([3, 0], 20)
+    assert plain.shape == (2, 3, 20, 20) and plain.dtype == torch.uint8
+    image = Image.open(io.BytesIO(picture(size=(40, 30))["bytes"]))
+    expected = np.array(image.crop((5, 0, 35, 30)).resize((20, 20), Image.Resampling.BILINEAR))
+    assert torch.equal(plain[1], torch.from_numpy(expected).permute(2, 0, 1))
+    mean, std = files.mean_and_std()
+    assert len(mean) == 3 and all(0.3 < m < 0.9 for m in mean) and all(s > 0 for s in std)
+    train, test, _ = split(files, 2)
+    assert torch.equal(test.plain([1], 8), files.plain([5], 8)) and len(train.labels) == 4
+
+
+def test_crops_of_files_are_a_function_of_seed_epoch_and_row(files):
+    rows = TrainingRows(files, 16, (0.2, 1.0), seed=3)
+    first = rows[2]
+    assert first.shape == (2, 3, 16, 16) and not torch.equal(first[0], first[1])
+    assert torch.equal(first, rows[2]) and torch.equal(files.for_views([2, 1], 16, (0.2, 1.0), (3, 0))[0], first)
+    rows.set_epoch(1)
+    assert not torch.equal(first, rows[2])
+    assert not torch.equal(first, TrainingRows(files, 16, (0.2, 1.0), seed=4)[2])
+    whole = files.for_views([2], 16, None, (3, 0))[0]
+    assert torch.equal(whole[0], whole[1])
+
+
+def test_a_crop_of_a_file_is_that_of_the_batched_views():
+    """The same boxes cut out and resized by PIL and by `random_resized_crop`, on colours that change slowly: PIL rounds
+    between its two passes."""
+    rows, columns = torch.meshgrid(torch.linspace(0, 255, 60), torch.linspace(0, 255, 80), indexing="ij")
+    pixels = torch.stack([rows, columns, (rows + columns) / 2]).round().to(torch.uint8)
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    ours = two_crops(image, 24, (0.2, 1.0), (1, 2))
+    seed = int(np.random.SeedSequence((1, 2)).generate_state(1, np.uint64)[0])
+    draw = Draw(torch.empty(2), torch.Generator().manual_seed(seed))
+    batched = random_resized_crop((pixels / 255).expand(2, -1, -1, -1), draw, 24, (0.2, 1.0), flip=0.0)
+    assert (ours / 255 - batched).abs().max() < 1.5 / 255
+
+
+def test_a_large_image_alone_makes_files(tmp_path):
+    found = load_images(parquet(tmp_path, [picture(size=(97, 97), seed=i) for i in range(2)]))
+    assert isinstance(found, ImageFiles)
+    assert isinstance(load_images(parquet(tmp_path, [picture(size=(96, 96))] * 2)), LabelledImages)

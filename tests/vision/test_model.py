@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from fmicl_text.trainer import FMICLTrainer
 from fmicl_text.vision.arguments import VisionTrainingArguments
-from fmicl_text.vision.data import ImageRows, LabelledImages, collate_images
+from fmicl_text.vision.data import LabelledImages, TrainingRows, collate_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel, encode_images, projection_head
 from fmicl_text.vision.views import ImageViews, plain_view
@@ -17,6 +17,10 @@ MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
 def pixels(count=24):
     return torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def images():
+    return LabelledImages(pixels(), torch.arange(24) % 3, "noise")
 
 
 def model():
@@ -38,7 +42,7 @@ def test_every_micro_step_draws_views_of_its_own(tmp_path):
     )
     wrapped = model()
     before = {name: weight.clone() for name, weight in wrapped.named_parameters()}
-    rows = ImageRows(LabelledImages(pixels(), torch.arange(24) % 3, "noise"))
+    rows = TrainingRows(images(), 16, (0.2, 1.0), seed=0)
     trainer = FMICLTrainer(wrapped, args, rows, collate_images, views=record)
     trainer.train()
     assert len(seeds) == len(set(seeds)) == 6
@@ -76,8 +80,8 @@ def test_the_head_has_three_layers():
 
 def test_features_do_not_depend_on_the_batch_or_change_the_mode():
     encoder = model().encoder.train()
-    all_at_once = encode_images(encoder, pixels(), 16, MEAN, STD, progress=False)
-    in_parts = encode_images(encoder, pixels(), 16, MEAN, STD, batch_size=5, progress=False)
+    all_at_once = encode_images(encoder, images(), 16, MEAN, STD, progress=False)
+    in_parts = encode_images(encoder, images(), 16, MEAN, STD, batch_size=5, progress=False)
     assert encoder.training and all_at_once.shape == (24, 16)
     assert_close(all_at_once, in_parts)
 

@@ -55,9 +55,22 @@ SMALLEST = {"cifar": 0.2, "imagenet": 0.08, "mocov3": 0.08}
 
 @pytest.mark.parametrize("preset", STEPS)
 def test_presets_are_those_of_the_papers(preset):
+    assert ImageViews(preset, 32, MEAN, STD).crop == (SMALLEST[preset], 1.0)
     for steps, expected in zip(ImageViews(preset, 32, MEAN, STD).steps, STEPS[preset], strict=True):
-        assert steps[0].func.__name__ == "random_resized_crop" and steps[0].keywords["scale"] == (SMALLEST[preset], 1.0)
-        assert {step.func.__name__: step.keywords["probability"] for step in steps[1:]} == expected
+        assert {step.func.__name__: step.keywords["probability"] for step in steps} == expected
+
+
+@pytest.mark.parametrize("preset", VIEWS)
+def test_crops_made_before_are_not_cropped_again(monkeypatch, preset):
+    """View k is of crop k; half of them are flipped, but for written characters; nothing else of the crop is left."""
+    channels = 1 if preset == "grey" else 3
+    make = ImageViews(preset, 24, (0.0,) * channels, (1.0,) * channels)
+    monkeypatch.setattr(make, "steps", ((), ()))
+    crops = batch(32, 2 * channels, 24).view(32, 2, channels, 24, 24)
+    views = make(crops, torch.Generator().manual_seed(0))
+    same = (views == crops / 255).flatten(2).all(-1)
+    flipped = (views == crops.flip(-1) / 255).flatten(2).all(-1)
+    assert (same ^ flipped).all() and (same.all() if preset == "grey" else 10 < same.sum() < 54)
 
 
 def test_fast_colours_are_used():
