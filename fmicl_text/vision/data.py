@@ -288,7 +288,7 @@ def as_tensor(image: Image.Image) -> Tensor:
 
 
 def cut(image: Image.Image, size: int, left: float, top: float, width: float, height: float) -> Tensor:
-    """A box resized with antialias to uint8 [C, size, size]; `resize(box=...)` alone would blend in what is around it."""
+    """A box resized with antialias to uint8 [C, size, size]; `resize(box=...)` alone blends in what surrounds it."""
     left, top = round(left), round(top)
     box = image.crop((left, top, left + round(width), top + round(height)))
     return as_tensor(box.resize((size, size), Image.Resampling.BILINEAR))
