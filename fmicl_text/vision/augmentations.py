@@ -94,7 +94,9 @@ def random_resized_crop(images: Tensor, draw: Draw, size: int, scale: tuple[floa
     vertical = resize_weights(top, rows, images.shape[-2], size)
     horizontal = resize_weights(left, columns, images.shape[-1], size)
     horizontal = torch.where(draw.chance(flip)[:, None, None], horizontal.flip(1), horizontal)
-    return vertical[:, None] @ images @ horizontal.transpose(1, 2)[:, None]
+    lines = vertical @ images.transpose(1, 2).flatten(2)  # [B, size, C W]: both products without copies of the weights
+    cropped = lines.unflatten(2, images.shape[1::2]).flatten(1, 2) @ horizontal.transpose(1, 2)
+    return cropped.unflatten(1, (size, images.shape[1])).transpose(1, 2)
 
 
 def greyscale(images: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class ImageViews:
         cropped = images.ndim == 5
         originals = [as_pixels(part, len(self.mean)) for part in (images.unbind(1) if cropped else [images])]
         draw = Draw(images, generator)
-        views = []
+        views = images.new_empty(len(images), 2, self.size, self.size, len(self.mean), dtype=torch.float32)
         # Under autocast the crop's products would be bf16, a step of 1/256 in a pixel, beside float32 ones.
         with torch.autocast(images.device.type, enabled=False):
             for k, steps in enumerate(self.steps):
@@ -77,8 +77,8 @@ class ImageViews:
                     view = random_resized_crop(view, draw, self.size, self.crop)
                 for step in steps:
                     view = step(view, draw)
-                views.append(normalise(view, self.mean, self.std))
-        return channels_last(torch.stack(views, dim=1))
+                views[:, k] = normalise(view, self.mean, self.std).movedim(1, -1)
+        return views.movedim(-1, -3)  # laid out as `channels_last` says
 
 
 def plain_view(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

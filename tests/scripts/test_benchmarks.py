@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,18 @@ def test_mistakes_are_one_line(monkeypatch, capsys, script, flags, message):
     with pytest.raises(SystemExit) as stop:
         run(script, *flags, monkeypatch=monkeypatch)
     assert stop.value.code == 2 and capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize("kornia", [True, False])
+def test_views_benchmark(tmp_path, monkeypatch, capsys, kornia):
+    """In the order of the table: this package's views twice, PIL's, and kornia's where it is installed."""
+    if not kornia:
+        monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
+    elif not find_spec("kornia"):
+        pytest.skip("kornia is not installed")
+    flags = ["--batch", 8, "--rounds", 2, "--size", 16, "--output", tmp_path / "r.json"]
+    run("views_benchmark.py", *flags, monkeypatch=monkeypatch)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert len(result["seconds"]) == 3 + kornia and all(len(taken) == 2 for taken in result["seconds"].values())
+    printed = capsys.readouterr().out
+    assert ("kornia is not installed" in printed) != kornia and "| PIL, one image at a time |" in printed

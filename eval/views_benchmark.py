@@ -1,0 +1,137 @@
+"""Random views of images per CPU core: this package's, kornia's (where it is installed) and PIL's, an image at a time.
+
+    python eval/views_benchmark.py                                  # 512 images of 32 pixels
+    python eval/views_benchmark.py --source 256 --size 224 --batch 64 --output views.json
+
+All make SimCLR's views: random resized crop, flip, colour jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grey 0.2,
+normalised. One thread, in turns, CPU seconds; ratios are medians over rounds. An image seen in two views counts twice.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from fmicl_text.errors import OneLineParser, check_writable, one_line_errors, whole_number
+from fmicl_text.evaluation.benchmark import median_ratio
+from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
+from fmicl_text.vision.views import ImageViews
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = OneLineParser("views_benchmark.py", __doc__)
+    parser.add_argument("--source", type=whole_number, default=32, help="height and width of the images")
+    parser.add_argument("--size", type=whole_number, default=32, help="height and width of the views")
+    parser.add_argument("--batch", type=whole_number, default=512, help="images")
+    parser.add_argument("--rounds", type=whole_number, default=5)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    check_writable("--output", args.output)
+    return args
+
+
+def pil_view(image: Image.Image, size: int) -> Tensor:
+    """One view of one image [3, size, size], as torchvision makes it of a PIL image."""
+    for _ in range(10):
+        area = image.width * image.height * random.uniform(0.2, 1)
+        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+        width, height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if width <= image.width and height <= image.height:
+            break
+    else:
+        width, height = image.size
+    left, top = random.randint(0, image.width - width), random.randint(0, image.height - height)
+    image = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
+    if random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if random.random() < 0.8:
+        for step in random.sample(range(4), 4):
+            image = pil_jitter(image, step)
+    if random.random() < 0.2:
+        image = image.convert("L").convert("RGB")
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+
+
+def pil_jitter(image: Image.Image, step: int) -> Image.Image:
+    """Brightness, contrast, saturation or hue changed at random."""
+    if step < 3:
+        enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[step]
+        return enhance(image).enhance(random.uniform(0.6, 1.4))
+    hue, saturation, value = image.convert("HSV").split()
+    shift = round(random.uniform(-0.1, 0.1) * 255)
+    return Image.merge("HSV", (hue.point([(h + shift) % 256 for h in range(256)]), saturation, value)).convert("RGB")
+
+
+def kornia_views(images: Tensor, size: int) -> Callable[[], object]:
+    """Two views of each image by kornia's augmentations, with its default crop.
+
+    Raises:
+        ImportError: kornia is not installed.
+    """
+    import kornia.augmentation as augment
+
+    make = torch.nn.Sequential(
+        augment.RandomResizedCrop((size, size), scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)),
+        augment.RandomHorizontalFlip(0.5),
+        augment.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+        augment.RandomGrayscale(p=0.2),
+        augment.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+    )
+    return lambda: [make(images.float() / 255) for _ in range(2)]
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.rand(args.batch, 3, 8, 8, generator=generator)
+    images = torch.nn.functional.interpolate(smooth, (args.source, args.source), mode="bicubic").clamp(0, 1)
+    images = (images * 255).to(torch.uint8)
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    ours = {colour: ImageViews("cifar", args.size, MEAN, STD, colour) for colour in ("fast", "exact")}
+    contestants: dict[str, Callable[[], object]] = {
+        "ImageViews, colour fast": lambda: ours["fast"](images),
+        "ImageViews, colour exact": lambda: ours["exact"](images),
+        "PIL, one image at a time": lambda: torch.stack([pil_view(p, args.size) for p in pictures for _ in range(2)]),
+    }
+    try:
+        contestants["kornia"] = kornia_views(images, args.size)
+    except ImportError:
+        print("kornia is not installed: pip install kornia")
+
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in tqdm(range(args.rounds + 1), desc="rounds", leave=False):
+        for name, make in contestants.items():
+            start = time.process_time()
+            make()
+            if turn:  # the first does not count
+                seconds[name].append(time.process_time() - start)
+    fastest = seconds["ImageViews, colour fast"]
+    rows = [
+        {
+            "views": name,
+            "images/s per core": f"{2 * args.batch / statistics.median(taken):,.0f}",
+            "of colour fast": f"{median_ratio(fastest, taken):.2f}",
+        }
+        for name, taken in seconds.items()
+    ]
+    if args.output:
+        settings = {name: value for name, value in vars(args).items() if name != "output"}
+        write_json(args.output, {"settings": settings, "seconds": seconds, "versions": library_versions()})
+    print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    with one_line_errors("views_benchmark.py"):
+        main()
