@@ -4,6 +4,7 @@
     python eval/geometry.py --model before=BERT after=runs/js --text SENTENCES.txt --flow --plot geometry.png
     python eval/geometry.py --model runs/js --file PAIRS.tsv            # partners: pairs graded 4 or more
     python eval/geometry.py --model before=digits after=runs/digits --images digits --views grey --image_size 16
+    python eval/geometry.py --model js=runs/digits/checkpoint-100 --after_head --images digits ...   # as the loss sees it
     python eval/geometry.py --embeddings FEATURES.npz                   # x and y [N, D] of any encoder
     python eval/geometry.py --synthetic --flow                          # pairs of which the density is known
 
@@ -41,6 +42,7 @@ from fmicl_text.text.data import load_training_text
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.data import Images, load_digits, load_images
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
+from fmicl_text.vision.model import open_head
 from fmicl_text.vision.views import VIEWS, ImageViews
 
 
@@ -62,6 +64,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--views", choices=VIEWS, default="cifar", help="random views of --images")
     parser.add_argument("--image_size", type=whole_number, default=32, help="of the views, in pixels")
+    parser.add_argument("--after_head", action="store_true", help="of --images: as the loss sees them, of checkpoints")
     parser.add_argument("--pooling", choices=POOLINGS, help="of text; default: what the model says, or mean")
     parser.add_argument("--strict", action="store_true", help="refuse a model that says nothing of its pooling")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of rows, dropout and the flow")
@@ -72,6 +75,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--model embeds --text, --file or --images: leave it out with --embeddings and --synthetic")
     if args.images and not args.model:
         parser.error("--images needs --model: an image model, or the name of an architecture (random weights)")
+    if args.after_head and not args.images:
+        parser.error("--after_head needs --images")
     if args.flow_dims < 3:
         parser.error(f"--flow_dims must be at least 3, got {args.flow_dims}")
     check_writable("--output", args.output)
@@ -134,14 +139,16 @@ def image_views(args: argparse.Namespace) -> Iterator[Views]:
         make = ImageViews(args.views, args.image_size, *images.mean_and_std())
         generator = torch.Generator().manual_seed(args.seed)
         order = torch.randperm(len(images.labels), generator=generator)[: args.num_pairs]
-        encoder.eval()
+        head = open_head(path, encoder.width(args.image_size)) if args.after_head else torch.nn.Identity()
+        embed = torch.nn.Sequential(encoder, head).eval()
         with torch.no_grad():
             batches = []
             for rows in order.split(256):
                 pixels = images.for_views(rows.tolist(), args.image_size, make.crop, (args.seed,))
-                batches.append(encoder(make(pixels, generator).flatten(0, 1)))
+                batches.append(embed(make(pixels, generator).flatten(0, 1)))
         x, y = torch.cat(batches).unflatten(0, (-1, 2)).unbind(1)
-        yield name, {"partners": f"two {args.views} views", "source": images.source, "model": path}, x, y
+        facts = {"partners": f"two {args.views} views", "source": images.source, "model": path}
+        yield name, facts | {"layer": "after the head" if args.after_head else "encoder, before any head"}, x, y
 
 
 def file_views(args: argparse.Namespace) -> Iterator[Views]:

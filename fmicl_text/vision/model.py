@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from fmicl_text.model import ContrastiveModel
+from fmicl_text.errors import InputError
+from fmicl_text.model import TRAINING_FILE, ContrastiveModel
 from fmicl_text.vision.data import Images
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder
 from fmicl_text.vision.views import plain_view
@@ -23,6 +26,22 @@ def projection_head(width: int, dim: int) -> nn.Module:
     for inputs in (width, dim):
         layers += [nn.Linear(inputs, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(dim, dim))
+
+
+def open_head(folder: str, width: int) -> nn.Module:
+    """The projection head that a checkpoint folder holds, for features of a width.
+
+    Raises:
+        InputError: It is no checkpoint of an image model.
+    """
+    try:
+        weights = load_file(Path(folder) / TRAINING_FILE)
+        state = {name.removeprefix("head."): weight for name, weight in weights.items() if name.startswith("head.")}
+        head = projection_head(width, len(state["0.weight"]))
+        head.load_state_dict(state)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder} is no checkpoint of an image model: no head in {TRAINING_FILE}") from error
+    return head.eval()
 
 
 class ImageContrastiveModel(ContrastiveModel):

@@ -14,6 +14,10 @@ import torch
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation import density
 from fmicl_text.evaluation.synthetic import kernel_pairs
+from fmicl_text.vision.architectures import IMAGE_CONFIGS
+from fmicl_text.vision.data import load_digits
+from fmicl_text.vision.encoder import new_image_encoder
+from fmicl_text.vision.model import ImageContrastiveModel
 from tests.conftest import sentences
 
 SCRIPT = Path(__file__).parent.parent.parent / "eval" / "geometry.py"
@@ -93,6 +97,27 @@ def test_synthetic_data_needs_no_model(monkeypatch, capsys):
     assert [row.split("|")[1].strip() for row in rows] == ["kernel", "two scales", "clusters"]
 
 
+def test_images_as_the_loss_sees_them(monkeypatch, tmp_path):
+    """A checkpoint's head is applied where asked for; an exported encoder has none."""
+    digits = load_digits().take(slice(50))
+    monkeypatch.setattr("fmicl_text.vision.data.load_digits", lambda: digits)
+    model = ImageContrastiveModel(new_image_encoder(IMAGE_CONFIGS["digits"]()), 16, head_dim=24)
+    model.save_encoder(str(tmp_path / "run"), model.state_dict())
+    model.save_encoder(str(tmp_path / "checkpoint-1"), model.state_dict())
+    model.save_training_only(str(tmp_path / "checkpoint-1"), model.state_dict())
+    flags = ["--images", "digits", "--views", "grey", "--image_size", 16, "--output", tmp_path / "r.json"]
+    widths = []
+    for extra in ([], ["--after_head"]):
+        main(monkeypatch, "--model", tmp_path / "checkpoint-1", *flags, *extra)
+        (result,) = json.loads((tmp_path / "r.json").read_text())
+        widths.append((result["width"], result["layer"]))
+    assert widths == [(128, "encoder, before any head"), (24, "after the head")]
+    with pytest.raises(
+        InputError, match="run is no checkpoint of an image model: no head in training_only.safetensors"
+    ):
+        main(monkeypatch, "--model", tmp_path / "run", *flags, "--after_head")
+
+
 def no_arrays(folder: Path) -> Path:
     np.savez(folder / "e.npz", z=np.ones(3))
     return folder / "e.npz"
@@ -147,6 +172,7 @@ def test_embeddings_that_cannot_be_used(monkeypatch, tmp_path, make, message):
             ["--synthetic", "--num_pairs", "150", "--flow"],
             "150 pairs that differ are too few to estimate a density, 200 are needed",
         ),
+        (["--after_head"], "--after_head needs --images"),
         (["--synthetic", "--flow", "--flow_dims", "2"], "--flow_dims must be at least 3, got 2"),
     ],
 )

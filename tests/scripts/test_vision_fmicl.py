@@ -220,14 +220,22 @@ CONFIGS = sorted((SCRIPT.parent / "configs" / "vision").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_goes_with_a_baseline(config):
+    _, _, args = parse_vision_args(["--config", str(config), "--train_file", "x.parquet", "--objective", "infonce"])
+    assert args.build_loss().knobs["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("flags", [["--divergence", "vlc"], ["--divergence", "kl", "--similarity", "gaussian"]])
 def test_every_config_parses(config, flags):
     model, _, args = parse_vision_args(["--config", str(config), "--train_file", "x.parquet", *flags])
-    assert (args.gamma, args.alpha, args.num_train_epochs, model.head_dim) == (1, 40, 800, 512)
+    epochs = 1000 if config.stem.startswith("imagenet") else 800
+    assert (args.gamma, args.alpha, args.num_train_epochs, model.head_dim) == (1, 40, epochs, 512)
+    assert args.method == ("mocov3" if config.stem.startswith("imagenet") else "simclr")
 
 
 def test_there_are_configs():
-    assert len(CONFIGS) >= 3
+    assert len(CONFIGS) == 4
 
 
 @pytest.mark.parametrize("flags", [["--divergence", "vlc", "--alpha", "7"], ["--objective", "infonce"]])
