@@ -4,7 +4,7 @@
     python eval/geometry.py --model before=BERT after=runs/js --text SENTENCES.txt --flow --plot geometry.png
     python eval/geometry.py --model runs/js --file PAIRS.tsv            # partners: pairs graded 4 or more
     python eval/geometry.py --model before=digits after=runs/digits --images digits --views grey --image_size 16
-    python eval/geometry.py --model js=runs/digits/checkpoint-100 --after_head --images digits ...   # as the loss sees it
+    python eval/geometry.py --model js=runs/digits/checkpoint-100 --after_head --images digits ... # as the loss sees it
     python eval/geometry.py --embeddings FEATURES.npz                   # x and y [N, D] of any encoder
     python eval/geometry.py --synthetic --flow                          # pairs of which the density is known
 

@@ -13,10 +13,15 @@ from fmicl_text import build_text_encoder
 from fmicl_text.divergences import DIVERGENCES
 from fmicl_text.text.collator import TokenCollator
 from fmicl_text.text.tokens import tokenise_once
+from fmicl_text.vision.arguments import VisionTrainingArguments
+from fmicl_text.vision.data import LabelledImages, TrainingRows, collate_images
+from fmicl_text.vision.encoder import new_image_encoder
+from fmicl_text.vision.model import ImageContrastiveModel
 from tests.conftest import sentences
 from tests.distributed.ranks import run_ranks
 from tests.test_momentum import make_trainer as make_momentum_trainer
 from tests.test_trainer import make_trainer, weights
+from tests.vision.test_encoder import TOKENS, ViTConfig
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition"),
@@ -227,3 +232,40 @@ def test_moco_on_two_processes(no_dropout_folder, tmp_path, method, knobs):
     for two in run_trainers(2, no_dropout_folder, tmp_path, method, function=momentum_run, **knobs):
         assert all(error(a, b) < 1e-10 for a, b in zip(two[0], one[0], strict=True))
         assert all(torch.allclose(two[1][name], one[1][name], atol=1e-9) for name in one[1])
+
+
+def vision_run(output_dir, method, **settings):
+    """Weights after three steps of a ViT without batch statistics, on views that no generator draws."""
+    args = VisionTrainingArguments(
+        str(output_dir), max_steps=3, eval_strategy="no", lr_scheduler_type="constant", max_grad_norm=0.0,
+        weight_decay=0, train_sampling_strategy="sequential", disable_tqdm=True, use_cpu=True, method=method,
+        queue_size=64 if method == "moco" else None, **settings,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = ImageContrastiveModel(new_image_encoder(ViTConfig(**TOKENS)), 32, head_dim=8)
+    model.head = torch.nn.Linear(model.head[0].in_features, 8)
+    pixels = torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8)
+    rows = TrainingRows(LabelledImages(pixels, torch.arange(48) % 3, "noise"), 32, None, seed=0)
+
+    def views(images, generator):
+        return torch.stack([images.float() / 255, images.flip(-1).float().square() / 65025], dim=1)
+
+    trainer = args.trainer_class()(model, args, rows, collate_images, views=views)
+    if method == "mocov3":
+        trainer.model.predictor = torch.nn.Linear(8, 8)
+    trainer.model.double()
+    trainer.model.register_forward_pre_hook(lambda module, args: ({"pixel_values": args[0]["pixel_values"].double()},))
+    if method != "simclr":
+        copy = trainer.model.slow_copy.model
+        copy.register_forward_pre_hook(lambda module, args: ({"pixel_values": args[0]["pixel_values"].double()},))
+    trainer.train()
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("method", ["simclr", "moco", "mocov3"])
+def test_images_on_two_processes(tmp_path, method):
+    one = vision_run(tmp_path, method, per_device_train_batch_size=16)
+    start = vision_run(tmp_path, method, per_device_train_batch_size=16, learning_rate=0.0)
+    for two in run_trainers(2, tmp_path, method, function=vision_run, per_device_train_batch_size=8):
+        assert all(torch.allclose(two[name], one[name], atol=1e-9) for name in one)
+    assert max((one[name] - start[name]).abs().max() for name in one) > 1e-2

@@ -113,7 +113,7 @@ def test_images_as_the_loss_sees_them(monkeypatch, tmp_path):
         widths.append((result["width"], result["layer"]))
     assert widths == [(128, "encoder, before any head"), (24, "after the head")]
     with pytest.raises(
-        InputError, match="run is no checkpoint of an image model: no head in training_only.safetensors"
+        InputError, match=r"run is no checkpoint of an image model: no head in training_only\.safetensors"
     ):
         main(monkeypatch, "--model", tmp_path / "run", *flags, "--after_head")
 

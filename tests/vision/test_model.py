@@ -71,6 +71,23 @@ def test_a_checkpoint_holds_encoder_and_head_and_an_export_the_encoder_alone(tmp
         assert torch.equal(other.state_dict()[name], weight), name
 
 
+def test_views_of_the_users_own_from_the_collator(tmp_path):
+    """A transform of one image at a time, such as torchvision's, in the workers: no `views` for the trainer then."""
+    seen = []
+
+    def two_views(rows):
+        views = [torch.stack([row.float() / 255 + 0.1 * torch.randn(row.shape) for _ in range(2)]) for row in rows]
+        seen.append(torch.stack(views))
+        return {"pixel_values": seen[-1]}
+
+    args = VisionTrainingArguments(str(tmp_path), per_device_train_batch_size=4, max_steps=2, eval_strategy="no")
+    wrapped = model()
+    inputs = []
+    wrapped.register_forward_hook(lambda module, args, output: inputs.append(args[0]["pixel_values"]))
+    FMICLTrainer(wrapped, args, TrainingRows(images(), 16, None, seed=0), two_views).train()
+    assert len(inputs) == 2 and torch.equal(inputs[0], seen[0].flatten(0, 1))
+
+
 def test_the_head_has_three_layers():
     head = projection_head(32, 8)
     linear = [module for module in head if isinstance(module, torch.nn.Linear)]
