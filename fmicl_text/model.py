@@ -68,6 +68,16 @@ class ContrastiveModel(nn.Module):
         """Tokenised rows {input_ids, attention_mask, ...} [B, T] to embeddings [B, D]."""
         return self.predictor(self.head(self.encoder(features)["sentence_embedding"]))
 
+    def describe(self) -> dict[str, Any]:
+        """What a record and the model card say of the encoder."""
+        backbone: Any = self.encoder[0].model
+        return {
+            "modality": "text",
+            "base_model": hub_name(backbone.name_or_path),
+            "pooling": next(module.pooling_mode for module in self.encoder if isinstance(module, Pooling)),
+            "size": self.encoder.max_seq_length,
+        }
+
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
         """Write the encoder as a SentenceTransformer folder, with the weights of `state` (of this whole module)."""
         backbone: Any = self.encoder[0].model
@@ -144,6 +154,11 @@ def build_text_encoder(
     if pooling or not says_pooling:
         set_pooling(encoder, pooling or "cls")
     return encoder
+
+
+def hub_name(name_or_path: str) -> str | None:
+    """The name of a model on the Hub; None of a folder."""
+    return None if not name_or_path or Path(name_or_path).expanduser().exists() else name_or_path
 
 
 def require_tokenizer(encoder: SentenceTransformer, name: str) -> None:

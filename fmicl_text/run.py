@@ -15,6 +15,7 @@ from accelerate.commands.config import default_config_file, load_config_from_fil
 from accelerate.commands.launch import launch_command_parser
 from transformers.trainer_utils import get_last_checkpoint
 
+from fmicl_text.card import write_card
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import library_versions, write_json
@@ -134,14 +135,28 @@ def data_facts(data: Any) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
+def scored_on(
+    name: str, dataset_id: str | None = None, split: str | None = None, revision: str | None = None
+) -> dict[str, str | None]:
+    """What metrics are of, for the record and the card.
+
+    Args:
+        name: For people.
+        dataset_id, split, revision: Where the data can be looked up on the Hub, and its commit.
+    """
+    return {"name": name, "dataset_id": dataset_id, "split": split, "revision": revision}
+
+
 def save_run(
     trainer: FMICLTrainer,
     settings: Mapping[str, Any],
     before: Mapping[str, float],
     after: Mapping[str, float],
     data: Mapping[str, Any],
+    scored_on: Mapping[str, Any],
 ) -> None:
-    """Write the encoder, settings.yaml, training_curve.png and, last, results.json into the output folder.
+    """Write the encoder, settings.yaml, training_curve.png, the model card and, last, results.json into the output
+    folder.
 
     Args:
         trainer: After training.
@@ -149,6 +164,7 @@ def save_run(
         before: Metrics of the encoder before training.
         after: Metrics of the encoder that is saved.
         data: What is known of the training data: source, rows, skipped, ...
+        scored_on: What the metrics are of; see `scored_on`.
     """
     trainer.save_model()
     if not trainer.is_world_process_zero():
@@ -161,21 +177,22 @@ def save_run(
     if not any(score in entry for entry in trainer.state.log_history):
         history.append({"step": trainer.state.global_step, **after})
     plot_training_curve(history, folder / CURVE_FILE, f"{args.objective_name}, seed {args.seed}", score)
-    write_json(
-        folder / RESULTS_FILE,
-        {
-            "objective": args.objective_name,
-            "knobs": trainer.loss.knobs,
-            "seed": args.seed,
-            "steps": trainer.state.global_step,
-            "engine": str(trainer.accelerator.distributed_type.value),
-            "processes": args.world_size,
-            "best_step": trainer.state.best_global_step if args.load_best_model_at_end else None,
-            "before": before,
-            "after": after,
-            "data": data,
-            "settings": settings,
-            "versions": library_versions(),
-            "log_history": history,
-        },
-    )
+    run = {
+        "objective": args.objective_name,
+        "knobs": trainer.loss.knobs,
+        "seed": args.seed,
+        "steps": trainer.state.global_step,
+        "engine": str(trainer.accelerator.distributed_type.value),
+        "processes": args.world_size,
+        "best_step": trainer.state.best_global_step if args.load_best_model_at_end else None,
+        "before": before,
+        "after": after,
+        "encoder": trainer.model.describe(),
+        "scored_on": scored_on,
+        "data": data,
+        "settings": settings,
+        "versions": library_versions(),
+        "log_history": history,
+    }
+    write_card(run, folder)
+    write_json(folder / RESULTS_FILE, run)

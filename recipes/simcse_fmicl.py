@@ -9,13 +9,15 @@ Flags: --help. A YAML file of flags (--config) comes first, the command line win
 opens with SentenceTransformer, and settings.yaml, results.json and training_curve.png.
 """
 
+from pathlib import Path
+
 from transformers import EarlyStoppingCallback, set_seed
 
 from fmicl_text.arguments import announce, parse_args, resolved_settings
 from fmicl_text.errors import one_line_errors
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.report import before_after_table
-from fmicl_text.evaluation.sts import load_pairs, load_stsb
+from fmicl_text.evaluation.sts import STSB_HUB_NAME, hub_revision, load_pairs, load_stsb
 from fmicl_text.model import ContrastiveModel, build_text_encoder
 from fmicl_text.run import (
     check_processes,
@@ -24,6 +26,7 @@ from fmicl_text.run import (
     clear_output_dir,
     data_facts,
     save_run,
+    scored_on,
 )
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokens import training_rows
@@ -56,7 +59,11 @@ def main() -> None:
         rows, collator = training_rows(data, encoder.tokenizer, data_args.max_seq_length, data_args.tokenize_once)
     facts = data_facts(data)
     say("Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    pairs = load_pairs(data_args.sts_dev_file) if data_args.sts_dev_file else load_stsb("dev")
+    if data_args.sts_dev_file:
+        pairs, graded = load_pairs(data_args.sts_dev_file), scored_on(Path(data_args.sts_dev_file).name)
+    else:
+        pairs = load_stsb("dev")
+        graded = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "validation", hub_revision(pairs))
     patience = args.early_stopping_patience
     trainer = FMICLTrainer(
         model=ContrastiveModel(encoder, model_args.head),
@@ -71,7 +78,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=checkpoint)
     after = trainer.score()
 
-    save_run(trainer, resolved_settings(model_args, data_args, args), before, after, facts)
+    save_run(trainer, resolved_settings(model_args, data_args, args), before, after, facts, graded)
     say(before_after_table(before, after))
     say(f"Encoder, settings, results and curve: {args.output_dir}")
 

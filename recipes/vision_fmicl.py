@@ -9,6 +9,7 @@ Leaves in output_dir: the encoder (an image model's folder), settings.yaml, resu
 """
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import ViTImageProcessorPil, set_seed
@@ -16,7 +17,14 @@ from transformers import ViTImageProcessorPil, set_seed
 from fmicl_text.arguments import resolved_settings
 from fmicl_text.errors import one_line_errors
 from fmicl_text.evaluation.report import markdown_table
-from fmicl_text.run import check_processes, checkpoint_to_resume, claim_output_dir, clear_output_dir, save_run
+from fmicl_text.run import (
+    check_processes,
+    checkpoint_to_resume,
+    claim_output_dir,
+    clear_output_dir,
+    save_run,
+    scored_on,
+)
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.arguments import parse_vision_args
 from fmicl_text.vision.data import Images, TrainingRows, collate_images, load_digits, load_images, split
@@ -88,7 +96,8 @@ def main() -> None:
 
     rows.append(at_end.probe("after training", at_end.features(encoder)))
     facts = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped), "probes": rows}
-    save_run(trainer, resolved_settings(model_args, data_args, args), before, after, facts)
+    held_out = f"{len(test.labels)} held-out images of {Path(images.source).name}"
+    save_run(trainer, resolved_settings(model_args, data_args, args), before, after, facts, scored_on(held_out))
     say(markdown_table(rows))
     say(f"Encoder, settings, results and curve: {args.output_dir}")
 

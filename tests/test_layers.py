@@ -28,7 +28,8 @@ ALLOWED = {
     "trainer": {"errors", "evaluation", "model", "training_args"},
     "momentum": {"distributed", "errors", "model", "similarity", "trainer"},
     "arguments": {"errors", "model", "quickstart", "training_args"},
-    "run": {"errors", "evaluation", "trainer", "training_args"},
+    "card": {"evaluation"},
+    "run": {"card", "errors", "evaluation", "trainer", "training_args"},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -145,7 +146,15 @@ def load_stsb(split: str) -> Dataset:
     except OSError as error:
         raise InputError(f"{str(error).splitlines()[0]}: name local pairs instead (--sts_dev_file)") from error
     columns = [map(str, rows[column]) for column in COLUMNS]
-    return checked_pairs(enumerate(zip(*columns, strict=True), start=1), STSB_HUB_NAME, unit="row")
+    pairs = checked_pairs(enumerate(zip(*columns, strict=True), start=1), STSB_HUB_NAME, unit="row")
+    pairs.info.download_checksums = rows.info.download_checksums
+    return pairs
+
+
+def hub_revision(pairs: Dataset) -> str | None:
+    """The commit that pairs from the Hub are of, as the addresses of their files name it; None of other pairs."""
+    found = [re.search("@([0-9a-f]{40})/", address) for address in pairs.info.download_checksums or {}]
+    return next((match[1] for match in found if match), None)
 
 
 def sts_metrics(embeddings1: Tensor, embeddings2: Tensor, scores: Tensor | list[float]) -> dict[str, float]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fmicl_text.errors import InputError
-from fmicl_text.model import TRAINING_FILE, ContrastiveModel
+from fmicl_text.model import TRAINING_FILE, ContrastiveModel, hub_name
 from fmicl_text.vision.data import Images
-from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder
+from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, has_small_stem
 from fmicl_text.vision.views import plain_view
 
 BACKBONE = "encoder.backbone."
@@ -57,7 +57,7 @@ class ImageContrastiveModel(ContrastiveModel):
     def __init__(self, encoder: ImageEncoder, image_size: int, head_dim: int, processor: Any = None) -> None:
         nn.Module.__init__(self)
         self.encoder: Any = encoder
-        self.processor = processor
+        self.processor, self.image_size = processor, image_size
         self.width = head_dim
         self.head = projection_head(encoder.width(image_size), head_dim)
         self.predictor = nn.Identity()
@@ -65,6 +65,16 @@ class ImageContrastiveModel(ContrastiveModel):
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         """{pixel_values: [B, C, H, W]} to embeddings [B, head_dim]."""
         return self.predictor(self.head(self.encoder(features["pixel_values"])))
+
+    def describe(self) -> dict[str, Any]:
+        config = self.encoder.backbone.config
+        return {
+            "modality": "image",
+            "base_model": hub_name(self.encoder.backbone.name_or_path),
+            "pooling": self.encoder.pooling,
+            "size": self.image_size,
+            "small_image_stem": has_small_stem(config),
+        }
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
         weights = {name.removeprefix(BACKBONE): weight for name, weight in state.items() if name.startswith(BACKBONE)}

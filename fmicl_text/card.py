@@ -1,0 +1,217 @@
+"""The model card of a run: README.md beside the encoder, from what results.json says. The text is card_template.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from fmicl_text.evaluation.report import before_after_table, markdown_table
+
+TEMPLATE = Path(__file__).parent / "card_template.md"
+CITATION = """@article{lu2023fmicl,
+  title = {f-MICL: Understanding and Generalizing InfoNCE-based Contrastive Learning},
+  author = {Lu, Yiwei and Zhang, Guojun and Sun, Sun and Guo, Hongyu and Yu, Yaoliang},
+  journal = {Transactions on Machine Learning Research},
+  year = {2023},
+  url = {https://arxiv.org/abs/2402.10150}
+}"""
+MARK = "by [fmicl_text](https://arxiv.org/abs/2402.10150)"  # in every card that is written here
+R = "r = -gamma ||x - y||^2 of unit embeddings"
+
+# Divergence: f(u), score f'(e^r), conjugate (f* o f')(e^r); the README's table.
+FORMULAS = {
+    "kl": ("u log u", "r", "e^r - 1"),
+    "js": ("u log u - (1+u) log((1+u)/2)", "r - log((1+e^r)/2)", "log((1+e^r)/2)"),
+    "pearson": ("(u-1)^2", "2(e^r - 1)", "e^2r - 1"),
+    "sh": ("(sqrt u - 1)^2", "1 - e^(-r/2)", "e^(r/2) - 1"),
+    "tsallis": ("(u^a - 1)/(a-1)", "a/(a-1) (e^((a-1)r) - 1)", "e^(ar) - 1"),
+    "vlc": ("(u-1)^2/(u+1)", "1 - 4/(1+u)^2, u = e^r", "(u-1)(3u+1)/(u+1)^2, u = e^r"),
+    "jeffrey": ("(u-1) log u", "r + 1 - e^-r", "e^r - 1 + r"),
+    "rkl": ("-log u", "1 - e^-r", "r"),
+    "neyman": ("(1-u)^2/u", "1 - e^-2r", "2(1 - e^-r)"),
+    "vlc_as_printed": ("(u-1)^2/(u+1)", "1 - 4/(1+u)^2, u = e^r", "3 - 4/(u+1), u = e^r"),
+}
+BASELINES = {
+    "infonce": "loss = -mean log( e^(x_i.y_i/temperature) / (the same + sum over negatives e^(x_i.n/temperature)) )",
+    "align_uniform": "loss = mean ||x_i - y_i||^2 + alpha log mean over negatives e^(-gamma ||x_i - n||^2)",
+    "spectral": "loss = -2 mean x_i.y_i + alpha mean over negatives (x_i.n)^2",
+}
+
+TEXT_USE = """from sentence_transformers import SentenceTransformer
+
+encoder = SentenceTransformer("{name}")
+embeddings = encoder.encode(["A man is eating food.", "A man eats a meal.", "The sky is blue."])
+print(encoder.similarity(embeddings, embeddings))"""
+TEXT_SEARCH = """from sentence_transformers.util import semantic_search
+
+texts = ["A man is eating food.", "A girl plays the violin.", "The sky is blue."]
+hits = semantic_search(encoder.encode(["Somebody has lunch."]), encoder.encode(texts), top_k=2)"""
+STOCK_IMAGE_USE = """from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+processor, model = AutoImageProcessor.from_pretrained("{name}"), AutoModel.from_pretrained("{name}").eval()
+output = model(**processor(Image.open("image.png"), return_tensors="pt"))"""
+SMALL_STEM_USE = """from fmicl_text.vision.encoder import build_image_encoder  # stock classes lack its small stem
+
+encoder = build_image_encoder("{name}").eval()  # normalised images [B, C, H, W] to features [B, D]"""
+
+
+def write_card(run: Mapping[str, Any], folder: Path, name: str | None = None) -> None:
+    """Write README.md into the folder of a run, unless a person has written one: a card that this wrote says so.
+
+    Args:
+        run: What results.json holds.
+        folder: Where the encoder lies.
+        name: Under which it will be opened; by default the folder's.
+    """
+    path = folder / "README.md"
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        return
+    path.write_text(model_card(run, name or folder.name), encoding="utf-8")
+
+
+def model_card(run: Mapping[str, Any], name: str) -> str:
+    """The card's text.
+
+    Args:
+        run: What results.json holds.
+        name: Under which the encoder will be opened: a folder or a Hub name.
+    """
+    text = run["encoder"]["modality"] == "text"
+    data, settings = run["data"], run["settings"]
+    card = ModelCard.from_template(
+        card_metadata(run, name),
+        template_path=str(TEMPLATE),
+        title=name,
+        what="A sentence encoder" if text else "An image encoder",
+        objective_sentence=objective_sentence(run),
+        use=use_of(run, name),
+        search=TEXT_SEARCH if text else None,
+        formula=formula(run),
+        training=training_facts(run),
+        curve="training_curve.png",
+        results_sentence=results_sentence(run),
+        results=before_after_table(run["before"], run["after"]) if text else markdown_table(data["probes"]),
+        limits=limits_of(settings, text),
+        citation=CITATION,
+    )
+    return f"{str(card.content).strip()}\n"
+
+
+def card_metadata(run: Mapping[str, Any], name: str) -> ModelCardData:
+    """What the Hub reads of a card. A score goes in where its data set can be looked up there."""
+    encoder, settings, scored_on = run["encoder"], run["settings"], run["scored_on"]
+    text = encoder["modality"] == "text"
+    dataset = settings.get("dataset_name")
+    results = None
+    if scored_on["dataset_id"]:
+        results = [
+            EvalResult(
+                task_type="semantic-similarity",
+                dataset_type=scored_on["dataset_id"],
+                dataset_name=scored_on["name"],
+                dataset_split=scored_on["split"],
+                dataset_revision=scored_on["revision"],
+                metric_type="cosine_spearman",
+                metric_name="Spearman x 100 of cosine and score",
+                metric_value=run["after"]["eval_sts_spearman"],
+            )
+        ]
+    return ModelCardData(
+        model_name=name,
+        library_name="sentence-transformers" if text else "transformers",
+        pipeline_tag="sentence-similarity" if text else "image-feature-extraction",
+        tags=["f-micl", "contrastive-learning", run["objective"], "feature-extraction"],
+        base_model=encoder["base_model"],
+        datasets=[dataset] if dataset else None,
+        eval_results=results,
+    )
+
+
+def objective_sentence(run: Mapping[str, Any]) -> str:
+    """f-MICL (kl), or a baseline; and MoCo where positives come from a slow copy."""
+    objective = run["objective"]
+    named = f"f-MICL ({objective.removeprefix('fmicl-')})" if objective.startswith("fmicl-") else f"`{objective}`"
+    method = run["settings"].get("method", "simclr")
+    return named if method == "simclr" else f"{named} in {method}"
+
+
+def formula(run: Mapping[str, Any]) -> str:
+    """The loss that was minimised, with its knobs."""
+    knobs = {name: value for name, value in run["knobs"].items() if name not in ("global_batch", "divergence")}
+    with_knobs = "with " + ", ".join(f"{name} {value}" for name, value in knobs.items())
+    if not run["objective"].startswith("fmicl-"):
+        return f"    {BASELINES[run['objective']]}\n\n{with_knobs}."
+    name = run["knobs"]["divergence"]
+    f, score, conjugate = FORMULAS.get(name, ("of the user's own", "f'(e^r)", "(f* o f')(e^r)"))
+    terms = "loss = -mean score(r of positives) + alpha mean conjugate(r of negatives)"
+    if run["knobs"]["similarity"] == "cosine":
+        return f"    {terms}, on cosines instead of r, score(t) = t, conjugate = f*\n\nfor f(u) = {f}, {with_knobs}."
+    return (
+        f"    {terms}\n    score(r) = {score}\n    conjugate(r) = {conjugate}\n\nfor f(u) = {f} and {R}, {with_knobs}."
+    )
+
+
+def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of the card's table: names of files, never where they lie."""
+    encoder, settings, data = run["encoder"], run["settings"], run["data"]
+    file = settings.get("train_file")
+    started_from = settings.get("model_name_or_path") or f"random weights, {settings.get('architecture')}"
+    facts = {
+        "started from": encoder["base_model"] or Path(str(started_from)).name,
+        "data": Path(file).name if file else data["source"],
+        "rows": data.get("rows"),
+        "positives": "two random views of an image" if encoder["modality"] == "image" else positives(data),
+        "pooling": encoder["pooling"],
+        "length" if encoder["modality"] == "text" else "image size": encoder["size"],
+        "head, in training only": settings.get("head") or f"projection, width {settings.get('head_dim')}",
+        "batch": settings["per_device_train_batch_size"] * run["processes"],
+        "steps": run["steps"],
+        "best step, kept": run["best_step"],
+        "learning rate": settings["learning_rate"],
+        "seed": run["seed"],
+        "versions": ", ".join(f"{package} {number}" for package, number in run["versions"].items()),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def positives(data: Mapping[str, Any]) -> str:
+    """What a positive pair of text is."""
+    return "dropout views of a text" if len(str(data["columns"]).split()) == 1 else f"columns {data['columns']}"
+
+
+def results_sentence(run: Mapping[str, Any]) -> str:
+    """On what the scores are, and how to read them."""
+    where = run["scored_on"]
+    revision = f", revision {where['revision']}" if where["revision"] else ""
+    if run["encoder"]["modality"] == "text":
+        chosen = " The checkpoint was chosen by this score." if run["best_step"] is not None else ""
+        return f"{where['name']}{revision}: Spearman x 100 of cosine and score, over all pairs.{chosen}"
+    return (
+        f"{where['name']}: percent of held-out images whose class a probe of the frozen features finds, beside raw "
+        "pixels and the encoder before training."
+    )
+
+
+def limits_of(settings: Mapping[str, Any], text: bool) -> str:
+    """What a reader should not expect."""
+    if text:
+        return (
+            f"Trained on texts of at most {settings['max_seq_length']} tokens and scored on sentences; it knows the "
+            "languages and carries the biases of its base model and training text. The weights hold no BERT pooler: "
+            "`pooler_output` of `AutoModel` is random, use the pooling named above."
+        )
+    return (
+        "Trained without labels on the images named above; on others, or at another size, probe it first. It carries "
+        "the biases of its training images."
+    )
+
+
+def use_of(run: Mapping[str, Any], name: str) -> str:
+    """Lines that open the encoder."""
+    if run["encoder"]["modality"] == "text":
+        return TEXT_USE.format(name=name)
+    return (SMALL_STEM_USE if run["encoder"]["small_image_stem"] else STOCK_IMAGE_USE).format(name=name)
