@@ -29,6 +29,7 @@ ALLOWED = {
     "momentum": {"distributed", "errors", "model", "similarity", "trainer"},
     "arguments": {"errors", "model", "quickstart", "training_args"},
     "card": {"evaluation"},
+    "integrations/": {"card", "divergences", "loss"},
     "run": {"card", "errors", "evaluation", "trainer", "training_args"},
 }
 

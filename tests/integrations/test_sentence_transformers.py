@@ -1,0 +1,199 @@
+"""The losses in sentence-transformers' own trainer: columns, gradients plain and cached, Matryoshka, adapters."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+
+from fmicl_text import build_text_encoder
+from fmicl_text import loss as core
+from fmicl_text.integrations.sentence_transformers import CachedFMICLLoss, FMICLLoss, token_ids
+from tests.conftest import sentences
+from tests.distributed.test_trainer import run_trainers
+
+COLUMNS = {"text": ["text"], "pairs": ["anchor", "positive"], "triplets": ["anchor", "positive", "negative"]}
+KNOBS = {"divergence": "js", "gamma": 2.0, "alpha": 4.0}
+
+
+def data(kind, rows=16):
+    return Dataset.from_dict({name: sentences(rows, seed) for seed, name in enumerate(COLUMNS[kind])})
+
+
+def encoder(folder):
+    torch.manual_seed(0)
+    return build_text_encoder(folder, pooling="mean")
+
+
+def features(model, kind, rows=12):
+    return [dict(model.tokenize(data(kind, rows)[name])) for name in COLUMNS[kind]]
+
+
+def gradient(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def close(a, b, bar=1e-6):
+    assert b.norm() > 1e-2
+    return ((a - b).norm() / b.norm()).item() < bar
+
+
+@pytest.mark.parametrize("kind", ["pairs", "triplets"])
+def test_the_loss_is_that_of_the_core(no_dropout_folder, kind):
+    model = encoder(no_dropout_folder)
+    x, y, *hard = (model(columns)["sentence_embedding"] for columns in features(model, kind))
+    expected = core.FMICLLoss(**KNOBS)(x, y, *hard)
+    found = FMICLLoss(model, **KNOBS)(features(model, kind), None)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(FMICLLoss(model, **KNOBS).compute_loss_from_embeddings([x, y, *hard]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:the two views of every text are identical")  # of one column, without dropout
+@pytest.mark.parametrize("kind", COLUMNS)
+@pytest.mark.parametrize("size", [{"mini_batch_size": 5}, {"mini_batch_num_tokens": 40}], ids=str)
+def test_cached_gradients_are_the_plain_ones(no_dropout_folder, kind, size):
+    model = encoder(no_dropout_folder)
+    plain = gradient(model, FMICLLoss(model, **KNOBS)(features(model, kind), None))
+    assert close(gradient(model, CachedFMICLLoss(model, **KNOBS, **size)(features(model, kind), None)), plain)
+
+
+def test_identical_views_are_warned_of(no_dropout_folder):
+    model = encoder(no_dropout_folder)
+    with pytest.warns(UserWarning, match="views of every text are identical: the model has no dropout"):
+        FMICLLoss(model, **KNOBS)(features(model, "text"), None)
+
+
+def test_cached_dropout_is_the_same_in_both_passes(bert_folder):
+    """One mini-batch a column: the same draws as the plain loss makes; several: each its own, replayed."""
+    model = encoder(bert_folder).train()
+    torch.manual_seed(5)
+    plain = gradient(model, FMICLLoss(model, **KNOBS)(features(model, "text"), None))
+    torch.manual_seed(5)
+    assert close(gradient(model, CachedFMICLLoss(model, **KNOBS)(features(model, "text"), None)), plain)
+
+
+def test_equal_texts_are_no_negatives(no_dropout_folder):
+    model = encoder(no_dropout_folder)
+    texts = ["a dog runs", "the cat sleeps", "a dog runs", "one man sings", "two birds"]
+    pairs = [dict(model.tokenize(texts)), dict(model.tokenize(sentences(5)))]
+    ids = torch.tensor([0, 1, 0, 2, 3])
+    x, y = (model(dict(column))["sentence_embedding"] for column in pairs)
+    own = torch.stack([ids, 10 + torch.arange(5)], dim=1)
+    expected = core.FMICLLoss(**KNOBS)(x, y, text_ids=own)
+    assert (expected - core.FMICLLoss(**KNOBS)(x, y)).abs() > 1e-4
+    torch.testing.assert_close(FMICLLoss(model, **KNOBS)(pairs, None), expected)
+
+
+def test_ids_are_of_tokens_alone(no_dropout_folder):
+    """Not of the padding; order and length count; none of inputs that are no padded tokens."""
+    model = encoder(no_dropout_folder)
+    short = model.tokenize(["a dog", "dog a", "a dog dog"])
+    long = model.tokenize(["the man walks over the river today", "a dog"])
+    first, second = token_ids([short])[:, 0], token_ids([long])[:, 0]
+    assert first[0] == second[1] and len({*first.tolist(), *second.tolist()}) == 4
+    assert token_ids([{"pixel_values": torch.zeros(2, 3, 4, 4)}]) is None
+    many = torch.randint(0, 30000, (4000, 12), generator=torch.Generator().manual_seed(0))
+    ids = token_ids([{"input_ids": many, "attention_mask": torch.ones_like(many)}])
+    assert len(ids.unique()) == len(many.unique(dim=0)) == 4000
+
+
+def train(model, loss, kind, folder, rows=32, **settings):
+    args = SentenceTransformerTrainingArguments(
+        str(folder), max_steps=3, per_device_train_batch_size=8, use_cpu=True, disable_tqdm=True, report_to="none",
+        save_strategy="no", learning_rate=1e-3, logging_steps=1, **settings,
+    )  # fmt: skip
+    trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=data(kind, rows), loss=loss)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    trainer.train()
+    moved = [name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])]
+    return trainer, moved
+
+
+@pytest.mark.filterwarnings("ignore")  # sentence-transformers' own
+@pytest.mark.parametrize("kind", COLUMNS)
+@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+def test_it_trains_and_saves(bert_folder, tmp_path, kind, make):
+    model = encoder(bert_folder)
+    trainer, moved = train(model, make(model, **KNOBS), kind, tmp_path)
+    assert len(moved) > 20 and all("loss" in entry for entry in trainer.state.log_history[:3])
+    model.save_pretrained(str(tmp_path / "final"))
+    again = SentenceTransformer(str(tmp_path / "final"), device="cpu")
+    texts = sentences(4, seed=9)
+    assert (again.encode(texts) == model.encode(texts)).all()
+    card = (tmp_path / "final" / "README.md").read_text()
+    assert '"divergence": "js"' in card and "lu2023fmicl" in card and f"loss:{make.__name__}" in card
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+def test_matryoshka(no_dropout_folder, tmp_path, make):
+    """Around the loss; its gradient is the sum over widths, plain and cached."""
+    model = encoder(no_dropout_folder)
+    wrapped = MatryoshkaLoss(model, make(model, **KNOBS), [32, 16, 8])
+    found = gradient(model, wrapped(features(model, "pairs"), None))
+    x, y = (model(column)["sentence_embedding"] for column in features(model, "pairs"))
+    parts = [core.FMICLLoss(**KNOBS)(x[:, :width], y[:, :width]) for width in (32, 16, 8)]
+    assert close(found, gradient(model, sum(parts)))
+    _, moved = train(model, wrapped, "pairs", tmp_path)
+    assert len(moved) > 20
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lora(bert_folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = encoder(bert_folder)
+    model.add_adapter(peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=4, target_modules=["query", "value"]))
+    _, moved = train(model, FMICLLoss(model, **KNOBS), "pairs", tmp_path)
+    assert moved and all("lora" in name for name in moved)
+
+
+def test_what_the_card_says_is_json(bert_folder):
+    model = encoder(bert_folder)
+    config = json.loads(json.dumps(CachedFMICLLoss(model, **KNOBS, gather_across_devices=True).get_config_dict()))
+    assert config == {
+        "divergence": "js", "gamma": 2.0, "alpha": 4.0, "negatives": "same_view", "similarity": "gaussian",
+        "gather_across_devices": True,
+    }  # fmt: skip
+
+
+def test_what_is_refused(bert_folder):
+    model = encoder(bert_folder)
+    with pytest.raises(ValueError, match=r"takes one to three columns \(text; pairs; triplets\), got 4"):
+        FMICLLoss(model)([{}] * 4, None)
+    with pytest.raises(ValueError, match="divergence must be one of kl, js"):
+        FMICLLoss(model, divergence="chi")
+    with pytest.raises(ValueError, match="mini_batch_size must be at least 1, got 0"):
+        CachedFMICLLoss(model, mini_batch_size=0)
+    with pytest.raises(ValueError, match="mini_batch_num_tokens must be at least 1, got 0"):
+        CachedFMICLLoss(model, mini_batch_num_tokens=0)
+
+
+def weights_after(folder, output_dir, make, **settings):
+    model = encoder(folder)
+    loss = make(model, **KNOBS, gather_across_devices=True)
+    settings |= {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "learning_rate": 0.05}
+    args = SentenceTransformerTrainingArguments(
+        str(output_dir), max_steps=3, use_cpu=True, disable_tqdm=True, report_to="none", save_strategy="no", **settings
+    )
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    SentenceTransformerTrainer(model=model, args=args, train_dataset=data("pairs", 64), loss=loss).train()
+    return before, {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, make):
+    before, one = weights_after(no_dropout_folder, tmp_path, make, per_device_train_batch_size=16)
+    for _, two in run_trainers(
+        2, no_dropout_folder, tmp_path, make, function=weights_after, per_device_train_batch_size=8
+    ):
+        assert max((two[name] - one[name]).abs().max() for name in one) < 1e-6
+    assert max((one[name] - before[name]).abs().max() for name in one) > 1e-3
