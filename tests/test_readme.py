@@ -18,6 +18,7 @@ LINKS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")  # of sentence-transformers' arguments on a CPU
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_python_examples_run(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -25,7 +26,7 @@ def test_python_examples_run(number, tmp_path, monkeypatch):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
 def test_every_divergence_is_in_the_table():
