@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -138,6 +139,13 @@ class VisionTrainingArguments(FMICLTrainingArguments):
         if (self.negatives == "queue") != (self.method == "moco"):
             raise ValueError(
                 f"--negatives {self.negatives} means nothing to --method {self.method}: only moco has a queue"
+            )
+        if self.method == "moco" and self.objective == "fmicl":
+            warnings.warn(
+                "f-MICL's negative term pushes queries away from all keys of a queue alike, their positives among them "
+                "while keys lie close together: on scikit-learn's digits the encoder got worse. --method mocov3, or "
+                "--objective infonce, does not do that.",
+                stacklevel=2,
             )
         if self.queue_size is not None and self.method != "moco":
             raise ValueError(f"--queue_size means nothing to --method {self.method}, which has no queue")

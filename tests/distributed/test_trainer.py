@@ -262,6 +262,7 @@ def vision_run(output_dir, method, **settings):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.filterwarnings("ignore:f-MICL's negative term pushes queries away")
 @pytest.mark.parametrize("method", ["simclr", "moco", "mocov3"])
 def test_images_on_two_processes(tmp_path, method):
     one = vision_run(tmp_path, method, per_device_train_batch_size=16)

@@ -70,6 +70,10 @@ def test_the_baselines(monkeypatch, tmp_path, objective):
         assert results["knobs"]["temperature"] == 0.5
 
 
+QUEUE_WARNING = "f-MICL's negative term pushes queries away from all keys of a queue alike"
+
+
+@pytest.mark.filterwarnings(f"ignore:{QUEUE_WARNING}")
 @pytest.mark.parametrize("objective", [["--divergence", "js"], ["--objective", "infonce"]], ids=str)
 @pytest.mark.parametrize("method", ["moco", "mocov3"])
 def test_moco(monkeypatch, capsys, tmp_path, method, objective):
@@ -87,6 +91,14 @@ def test_moco(monkeypatch, capsys, tmp_path, method, objective):
     main(monkeypatch, "--config", out / "settings.yaml", "--output_dir", "again")
     a, b = (build_image_encoder(str(folder)).state_dict() for folder in (out, tmp_path / "again"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_queue_of_fmicl_is_warned_of(recwarn):
+    parse_vision_args(["--method", "moco", "--objective", "infonce"])
+    parse_vision_args(["--method", "mocov3"])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=QUEUE_WARNING):
+        parse_vision_args(["--method", "moco"])
 
 
 def test_lars(monkeypatch, tmp_path):
@@ -200,6 +212,7 @@ def test_a_vit_on_a_parquet_file_opens_in_the_pipeline(monkeypatch, tmp_path):
         (["--model_name_or_path", "./absent"], "no such folder"),
     ],
 )
+@pytest.mark.filterwarnings(f"ignore:{QUEUE_WARNING}")
 def test_mistakes_are_one_line(monkeypatch, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message) as error:
         main(monkeypatch, *arguments, "--output_dir", tmp_path / "out")
