@@ -162,6 +162,8 @@ class one_line:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RuntimeError):  # what an upload in a thread raises of what stopped it
+            error = error.__cause__
         if not isinstance(error, HTTPError | OSError):
             return
         status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
