@@ -28,6 +28,7 @@ ALLOWED = {
     "trainer": {"errors", "evaluation", "model", "training_args"},
     "momentum": {"distributed", "errors", "model", "similarity", "trainer"},
     "arguments": {"errors", "model", "quickstart", "training_args"},
+    "hub": {"errors"},
     "card": {"evaluation"},
     "integrations/": {"card", "divergences", "loss"},
     "run": {"card", "errors", "evaluation", "trainer", "training_args"},
