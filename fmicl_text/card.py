@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fmicl_text.evaluation.report import before_after_table, markdown_table
 
+CURVE = "training_curve.png"
 TEMPLATE = Path(__file__).parent / "card_template.md"
 CITATION = """@article{lu2023fmicl,
   title = {f-MICL: Understanding and Generalizing InfoNCE-based Contrastive Learning},
@@ -70,18 +71,18 @@ def write_card(run: Mapping[str, Any], folder: Path, name: str | None = None) ->
     path = folder / "README.md"
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return
-    path.write_text(model_card(run, name or folder.name), encoding="utf-8")
+    path.write_text(model_card(run, name or folder.name, (folder / CURVE).is_file()), encoding="utf-8")
 
 
-def model_card(run: Mapping[str, Any], name: str) -> str:
+def model_card(run: Mapping[str, Any], name: str, curve: bool = True) -> str:
     """The card's text.
 
     Args:
         run: What results.json holds.
         name: Under which the encoder will be opened: a folder or a Hub name.
+        curve: Whether a picture of training lies beside it.
     """
     text = run["encoder"]["modality"] == "text"
-    data, settings = run["data"], run["settings"]
     card = ModelCard.from_template(
         card_metadata(run, name),
         template_path=str(TEMPLATE),
@@ -92,10 +93,10 @@ def model_card(run: Mapping[str, Any], name: str) -> str:
         search=TEXT_SEARCH if text else None,
         formula=formula(run),
         training=training_facts(run),
-        curve="training_curve.png",
+        curve=CURVE if curve else None,
         results_sentence=results_sentence(run),
-        results=before_after_table(run["before"], run["after"]) if text else markdown_table(data["probes"]),
-        limits=limits_of(settings, text),
+        results=results_table(run),
+        limits=limits_of(text),
         citation=CITATION,
     )
     return f"{str(card.content).strip()}\n"
@@ -107,7 +108,7 @@ def card_metadata(run: Mapping[str, Any], name: str) -> ModelCardData:
     text = encoder["modality"] == "text"
     dataset = settings.get("dataset_name")
     results = None
-    if scored_on["dataset_id"]:
+    if scored_on["dataset_id"] and "eval_sts_spearman" in run["after"]:
         results = [
             EvalResult(
                 task_type="semantic-similarity",
@@ -159,15 +160,18 @@ def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of the card's table: names of files, never where they lie."""
     encoder, settings, data = run["encoder"], run["settings"], run["data"]
     file = settings.get("train_file")
-    started_from = settings.get("model_name_or_path") or f"random weights, {settings.get('architecture')}"
+    started_from = settings.get("model_name_or_path")
+    if started_from is None and settings.get("architecture"):
+        started_from = f"random weights, {settings['architecture']}"
     facts = {
-        "started from": encoder["base_model"] or Path(str(started_from)).name,
+        "started from": encoder["base_model"] or (started_from and Path(started_from).name),
         "data": Path(file).name if file else data["source"],
         "rows": data.get("rows"),
         "positives": "two random views of an image" if encoder["modality"] == "image" else positives(data),
         "pooling": encoder["pooling"],
-        "length" if encoder["modality"] == "text" else "image size": encoder["size"],
-        "head, in training only": settings.get("head") or f"projection, width {settings.get('head_dim')}",
+        "tokens per text, in training": settings.get("max_seq_length"),
+        "tokens per text, at most" if encoder["modality"] == "text" else "image size": encoder["size"],
+        "head, in training only": head_of(settings),
         "batch": settings["per_device_train_batch_size"] * run["processes"],
         "steps": run["steps"],
         "best step, kept": run["best_step"],
@@ -178,9 +182,15 @@ def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
+def head_of(settings: Mapping[str, Any]) -> str | None:
+    """The head that only training saw."""
+    return f"projection, width {settings['head_dim']}" if "head_dim" in settings else settings.get("head")
+
+
 def positives(data: Mapping[str, Any]) -> str:
     """What a positive pair of text is."""
-    return "dropout views of a text" if len(str(data["columns"]).split()) == 1 else f"columns {data['columns']}"
+    columns = str(data.get("columns", "text"))
+    return "dropout views of a text" if len(columns.split()) == 1 else f"columns {columns}"
 
 
 def results_sentence(run: Mapping[str, Any]) -> str:
@@ -196,11 +206,23 @@ def results_sentence(run: Mapping[str, Any]) -> str:
     )
 
 
-def limits_of(settings: Mapping[str, Any], text: bool) -> str:
+def results_table(run: Mapping[str, Any]) -> str:
+    """Scores before and after, of images the probes; in mid-training those there are."""
+    if probes := run["data"].get("probes"):
+        return markdown_table(probes)
+    if run["before"]:
+        return before_after_table(run["before"], run["after"])
+    scores = {name.removeprefix("eval_"): v for name, v in run["after"].items() if name.startswith("eval_")}
+    return (
+        markdown_table([{"metric": name, "value": value} for name, value in scores.items()]) if scores else "None yet."
+    )
+
+
+def limits_of(text: bool) -> str:
     """What a reader should not expect."""
     if text:
         return (
-            f"Trained on texts of at most {settings['max_seq_length']} tokens and scored on sentences; it knows the "
+            "Trained on texts of the length named above and scored on sentences; it knows the "
             "languages and carries the biases of its base model and training text. The weights hold no BERT pooler: "
             "`pooler_output` of `AutoModel` is random, use the pooling named above."
         )

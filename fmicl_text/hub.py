@@ -11,14 +11,21 @@ Only the encoder, its card and its training curve go: no head, no optimizer, no 
 from __future__ import annotations
 
 import json
+import logging
 import re
+import shutil
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from fmicl_text.errors import InputError, OneLineParser, one_line_errors
+
+logger = logging.getLogger(__name__)
 
 NAMES = ("README.md", "training_curve.png", "modules.json", "vocab.txt", "merges.txt")
 SUFFIXES = (".json", ".safetensors", ".model")  # .model: of sentencepiece
@@ -101,6 +108,7 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
     exist_ok: bool = False,
+    token: str | None = None,
 ) -> str:
     """Upload an encoder's folder in one commit, and return where it can be seen.
 
@@ -112,15 +120,16 @@ def push(
         revision: A branch, made if need be.
         create_pr: Open a pull request instead.
         exist_ok: Whether the repository may exist already.
+        token: By default that of `hf auth login` or HF_TOKEN.
 
     Raises:
         InputError: A folder or a name that cannot be pushed.
         HubError: The Hub could not be reached, or refused.
     """
     files = files_to_push(folder)
-    repo_id = create_repository(repo_id, private, exist_ok or create_pr, folder)
+    repo_id = create_repository(repo_id, private, exist_ok or create_pr, folder, token)
     with one_line(f"{repo_id}", retry_command(folder, repo_id, private, revision, create_pr)):
-        api = HfApi()
+        api = HfApi(token=token)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in files]
@@ -130,7 +139,9 @@ def push(
     return str(commit.pr_url or commit.commit_url)
 
 
-def create_repository(repo_id: str, private: bool | None, exist_ok: bool, folder: Path | None = None) -> str:
+def create_repository(
+    repo_id: str, private: bool | None, exist_ok: bool, folder: Path | None = None, token: str | None = None
+) -> str:
     """Make a model repository, and return its whole name.
 
     Raises:
@@ -138,10 +149,10 @@ def create_repository(repo_id: str, private: bool | None, exist_ok: bool, folder
         HubError: The Hub could not be reached, or refused.
     """
     check_repo_id(repo_id)
-    if get_token() is None:
+    if token is None and get_token() is None:
         raise HubError(f"{repo_id}: {REASONS[401]}")
     with one_line(repo_id, retry_command(folder, repo_id, private) if folder else None):
-        return str(HfApi().create_repo(repo_id, private=private, exist_ok=exist_ok).repo_id)
+        return str(HfApi(token=token).create_repo(repo_id, private=private, exist_ok=exist_ok).repo_id)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -177,6 +188,48 @@ class one_line:
             reason = f"the connection failed ({' '.join(str(error).split())[:200] or type(error).__name__})"
         again = f"; nothing local has changed, to try again: {self.retry}" if self.retry else ""
         raise HubError(f"{self.repo_id}: {reason}{again}") from error
+
+
+class BackgroundPush:
+    """Pushes of checkpoints while training goes on, one at a time. One that fails is a warning, no more."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.running: Future[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a push is under way."""
+        return self.running is not None and not self.running.done()
+
+    def start(self, folder: Path, repo_id: str, **options: Any) -> None:
+        """Push what the folder holds now: of a copy, since a checkpoint may be removed meanwhile. Waits for the push
+        before."""
+        self.wait()
+        copy = tempfile.TemporaryDirectory()
+        try:
+            for name in files_to_push(folder):
+                (Path(copy.name) / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, Path(copy.name) / name)
+        except (OSError, InputError) as error:
+            logger.warning("%s was not pushed, training goes on: %s", folder, error)
+            copy.cleanup()
+            return
+        self.running = self.thread.submit(self.run, folder, copy, repo_id, options)
+
+    def run(self, folder: Path, copy: tempfile.TemporaryDirectory[str], repo_id: str, options: dict[str, Any]) -> None:
+        """In the thread."""
+        with copy:
+            try:
+                push(Path(copy.name), repo_id, **options)
+            except InputError as error:
+                reason = str(error).partition("; nothing local")[0]
+                logger.warning("%s was not pushed, training goes on: %s", folder, reason)
+
+    def wait(self) -> None:
+        """Until the push under way has ended."""
+        if self.running is not None:
+            self.running.result()
 
 
 def retry_command(

@@ -18,7 +18,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from fmicl_text.card import write_card
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.plots import plot_training_curve
-from fmicl_text.evaluation.report import library_versions, write_json
+from fmicl_text.evaluation.report import write_json
+from fmicl_text.record import run_record
 from fmicl_text.trainer import FMICLTrainer
 from fmicl_text.training_args import FMICLTrainingArguments
 
@@ -147,52 +148,21 @@ def scored_on(
     return {"name": name, "dataset_id": dataset_id, "split": split, "revision": revision}
 
 
-def save_run(
-    trainer: FMICLTrainer,
-    settings: Mapping[str, Any],
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-    data: Mapping[str, Any],
-    scored_on: Mapping[str, Any],
-) -> None:
+def save_run(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:
     """Write the encoder, settings.yaml, training_curve.png, the model card and, last, results.json into the output
     folder.
 
     Args:
-        trainer: After training.
-        settings: What `arguments.resolved_settings` gives.
-        before: Metrics of the encoder before training.
+        trainer: After training; its `facts` are set.
         after: Metrics of the encoder that is saved.
-        data: What is known of the training data: source, rows, skipped, ...
-        scored_on: What the metrics are of; see `scored_on`.
     """
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)
     if not trainer.is_world_process_zero():
         return
-    folder, args = Path(str(trainer.args.output_dir)), trainer.args
-    settings_text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    folder, args, run = Path(str(trainer.args.output_dir)), trainer.args, run_record(trainer, after)
+    settings_text = yaml.safe_dump(dict(run["settings"]), sort_keys=False, allow_unicode=True)
     (folder / SETTINGS_FILE).write_text(settings_text, encoding="utf-8")
-    history = [{"step": 0, **before}, *trainer.state.log_history]
     (score, *_) = after
-    if not any(score in entry for entry in trainer.state.log_history):
-        history.append({"step": trainer.state.global_step, **after})
-    plot_training_curve(history, folder / CURVE_FILE, f"{args.objective_name}, seed {args.seed}", score)
-    run = {
-        "objective": args.objective_name,
-        "knobs": trainer.loss.knobs,
-        "seed": args.seed,
-        "steps": trainer.state.global_step,
-        "engine": str(trainer.accelerator.distributed_type.value),
-        "processes": args.world_size,
-        "best_step": trainer.state.best_global_step if args.load_best_model_at_end else None,
-        "before": before,
-        "after": after,
-        "encoder": trainer.model.describe(),
-        "scored_on": scored_on,
-        "data": data,
-        "settings": settings,
-        "versions": library_versions(),
-        "log_history": history,
-    }
-    write_card(run, folder)
+    plot_training_curve(run["log_history"], folder / CURVE_FILE, f"{args.objective_name}, seed {args.seed}", score)
+    write_card(run, folder, trainer.hub_model_id)
     write_json(folder / RESULTS_FILE, run)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from fmicl_text.distributed import GLOBAL_BATCH
 from fmicl_text.divergences import DIVERGENCES, tsallis
@@ -22,7 +23,7 @@ ONLY = {
     "dataloader_drop_last": True,  # a last batch of one has no negative
     "logging_nan_inf_filter": False,  # it hides a broken run
     "neftune_noise_alpha": None,
-    "push_to_hub": False,  # SentenceTransformer(output_dir).push_to_hub(name) does it
+    "hub_token": None,  # log in with `hf auth login`, or set HF_TOKEN: arguments end up in files
     "remove_unused_columns": False,  # the collator reads the text
 }
 
@@ -123,6 +124,10 @@ class FMICLTrainingArguments(TrainingArguments):
         for name, only in ONLY.items():
             if getattr(self, name) != only:
                 raise ValueError(f"--{name} {getattr(self, name)} is not possible here: it must be {only}")
+        if (strategy := HubStrategy(self.hub_strategy)) not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"--hub_strategy {strategy.value} would upload optimizer and head: accepted are end and every_save"
+            )
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1:
                 raise ValueError(f"--early_stopping_patience must be at least 1, got {self.early_stopping_patience}")

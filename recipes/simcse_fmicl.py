@@ -74,13 +74,17 @@ def main() -> None:
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
     )
     before = trainer.score()
+    settings = resolved_settings(model_args, data_args, args)
+    trainer.facts = {"settings": settings, "before": before, "data": facts, "scored_on": graded}
     clear_output_dir(args)
     trainer.train(resume_from_checkpoint=checkpoint)
     after = trainer.score()
 
-    save_run(trainer, resolved_settings(model_args, data_args, args), before, after, facts, graded)
+    save_run(trainer, after)
     say(before_after_table(before, after))
-    say(f"Encoder, settings, results and curve: {args.output_dir}")
+    say(f"Encoder, card, settings, results and curve: {args.output_dir}")
+    if args.push_to_hub:
+        say(f"On the Hub: {trainer.push_to_hub()}")
 
 
 if __name__ == "__main__":

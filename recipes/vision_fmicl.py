@@ -90,16 +90,24 @@ def main() -> None:
         at_end.probe("raw pixels", at_end.raw_pixels()),
         at_end.probe("before training", at_end.features(encoder)),
     ]
+    facts = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped)}
+    trainer.facts = {
+        "settings": resolved_settings(model_args, data_args, args),
+        "before": before,
+        "data": facts,
+        "scored_on": scored_on(f"{len(test.labels)} held-out images of {Path(images.source).name}"),
+    }
     clear_output_dir(args)
     trainer.train(resume_from_checkpoint=checkpoint)
     after = trainer.score()
 
     rows.append(at_end.probe("after training", at_end.features(encoder)))
-    facts = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped), "probes": rows}
-    held_out = f"{len(test.labels)} held-out images of {Path(images.source).name}"
-    save_run(trainer, resolved_settings(model_args, data_args, args), before, after, facts, scored_on(held_out))
+    trainer.facts["data"] = facts | {"probes": rows}
+    save_run(trainer, after)
     say(markdown_table(rows))
-    say(f"Encoder, settings, results and curve: {args.output_dir}")
+    say(f"Encoder, card, settings, results and curve: {args.output_dir}")
+    if args.push_to_hub:
+        say(f"On the Hub: {trainer.push_to_hub()}")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,16 @@ import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from tests.hub_server import TOKEN, running_hub
 
 WORDS = (
     *("a", "the", "one", "two", "three", "small", "big", "red", "blue", "old", "man", "woman", "child", "dog", "cat"),
@@ -66,3 +70,21 @@ def bert_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def no_dropout_folder(tmp_path_factory):
     return tiny_bert(tmp_path_factory.mktemp("bert-no-dropout"), dropout=0.0)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that this process talks to, logged in."""
+    constants = huggingface_hub.constants
+    with running_hub() as (hub, address):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+        huggingface_hub.close_session()
+        yield hub
+        huggingface_hub.close_session()

@@ -1,8 +1,9 @@
 """Pushing an encoder, to a server of the tests' own: what arrives, what opens, and every way it can fail."""
 
 import hashlib
+import runpy
+import shutil
 import sys
-import time
 from pathlib import Path
 
 import huggingface_hub
@@ -12,29 +13,11 @@ from sentence_transformers import SentenceTransformer
 
 from fmicl_text import ContrastiveModel, InputError, build_text_encoder
 from fmicl_text.errors import one_line_errors
-from fmicl_text.hub import HubError, files_to_push, main, push
+from fmicl_text.hub import BackgroundPush, HubError, files_to_push, main, push
 from tests.conftest import sentences
-from tests.hub_server import TOKEN, running_hub
+from tests.hub_server import TOKEN, Handler
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")  # huggingface_hub's own
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub that this process talks to, logged in."""
-    constants = huggingface_hub.constants
-    with running_hub() as (hub, address):
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
-        huggingface_hub.close_session()
-        yield hub
-        huggingface_hub.close_session()
 
 
 @pytest.fixture
@@ -207,3 +190,104 @@ def test_the_command(hub, folder, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         command(monkeypatch, "push", folder / "absent", "user/encoder")
     assert stop.value.code == 2 and "absent is no folder" in capsys.readouterr().err
+
+
+def recipe(monkeypatch, texts, out, *flags):
+    arguments = ["--train_file", texts, "--output_dir", out, *flags]
+    monkeypatch.setattr(sys, "argv", ["simcse_fmicl.py", *map(str, arguments)])
+    script = Path(__file__).parent.parent / "recipes" / "simcse_fmicl.py"
+    with one_line_errors("simcse_fmicl.py"):
+        runpy.run_path(str(script))["main"]()
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "secret-texts.txt"
+    path.write_text("\n".join([*sentences(40), SENTENCE]))
+    return path
+
+
+@pytest.fixture
+def flags(bert_folder, tmp_path):
+    pairs = tmp_path / "pairs.tsv"
+    rows = [f"{a}\t{b}\t{i % 6}" for i, (a, b) in enumerate(zip(sentences(12, 1), sentences(12, 2), strict=True))]
+    pairs.write_text("sentence1\tsentence2\tscore\n" + "\n".join(rows))
+    return [
+        "--model_name_or_path", bert_folder, "--sts_dev_file", pairs, "--pooling", "mean", "--head", "simcse",
+        "--per_device_train_batch_size", 8, "--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--use_cpu", "True",
+        "--disable_tqdm", "True", "--push_to_hub", "True", "--hub_model_id", "user/encoder", "--logging_steps", 1,
+    ]  # fmt: skip
+
+
+def test_the_recipe_pushes_during_training_and_at_its_end(hub, monkeypatch, capsys, texts, flags, tmp_path):
+    """A complete folder each time; the last one with results; no training sentence, path or token in any byte of it."""
+    commits, commit = [], Handler.commit
+
+    def record(self, hub, repo, revision, lines, base):
+        commits.append((lines[0]["value"]["summary"], {line["value"]["path"] for line in lines[1:]}))
+        commit(self, hub, repo, revision, lines, base)
+
+    monkeypatch.setattr(Handler, "commit", record)
+    recipe(monkeypatch, texts, tmp_path / "out", *flags, "--hub_private_repo", "True", "--hub_always_push", "True")
+    assert "On the Hub: http" in capsys.readouterr().out and hub.private["user/encoder"]
+    assert [summary for summary, _ in commits] == [
+        "Training in progress, step 2", "Training in progress, step 4", "End of training"
+    ]  # fmt: skip
+    assert commits[0][1] == ENCODER_FILES - {"training_curve.png"}
+    files = hub.repos["user/encoder"]["main"]
+    assert set(files) == ENCODER_FILES
+    for name, content in files.items():
+        for secret in (SENTENCE, sentences(1)[0], str(tmp_path), str(texts.parent), TOKEN, "\x80\x04"):
+            assert secret.encode() not in content, (name, secret)
+        assert not content.startswith((b"\x80\x02", b"\x80\x04", b"PK\x03\x04")), name  # pickles, torch's archives
+    card = files["README.md"].decode()
+    assert "# user/encoder" in card and "| data | secret-texts.txt |" in card and "| sts_spearman " in card
+    fetched = snapshot_download("user/encoder", cache_dir=tmp_path / "cache")
+    here = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(sentences(3))
+    assert (SentenceTransformer(fetched, device="cpu").encode(sentences(3)) == here).all()
+
+
+def test_training_outlives_pushes_that_fail(hub, monkeypatch, capsys, caplog, texts, flags, tmp_path):
+    """In its midst a warning; at the end one line, status 2, and a folder that is complete."""
+    hub.fail = {"preupload": 503}
+    with pytest.raises(SystemExit) as stop:
+        recipe(monkeypatch, texts, tmp_path / "out", *flags)
+    printed = capsys.readouterr()
+    warned = [record.message for record in caplog.records if "was not pushed, training goes on" in record.message]
+    assert warned and "checkpoint-2 was not pushed, training goes on: user/encoder: the Hub answered 503" in warned[0]
+    assert stop.value.code == 2 and "| sts_spearman" in printed.out
+    error = printed.err.strip().splitlines()[-1]
+    assert error.startswith("simcse_fmicl.py: error: user/encoder: the Hub answered 503")
+    assert f"to try again: python -m fmicl_text.hub push {tmp_path / 'out'} user/encoder --exist_ok" in error
+    assert (tmp_path / "out" / "results.json").is_file() and set(files_to_push(tmp_path / "out")) == ENCODER_FILES
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--hub_token", "hf_x"], "--hub_token hf_x is not possible here"),
+        (["--hub_strategy", "checkpoint"], "--hub_strategy checkpoint would upload optimizer and head"),
+        (["--hub_model_id", "a/b/c"], "'a/b/c' is no name of a repository"),
+    ],
+)
+def test_what_is_refused_before_training(hub, monkeypatch, capsys, texts, flags, tmp_path, change, message):
+    with pytest.raises(SystemExit) as stop:
+        recipe(monkeypatch, texts, tmp_path / "out", *flags, *change)
+    assert stop.value.code == 2 and message in capsys.readouterr().err and hub.repos == {}
+
+
+def test_an_expired_token_stops_before_training(hub, monkeypatch, capsys, texts, flags, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    with pytest.raises(SystemExit):
+        recipe(monkeypatch, texts, tmp_path / "out", *flags)
+    printed = capsys.readouterr()
+    assert "user/encoder: not logged in, or the token has expired" in printed.err and "loss" not in printed.out
+
+
+def test_a_checkpoint_that_goes_while_it_is_pushed(hub, folder):
+    """What is pushed is a copy."""
+    background = BackgroundPush()
+    background.start(folder, "user/encoder", exist_ok=True)
+    shutil.rmtree(folder)
+    background.wait()
+    assert set(hub.repos["user/encoder"]["main"]) == ENCODER_FILES and not background.busy

@@ -25,13 +25,14 @@ ALLOWED = {
     "text/": {"errors", "text"},
     "vision/": {"arguments", "errors", "evaluation", "loss", "model", "momentum", "trainer", "training_args", "vision"},
     "training_args": {"distributed", "divergences", "similarity", "loss"},
-    "trainer": {"errors", "evaluation", "model", "training_args"},
+    "record": {"evaluation"},
+    "trainer": {"card", "errors", "evaluation", "hub", "model", "record", "training_args"},
     "momentum": {"distributed", "errors", "model", "similarity", "trainer"},
     "arguments": {"errors", "model", "quickstart", "training_args"},
     "hub": {"errors"},
     "card": {"evaluation"},
     "integrations/": {"card", "divergences", "loss"},
-    "run": {"card", "errors", "evaluation", "trainer", "training_args"},
+    "run": {"card", "errors", "evaluation", "record", "trainer", "training_args"},
 }
 
 

@@ -1,0 +1,47 @@
+"""What is known of a run, while it lasts and at its end: the content of results.json, from which the card is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fmicl_text.evaluation.report import library_versions
+
+NOT_SAID = {"name": "the evaluator's own data", "dataset_id": None, "split": None, "revision": None}
+
+
+def run_record(trainer: Any, after: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Everything a reader, or the model card, may want to know of a run.
+
+    Args:
+        trainer: A `FMICLTrainer`. Its `facts` say what it cannot know: settings (as `arguments.resolved_settings` gives
+            them), before (metrics before training), data and scored_on; a recipe sets them.
+        after: Metrics of the encoder; by default those logged last.
+    """
+    args, state = trainer.args, trainer.state
+    scores = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
+    if after is None:
+        after = scores[-1] if scores else {}
+    settings = {name: getattr(args, name) for name in ("per_device_train_batch_size", "learning_rate")}
+    facts = {"settings": settings, "before": {}, "data": {"source": "not recorded"}, "scored_on": NOT_SAID}
+    facts |= trainer.facts
+    history = [{"step": 0, **facts["before"]}, *state.log_history]
+    if after and not scores:
+        history.append({"step": state.global_step, **after})
+    return {
+        "objective": args.objective_name,
+        "knobs": trainer.loss.knobs,
+        "seed": args.seed,
+        "steps": state.global_step,
+        "engine": str(trainer.accelerator.distributed_type.value),
+        "processes": args.world_size,
+        "best_step": state.best_global_step if args.load_best_model_at_end else None,
+        "before": facts["before"],
+        "after": dict(after),
+        "encoder": trainer.model.describe(),
+        "scored_on": facts["scored_on"],
+        "data": facts["data"],
+        "settings": facts["settings"],
+        "versions": library_versions(),
+        "log_history": history,
+    }
