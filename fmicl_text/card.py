@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from fmicl_text.evaluation.report import before_after_table, markdown_table
 
+RESULTS_FOLDER = ".eval_results"
 CURVE = "training_curve.png"
 TEMPLATE = Path(__file__).parent / "card_template.md"
 CITATION = """@article{lu2023fmicl,
@@ -61,13 +63,19 @@ encoder = build_image_encoder("{name}").eval()  # normalised images [B, C, H, W]
 
 
 def write_card(run: Mapping[str, Any], folder: Path, name: str | None = None) -> None:
-    """Write README.md into the folder of a run, unless a person has written one: a card that this wrote says so.
+    """Write README.md into the folder of a run, unless a person has written one (a card that this wrote says so); and a
+    score whose data can be looked up on the Hub also in its other form, `.eval_results/*.yaml`.
 
     Args:
         run: What results.json holds.
         folder: Where the encoder lies.
         name: Under which it will be opened; by default the folder's.
     """
+    if (score := hub_score(run)) is not None:
+        results = folder / RESULTS_FOLDER
+        results.mkdir(exist_ok=True)
+        entries = yaml.safe_dump(eval_result_entries_to_yaml([score]), sort_keys=False)
+        (results / f"{score.task_id}.yaml").write_text(entries, encoding="utf-8")
     path = folder / "README.md"
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return
@@ -108,7 +116,7 @@ def card_metadata(run: Mapping[str, Any], name: str) -> ModelCardData:
     text = encoder["modality"] == "text"
     dataset = settings.get("dataset_name")
     results = None
-    if scored_on["dataset_id"] and "eval_sts_spearman" in run["after"]:
+    if hub_score(run) is not None:
         results = [
             EvalResult(
                 task_type="semantic-similarity",
@@ -129,6 +137,22 @@ def card_metadata(run: Mapping[str, Any], name: str) -> ModelCardData:
         base_model=encoder["base_model"],
         datasets=[dataset] if dataset else None,
         eval_results=results,
+    )
+
+
+def hub_score(run: Mapping[str, Any]) -> EvalResultEntry | None:
+    """The score on a data set of the Hub, named as MTEB names it; None of other data."""
+    where = run["scored_on"]
+    if not where["dataset_id"] or "eval_sts_spearman" not in run["after"]:
+        return None
+    return EvalResultEntry(
+        dataset_id=where["dataset_id"],
+        task_id=f"{where['task']}_default_{where['split']}",
+        value=round(run["after"]["eval_sts_spearman"], 5),
+        dataset_revision=where["revision"],
+        notes="Spearman x 100 of cosine and score, by fmicl_text; this split chose the checkpoint"
+        if run["best_step"] is not None
+        else "Spearman x 100 of cosine and score, by fmicl_text",
     )
 
 

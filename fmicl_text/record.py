@@ -7,7 +7,7 @@ from typing import Any
 
 from fmicl_text.evaluation.report import library_versions
 
-NOT_SAID = {"name": "the evaluator's own data", "dataset_id": None, "split": None, "revision": None}
+NOT_SAID = {"name": "the evaluator's own data", "dataset_id": None, "task": None, "split": None, "revision": None}
 
 
 def run_record(trainer: Any, after: Mapping[str, float] | None = None) -> dict[str, Any]:

@@ -137,15 +137,19 @@ def data_facts(data: Any) -> dict[str, Any]:
 
 
 def scored_on(
-    name: str, dataset_id: str | None = None, split: str | None = None, revision: str | None = None
+    name: str,
+    dataset_id: str | None = None,
+    task: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
 ) -> dict[str, str | None]:
     """What metrics are of, for the record and the card.
 
     Args:
         name: For people.
-        dataset_id, split, revision: Where the data can be looked up on the Hub, and its commit.
+        dataset_id, task, split, revision: Where the data can be looked up on the Hub, and its commit; MTEB's name.
     """
-    return {"name": name, "dataset_id": dataset_id, "split": split, "revision": revision}
+    return {"name": name, "dataset_id": dataset_id, "task": task, "split": split, "revision": revision}
 
 
 def save_run(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:

@@ -63,7 +63,7 @@ def main() -> None:
         pairs, graded = load_pairs(data_args.sts_dev_file), scored_on(Path(data_args.sts_dev_file).name)
     else:
         pairs = load_stsb("dev")
-        graded = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "validation", hub_revision(pairs))
+        graded = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "STSBenchmark", "validation", hub_revision(pairs))
     patience = args.early_stopping_patience
     trainer = FMICLTrainer(
         model=ContrastiveModel(encoder, model_args.head),

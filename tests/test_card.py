@@ -3,7 +3,8 @@
 import copy
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from fmicl_text.card import BASELINES, FORMULAS, MARK, model_card, write_card
 from fmicl_text.divergences import DIVERGENCES
@@ -19,8 +20,8 @@ TEXT_RUN = {
     "before": {"eval_sts_spearman": 42.0},
     "after": {"eval_sts_spearman": 50.5},
     "encoder": {"modality": "text", "base_model": "google-bert/bert-base-uncased", "pooling": "cls", "size": 32},
-    "scored_on": {"name": "STS Benchmark, dev", "dataset_id": "mteb/stsbenchmark-sts", "split": "validation",
-                  "revision": "b0fddb56ed78048fa8b90373c8a3cfc37b684831"},
+    "scored_on": {"name": "STS Benchmark, dev", "dataset_id": "mteb/stsbenchmark-sts", "task": "STSBenchmark",
+                  "split": "validation", "revision": "b0fddb56ed78048fa8b90373c8a3cfc37b684831"},
     "data": {"source": "/home/user/texts.txt", "columns": "text", "rows": 1000},
     "settings": {"per_device_train_batch_size": 64, "learning_rate": 3e-5, "head": "simcse", "max_seq_length": 32,
                  "model_name_or_path": "google-bert/bert-base-uncased", "dataset_name": None,
@@ -32,7 +33,7 @@ IMAGE_RUN = TEXT_RUN | {
     "knobs": {"temperature": 0.5, "negatives": "cross_view"},
     "best_step": None,
     "encoder": {"modality": "image", "base_model": None, "pooling": "auto", "size": 32, "small_image_stem": True},
-    "scored_on": {"name": "360 held-out images", "dataset_id": None, "split": None, "revision": None},
+    "scored_on": {"name": "360 held-out images", "dataset_id": None, "task": None, "split": None, "revision": None},
     "data": {"source": "owner/images", "rows": 40, "probes": [{"features": "raw pixels", "k-NN": 31.4}]},
     "settings": {"per_device_train_batch_size": 64, "learning_rate": 0.1, "head_dim": 512, "method": "mocov3",
                  "architecture": "resnet-18-small", "model_name_or_path": None, "dataset_name": "owner/images"},
@@ -94,3 +95,16 @@ def test_a_card_that_a_person_wrote_stays(tmp_path, before, kept):
         (tmp_path / "README.md").write_text(before)
     write_card(TEXT_RUN, tmp_path)
     assert ((tmp_path / "README.md").read_text() == before) == kept
+
+
+def test_the_score_in_the_hubs_other_form(tmp_path):
+    """Where its data can be looked up; named as MTEB names it."""
+    write_card(TEXT_RUN, tmp_path)
+    (file,) = (tmp_path / ".eval_results").iterdir()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    assert (entry.dataset_id, entry.task_id) == ("mteb/stsbenchmark-sts", "STSBenchmark_default_validation")
+    assert entry.value == 50.5 and entry.dataset_revision.startswith("b0fddb") and "chose the checkpoint" in entry.notes
+    images = tmp_path / "images"
+    images.mkdir()
+    write_card(IMAGE_RUN, images)
+    assert [path.name for path in images.iterdir()] == ["README.md"]

@@ -48,6 +48,9 @@ def digest(folder):
 
 def test_only_the_encoder_its_card_and_its_curve_would_go(folder):
     assert set(files_to_push(folder)) == ENCODER_FILES
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results" / "STSBenchmark.yaml").write_text("[]")
+    assert set(files_to_push(folder)) == {*ENCODER_FILES, ".eval_results/STSBenchmark.yaml"}
 
 
 def test_a_pushed_encoder_opens_with_the_same_vectors(hub, folder, tmp_path):
