@@ -35,6 +35,9 @@ class ModelArguments:
         default=None, metadata={"help": "Default: as the model says, else cls.", "choices": POOLINGS}
     )
     head: str = field(default="none", metadata={"help": "Head that only training sees.", "choices": list(HEADS)})
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train LoRA adapters of this rank only; they are merged at the end."}
+    )
     dropout: float | None = field(
         default=None, metadata={"help": "Sets every dropout probability of the model, in [0, 1)."}
     )

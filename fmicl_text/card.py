@@ -196,6 +196,7 @@ def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
         "tokens per text, in training": settings.get("max_seq_length"),
         "tokens per text, at most" if encoder["modality"] == "text" else "image size": encoder["size"],
         "head, in training only": head_of(settings),
+        "LoRA rank, merged": settings.get("lora_rank"),
         "batch": settings["per_device_train_batch_size"] * run["processes"],
         "steps": run["steps"],
         "best step, kept": run["best_step"],

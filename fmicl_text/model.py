@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from fmicl_text.adapters import add_lora, is_adapter, merged
 from fmicl_text.dropout import cheapen_dropout
 from fmicl_text.errors import InputError
 
@@ -68,31 +69,45 @@ class ContrastiveModel(nn.Module):
         """Tokenised rows {input_ids, attention_mask, ...} [B, T] to embeddings [B, D]."""
         return self.predictor(self.head(self.encoder(features)["sentence_embedding"]))
 
+    @property
+    def backbone(self) -> Any:
+        """The Hugging Face model within."""
+        return self.encoder[0].model
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Called by the trainer for --activation_checkpointing: less memory, the same gradient, dropout included."""
+        try:
+            self.backbone.activation_checkpointing_enable(**kwargs)
+        except ValueError as error:  # MPNet and ALBERT, for two
+            raise InputError(f"--activation_checkpointing is not possible: {error}") from error
+
     def describe(self) -> dict[str, Any]:
         """What a record and the model card say of the encoder."""
-        backbone: Any = self.encoder[0].model
         return {
             "modality": "text",
-            "base_model": hub_name(backbone.name_or_path),
+            "base_model": hub_name(self.backbone.name_or_path),
             "pooling": next(module.pooling_mode for module in self.encoder if isinstance(module, Pooling)),
             "size": self.encoder.max_seq_length,
         }
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
-        """Write the encoder as a SentenceTransformer folder, with the weights of `state` (of this whole module)."""
-        backbone: Any = self.encoder[0].model
-        prefix = "encoder.0.model."
+        """Write the encoder as a SentenceTransformer folder, with the weights of `state` (of this whole module); those
+        of adapters merged into the others."""
+        backbone, prefix = self.backbone, "encoder.0.model."
         weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
-        save = backbone.save_pretrained
-        backbone.save_pretrained = partial(save, state_dict=weights)
+        save, adapted = backbone.save_pretrained, getattr(backbone, "_hf_peft_config_loaded", False)
+        backbone.save_pretrained = partial(save, state_dict=merged(backbone, weights))
+        backbone._hf_peft_config_loaded = False  # it would write the adapters alone
         try:
             self.encoder.save(folder, create_model_card=False)
         finally:
-            backbone.save_pretrained = save
+            backbone.save_pretrained, backbone._hf_peft_config_loaded = save, adapted
 
     def save_training_only(self, folder: str, state: dict[str, Tensor]) -> None:
-        """Write the weights in `state` that are none of the encoder's, if there are any, into a checkpoint folder."""
-        if weights := {name: weight for name, weight in state.items() if not name.startswith("encoder.")}:
+        """Write the weights in `state` that no exported encoder has, if there are any, into a checkpoint folder."""
+        if weights := {
+            name: weight for name, weight in state.items() if not name.startswith("encoder.") or is_adapter(name)
+        }:
             safetensors.torch.save_file(weights, Path(folder) / TRAINING_FILE)
 
     def open_encoder(self, folder: str) -> nn.Module:
@@ -105,17 +120,26 @@ class ContrastiveModel(nn.Module):
         Raises:
             InputError: It is of another kind of run: with another head, or none.
         """
-        state = {f"encoder.{name}": weight for name, weight in self.open_encoder(folder).state_dict().items()}
+        own = self.state_dict()
+        state: dict[str, Tensor] = {}
+        if any(map(is_adapter, own)):  # the folder's other weights are merged with them, this model's are as at first
+            own = {name: weight for name, weight in own.items() if not name.startswith("encoder.") or is_adapter(name)}
+        else:
+            state = {f"encoder.{name}": weight for name, weight in self.open_encoder(folder).state_dict().items()}
         if (file := Path(folder) / TRAINING_FILE).is_file():
             state |= safetensors.torch.load_file(file)
-        if differing := sorted(state.keys() ^ self.state_dict().keys()):
+        if differing := sorted(state.keys() ^ own.keys()):
             whose = "this run" if differing[0] in state else "the run that wrote it"
             raise InputError(f"{folder} does not fit: {whose} had no {differing[0]} (another head or method?)")
-        self.load_state_dict(state)
+        self.load_state_dict(state, strict=False)
 
 
 def build_text_encoder(
-    model_name_or_path: str, revision: str | None = None, pooling: str | None = None, dropout: float | None = None
+    model_name_or_path: str,
+    revision: str | None = None,
+    pooling: str | None = None,
+    dropout: float | None = None,
+    lora_rank: int | None = None,
 ) -> SentenceTransformer:
     """A SentenceTransformer in float32, whatever dtype the file has, without the pooler that BERT never uses.
 
@@ -124,6 +148,7 @@ def build_text_encoder(
         revision: Branch, tag or commit on the Hub.
         pooling: One of `POOLINGS`. None keeps what the model says, and is cls, the paper's, where it says nothing.
         dropout: Sets every dropout probability of the model's config, in [0, 1). None keeps them.
+        lora_rank: Train adapters of this rank only, >= 1; None trains all weights.
 
     Raises:
         InputError: The model is not there, or cannot be had offline.
@@ -153,6 +178,8 @@ def build_text_encoder(
     says_pooling = bool(encoder.module_kwargs)  # one entry per line of modules.json
     if pooling or not says_pooling:
         set_pooling(encoder, pooling or "cls")
+    if lora_rank is not None:
+        add_lora(encoder, lora_rank)
     return encoder
 
 

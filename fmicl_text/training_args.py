@@ -18,7 +18,6 @@ from fmicl_text.similarity import SIMILARITIES
 
 LENGTH_STRATEGIES = ("group_by_length", "batch_rebalance")  # of train_sampling_strategy, those that need lengths
 ONLY = {
-    "activation_checkpointing": False,
     "auto_find_batch_size": False,  # another batch is another objective; mini_batch_size leaves it
     "dataloader_drop_last": True,  # a last batch of one has no negative
     "logging_nan_inf_filter": False,  # it hides a broken run

@@ -43,7 +43,11 @@ def main() -> None:
 
     set_seed(args.seed)
     encoder = build_text_encoder(
-        str(model_args.model_name_or_path), model_args.model_revision, model_args.pooling, model_args.dropout
+        str(model_args.model_name_or_path),
+        model_args.model_revision,
+        model_args.pooling,
+        model_args.dropout,
+        model_args.lora_rank,
     )
     with args.main_process_first(desc="reading the training text"):  # the others find it in the cache
         data = load_training_text(

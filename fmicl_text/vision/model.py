@@ -66,6 +66,10 @@ class ImageContrastiveModel(ContrastiveModel):
         """{pixel_values: [B, C, H, W]} to embeddings [B, head_dim]."""
         return self.predictor(self.head(self.encoder(features["pixel_values"])))
 
+    @property
+    def backbone(self) -> Any:
+        return self.encoder.backbone
+
     def describe(self) -> dict[str, Any]:
         config = self.encoder.backbone.config
         return {

@@ -209,7 +209,8 @@ def test_the_configs_are_all_there():
         "align_uniform",
         "spectral",
     ]
-    assert {path.stem for path in CONFIGS} == {f"{m}-{n}" for m in ("bert-base", "roberta-base") for n in names}
+    papers = {f"{m}-{n}" for m in ("bert-base", "roberta-base") for n in names}
+    assert {path.stem for path in CONFIGS} == {*papers, "modernbert-base-kl", "qwen3-0.6b-lora-js"}
 
 
 @pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")
@@ -218,6 +219,11 @@ def test_every_config_parses_and_says_how_to_run_it(path):
     model_args, data_args, args = parse_args(["--config", str(path), "--use_cpu", "True"])
     model, _, objective = path.stem.rpartition("-")
     assert args.objective_name in (objective, f"fmicl-{objective}")
-    assert model.split("-")[0] in model_args.model_name_or_path
-    assert (model_args.pooling, model_args.head, data_args.max_seq_length) == ("cls", "simcse", 32)
+    assert model.split("-")[0] in model_args.model_name_or_path.lower()
+    assert data_args.max_seq_length == 32
+    if model.startswith("qwen3"):
+        assert (model_args.pooling, model_args.head, model_args.lora_rank) == ("lasttoken", "none", 16)
+        assert args.activation_checkpointing
+    else:
+        assert (model_args.pooling, model_args.head, model_args.lora_rank) == ("cls", "simcse", None)
     assert f"--config recipes/configs/text/{path.name}" in path.read_text()
