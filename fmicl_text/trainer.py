@@ -21,12 +21,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_l
 
 from fmicl_text.card import write_card
 from fmicl_text.errors import InputError
-from fmicl_text.evaluation.geometry import alignment, uniformity
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.record import run_record
 from fmicl_text.training_args import LENGTH_STRATEGIES, FMICLTrainingArguments
-
-UNIFORMITY_ROWS = 512  # of a batch; the log's figure need not cost as much as the loss
+from fmicl_text.training_log import TrainingLog
 
 
 class NonFiniteError(InputError):
@@ -87,7 +85,8 @@ class FMICLTrainer(Trainer):
 
     Logged with each loss, as means since the last log: loss_positive and loss_negative (their sum is the loss, that of
     all processes' rows unless global_batch is none), and of this process's batches, with dropout, after the head,
-    alignment and uniformity (of the first 512 rows).
+    alignment, uniformity and effective_rank (of the first 512 rows, the last one of the last batch), and tokens or
+    images a second.
 
     `facts` is what the trainer cannot know of its run, for the model card and the record; see `record.run_record`.
     """
@@ -117,8 +116,7 @@ class FMICLTrainer(Trainer):
         self.loss = args.build_loss()
         self.evaluator = evaluator
         self.views = views
-        self.batch_sums: dict[str, Tensor] = {}
-        self.batch_count = 0
+        self.training_log = TrainingLog()
         self.views_checked = False
         self.micro_step = 0
         self.length_sampler: LengthSampler | None = None
@@ -192,6 +190,7 @@ class FMICLTrainer(Trainer):
             images = inputs.pop("images")
             generator = torch.Generator(images.device).manual_seed(self.seed_here())
             inputs["pixel_values"] = self.views(images, generator)
+        self.training_log.count_inputs(inputs)
         return inputs
 
     def cached_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -255,13 +254,7 @@ class FMICLTrainer(Trainer):
         terms = self.loss.terms(x, y, others[0] if others else None, text_ids, queue)
         self.check_finite(terms.loss)
         self.check_views(x, y)
-        with torch.no_grad():
-            self.record(
-                loss_positive=terms.positive,
-                loss_negative=terms.negative,
-                alignment=alignment(x, y),
-                uniformity=uniformity(x[:UNIFORMITY_ROWS]),
-            )
+        self.training_log.add(terms, x, y)
         return terms.loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
@@ -300,17 +293,10 @@ class FMICLTrainer(Trainer):
             )
         self.views_checked = True
 
-    def record(self, **values: Tensor) -> None:
-        """Add to the sums that `log` turns into means; they stay on the device until then."""
-        for name, value in values.items():
-            self.batch_sums[name] = self.batch_sums.get(name, torch.zeros_like(value)) + value.detach()
-        self.batch_count += 1
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the base class, with the recorded means beside the loss."""
+        """As the base class, with what `training_log` holds beside the loss."""
         if "loss" in logs:
-            logs |= {name: (total / self.batch_count).item() for name, total in self.batch_sums.items()}
-            self.batch_sums, self.batch_count = {}, 0
+            logs |= self.training_log.take()
         super().log(logs, start_time)
 
     def evaluate(
@@ -333,7 +319,7 @@ class FMICLTrainer(Trainer):
         Raises:
             InputError: --metric_for_best_model is none of them.
         """
-        with self.whole_weights():
+        with self.whole_weights(), self.training_log.pause():
             measured = self.evaluator(self.model.encoder)
         if self.args.world_size > 1:  # early stopping and the choice of a checkpoint must not differ by a last digit
             (measured,) = broadcast_object_list([measured])

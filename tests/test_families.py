@@ -84,7 +84,7 @@ def test_a_family_trains_and_opens_alike(family, tmp_path):
 def test_checkpointed_activations_change_nothing(family, tmp_path):
     weights = []
     if family[0].rstrip("0123456789").endswith(("mpnet", "albert")):
-        with pytest.raises(InputError, match="--activation_checkpointing is not possible: .* does not support"):
+        with pytest.raises(InputError, match=r"--activation_checkpointing is not possible: .* does not support"):
             make_trainer(*family, tmp_path, activation_checkpointing=True).train()
         return
     for checkpointing in (False, True):

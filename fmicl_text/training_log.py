@@ -1,0 +1,78 @@
+"""What is logged beside the loss: means of its terms and of the geometry, the effective rank, the pace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, uniformity
+from fmicl_text.loss import LossTerms
+
+ROWS = 512  # of a batch; the log's figures need not cost as much as the loss
+
+
+class TrainingLog:
+    """Sums since the last log. They stay on the device until then, so that no step waits for it."""
+
+    def __init__(self) -> None:
+        self.start: float | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the sums."""
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+        self.rows: Tensor | None = None
+        self.amounts: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, terms: LossTerms, x: Tensor, y: Tensor) -> None:
+        """What one loss had: its terms, and the embeddings [B, D] of two views."""
+        self.rows = x[:ROWS].detach()
+        values = {
+            "loss_positive": terms.positive,
+            "loss_negative": terms.negative,
+            "alignment": alignment(x, y),
+            "uniformity": uniformity(self.rows),
+        }
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.count += 1
+
+    def count_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+        """Add up what the encoder is about to see: tokens, padding not counted, or images."""
+        self.start = self.start or time.perf_counter()
+        if "attention_mask" in inputs:
+            name, amount = "tokens_per_second", inputs["attention_mask"].sum()
+        elif "pixel_values" in inputs:
+            shape = inputs["pixel_values"].shape
+            name, amount = "images_per_second", torch.tensor(shape[0] * shape[1])
+        else:
+            return
+        self.amounts[name] = self.amounts.get(name, torch.zeros_like(amount)) + amount
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave what happens within out of the pace."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.start is not None:
+                self.start += time.perf_counter() - began
+
+    def take(self) -> dict[str, float]:
+        """The means, the effective rank of the last batch and the pace of this process since the last call."""
+        values = {name: (total / self.count).item() for name, total in self.sums.items()}
+        if self.rows is not None:
+            values["effective_rank"] = effective_rank(direction_shares(self.rows)).item()
+        now = time.perf_counter()
+        seconds = now - (self.start or now)
+        values |= {name: round(amount.item() / seconds, 1) for name, amount in self.amounts.items()}
+        self.clear()
+        self.start = now
+        return values
