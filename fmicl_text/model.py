@@ -102,6 +102,11 @@ class ContrastiveModel(nn.Module):
             self.encoder.save(folder, create_model_card=False)
         finally:
             backbone.save_pretrained, backbone._hf_peft_config_loaded = save, adapted
+        # transformers 5 names a class of tokenizers that 4 does not know; both know it by its old name
+        config = Path(folder) / "tokenizer_config.json"
+        if config.is_file():
+            said = config.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
+            config.write_text(said, encoding="utf-8")
 
     def save_training_only(self, folder: str, state: dict[str, Tensor]) -> None:
         """Write the weights in `state` that no exported encoder has, if there are any, into a checkpoint folder."""

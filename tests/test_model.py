@@ -1,5 +1,6 @@
 """Encoders: pooling, dtype, dropout, heads, and that what is saved is what was trained."""
 
+import json
 import logging
 
 import pytest
@@ -70,6 +71,14 @@ def test_saved_folder_gives_identical_vectors_everywhere(bert_folder, tmp_path):
         states = AutoModel.from_pretrained(tmp_path).eval()(**features).last_hidden_state
     mask = features["attention_mask"][..., None]
     torch.testing.assert_close((states * mask).sum(1) / mask.sum(1), own, rtol=0, atol=1e-6)
+
+
+def test_the_tokenizer_opens_in_transformers_4_too(bert_folder, tmp_path):
+    model = ContrastiveModel(build_text_encoder(bert_folder))
+    model.save_encoder(str(tmp_path), model.state_dict())
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    texts = sentences(3)
+    assert AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"] == model.encoder.tokenizer(texts)["input_ids"]
 
 
 def test_checkpoint_brings_back_encoder_and_head(bert_folder, tmp_path):
