@@ -10,23 +10,26 @@ from fmicl_text.evaluation.report import library_versions
 NOT_SAID = {"name": "the evaluator's own data", "dataset_id": None, "task": None, "split": None, "revision": None}
 
 
-def run_record(trainer: Any, after: Mapping[str, float] | None = None) -> dict[str, Any]:
+def scores_at(trainer: Any, step: int) -> dict[str, float]:
+    """The evaluator's metrics that were logged at a step; {} if it was not run there."""
+    scores = [entry for entry in trainer.state.log_history if entry.get("step") == step]
+    return {name: value for entry in scores for name, value in entry.items() if name.startswith("eval_")}
+
+
+def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
     """Everything a reader, or the model card, may want to know of a run.
 
     Args:
         trainer: A `FMICLTrainer`. Its `facts` say what it cannot know: settings (as `arguments.resolved_settings` gives
             them), before (metrics before training), data and scored_on; a recipe sets them.
-        after: Metrics of the encoder; by default those logged last.
+        after: Metrics of the encoder as it is now.
     """
     args, state = trainer.args, trainer.state
-    scores = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
-    if after is None:
-        after = scores[-1] if scores else {}
     settings = {name: getattr(args, name) for name in ("per_device_train_batch_size", "learning_rate")}
     facts = {"settings": settings, "before": {}, "data": {"source": "not recorded"}, "scored_on": NOT_SAID}
     facts |= trainer.facts
     history = [{"step": 0, **facts["before"]}, *state.log_history]
-    if after and not scores:
+    if after and not any(name in entry for entry in state.log_history for name in after):
         history.append({"step": state.global_step, **after})
     return {
         "objective": args.objective_name,

@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_l
 from fmicl_text.card import write_card
 from fmicl_text.errors import InputError
 from fmicl_text.model import ContrastiveModel
-from fmicl_text.record import run_record
+from fmicl_text.record import run_record, scores_at
 from fmicl_text.training_args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training_log import TrainingLog
 
@@ -401,16 +401,24 @@ class FMICLTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        folder = Path(str(self.args.output_dir))
-        return self.push_folder(folder, commit_message or "Upload encoder", blocking, revision, token)
+        folder, state = Path(str(self.args.output_dir)), self.state
+        ended_with_the_best = self.args.load_best_model_at_end and 0 < state.max_steps <= state.global_step
+        step = state.best_global_step if ended_with_the_best else state.global_step
+        return self.push_folder(folder, commit_message or "Upload encoder", step or 0, blocking, revision, token)
 
     def push_folder(
-        self, folder: Path, message: str, blocking: bool, revision: str | None = None, token: str | None = None
+        self,
+        folder: Path,
+        message: str,
+        step: int,
+        blocking: bool,
+        revision: str | None = None,
+        token: str | None = None,
     ) -> str | None:
-        """Upload a folder that holds the encoder, with a card of what is known now."""
+        """Upload a folder that holds the encoder of a step, with a card of what is known of it."""
         from fmicl_text import hub
 
-        write_card(run_record(self), folder, self.hub_model_id)
+        write_card(run_record(self, scores_at(self, step)), folder, self.hub_model_id)
         options: dict[str, Any] = {"message": message, "revision": revision or self.args.hub_revision, "token": token}
         options |= {"private": self.args.hub_private_repo, "exist_ok": True}
         if blocking:
@@ -424,7 +432,8 @@ class FMICLTrainer(Trainer):
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         if self.args.hub_always_push or not self.background_push.busy:
-            self.push_folder(Path(checkpoint_folder), f"Training in progress, step {self.state.global_step}", False)
+            step = self.state.global_step
+            self.push_folder(Path(checkpoint_folder), f"Training in progress, step {step}", step, blocking=False)
 
     def _finish_current_push(self) -> None:
         if self.background_push is not None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries, snapshot_download
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -86,6 +88,32 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 def ours(folder: Path, pairs: datasets.Dataset, **settings) -> dict[str, float]:
     return evaluate_sts(partial(encode_sentences, open_encoder(str(folder), **settings)), pairs)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")  # huggingface_hub's own
+def test_a_pushed_encoder_has_the_score_that_its_card_states(hub, monkeypatch, tmp_path, pairs):
+    """Trained by the recipe on STS Benchmark as the Hub would give it, pushed, fetched, and scored by MTEB."""
+    commit = "0123456789abcdef" * 2 + "01234567"
+    pairs.info.download_checksums = {f"hf://datasets/mteb/stsbenchmark-sts@{commit}/dev.parquet": {}}
+    monkeypatch.setattr("fmicl_text.evaluation.sts.load_dataset", lambda name, split: pairs)
+    (tmp_path / "texts.txt").write_text("\n".join(sentences(40)))
+    flags = {
+        "model_name_or_path": tiny_bert(tmp_path / "bert"), "train_file": tmp_path / "texts.txt",
+        "output_dir": tmp_path / "out", "push_to_hub": True, "hub_model_id": "user/encoder", "max_steps": 3,
+        "per_device_train_batch_size": 8, "eval_steps": 1, "save_steps": 1, "use_cpu": True, "disable_tqdm": True,
+        "learning_rate": 1e-3,
+    }  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["simcse_fmicl.py", *(f"--{name}={value}" for name, value in flags.items())])
+    runpy.run_path(str(ROOT / "recipes" / "simcse_fmicl.py"))["main"]()
+    fetched = Path(snapshot_download("user/encoder", cache_dir=tmp_path / "cache"))
+    (stated,) = ModelCard.load(fetched / "README.md").data.eval_results
+    (file,) = (fetched / ".eval_results").iterdir()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    assert (stated.dataset_type, stated.dataset_split) == ("mteb/stsbenchmark-sts", "validation")
+    assert stated.dataset_revision == entry.dataset_revision == commit
+    serve(monkeypatch, "STSBenchmark", datasets.DatasetDict(test=pairs))
+    (score,) = scores(monkeypatch, tmp_path, "--model", fetched, "--tasks", "STSBenchmark")
+    assert score == pytest.approx(stated.metric_value, abs=1e-4) == pytest.approx(entry.value, abs=1e-4)
 
 
 def test_scores_are_ours(monkeypatch, capsys, tmp_path, pairs, models):
