@@ -38,9 +38,20 @@ class ModelArguments:
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train LoRA adapters of this rank only; they are merged at the end."}
     )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Hold the weights that LoRA leaves alone in 4 bits."})
+    load_in_8bit: bool = field(default=False, metadata={"help": "Or in 8."})
     dropout: float | None = field(
         default=None, metadata={"help": "Sets every dropout probability of the model, in [0, 1)."}
     )
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("--load_in_4bit and --load_in_8bit exclude each other: give one")
+
+    @property
+    def load_in(self) -> str | None:
+        """4bit, 8bit or None, all bits."""
+        return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
 
 
 @dataclass

@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from fmicl_text.adapters import add_lora, is_adapter, merged
+from fmicl_text.adapters import add_lora, is_adapter, merged, plain_saving, quantisation
 from fmicl_text.dropout import cheapen_dropout
 from fmicl_text.errors import InputError
 
@@ -95,13 +94,8 @@ class ContrastiveModel(nn.Module):
         of adapters merged into the others."""
         backbone, prefix = self.backbone, "encoder.0.model."
         weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
-        save, adapted = backbone.save_pretrained, getattr(backbone, "_hf_peft_config_loaded", False)
-        backbone.save_pretrained = partial(save, state_dict=merged(backbone, weights))
-        backbone._hf_peft_config_loaded = False  # it would write the adapters alone
-        try:
+        with plain_saving(backbone, merged(backbone, weights)):
             self.encoder.save(folder, create_model_card=False)
-        finally:
-            backbone.save_pretrained, backbone._hf_peft_config_loaded = save, adapted
         # transformers 5 names a class of tokenizers that 4 does not know; both know it by its old name
         config = Path(folder) / "tokenizer_config.json"
         if config.is_file():
@@ -145,6 +139,7 @@ def build_text_encoder(
     pooling: str | None = None,
     dropout: float | None = None,
     lora_rank: int | None = None,
+    load_in: str | None = None,
 ) -> SentenceTransformer:
     """A SentenceTransformer in float32, whatever dtype the file has, without the pooler that BERT never uses.
 
@@ -154,6 +149,7 @@ def build_text_encoder(
         pooling: One of `POOLINGS`. None keeps what the model says, and is cls, the paper's, where it says nothing.
         dropout: Sets every dropout probability of the model's config, in [0, 1). None keeps them.
         lora_rank: Train adapters of this rank only, >= 1; None trains all weights.
+        load_in: With adapters, hold the other weights in `4bit` or `8bit`.
 
     Raises:
         InputError: The model is not there, or cannot be had offline.
@@ -162,13 +158,16 @@ def build_text_encoder(
         if not Path(model_name_or_path).expanduser().is_dir():
             raise InputError(f"--model_name_or_path: no such folder {model_name_or_path}")
         model_name_or_path = str(Path(model_name_or_path).expanduser())
+    if load_in is not None and lora_rank is None:
+        raise InputError(f"--load_in_{load_in} needs --lora_rank: weights of so few bits cannot be trained")
+    few_bits = {} if load_in is None else {"quantization_config": quantisation(load_in)}
     try:
         with quiet_loading():
             encoder = SentenceTransformer(
                 model_name_or_path,
                 revision=revision,
-                device="cpu",
-                model_kwargs={"dtype": torch.float32},
+                device="cuda" if few_bits and torch.cuda.is_available() else "cpu",
+                model_kwargs={"dtype": torch.float32, **few_bits},
                 config_kwargs=dropout_settings(model_name_or_path, revision, dropout),
             )
     except LOADING_ERRORS as error:

@@ -48,6 +48,7 @@ def main() -> None:
         model_args.pooling,
         model_args.dropout,
         model_args.lora_rank,
+        model_args.load_in,
     )
     with args.main_process_first(desc="reading the training text"):  # the others find it in the cache
         data = load_training_text(

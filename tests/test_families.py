@@ -1,5 +1,7 @@
 """Text encoders of every family: a training step, a folder that opens alike; adapters and checkpointed activations."""
 
+import sys
+
 import pytest
 import torch
 from datasets import Dataset
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, InputError, build_text_encoder
+from fmicl_text.arguments import parse_args
 from fmicl_text.text.collator import TextViewCollator
 from tests.conftest import SPECIAL, WORDS, sentences, tiny_bert
 
@@ -51,7 +54,7 @@ def family(request, tmp_path_factory):
     return str(folder), "lasttoken" if request.param.startswith("qwen") else "mean"
 
 
-def make_trainer(folder, pooling, output_dir, lora_rank=None, **settings):
+def make_trainer(folder, pooling, output_dir, lora_rank=None, load_in=None, **settings):
     defaults = {
         "max_steps": 2, "per_device_train_batch_size": 8, "eval_strategy": "no", "save_strategy": "no", "gamma": 2.0,
         "alpha": 8.0, "load_best_model_at_end": False, "use_cpu": True, "disable_tqdm": True, "learning_rate": 1e-3,
@@ -59,7 +62,7 @@ def make_trainer(folder, pooling, output_dir, lora_rank=None, **settings):
     }  # fmt: skip
     args = FMICLTrainingArguments(str(output_dir), **(defaults | settings))
     torch.manual_seed(0)
-    encoder = build_text_encoder(folder, pooling=pooling, dropout=0.1, lora_rank=lora_rank)
+    encoder = build_text_encoder(folder, pooling=pooling, dropout=0.1, lora_rank=lora_rank, load_in=load_in)
     data = Dataset.from_dict({"text": sentences(32)})
     return FMICLTrainer(ContrastiveModel(encoder, "simcse"), args, data, TextViewCollator(encoder.tokenizer, ["text"]))
 
@@ -109,6 +112,30 @@ def test_lora_trains_adapters_and_leaves_none(family, tmp_path):
     assert not any("lora" in name or "base_layer" in name for name in plain.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+@pytest.mark.parametrize("load_in", ["4bit", "8bit"])
+def test_weights_of_few_bits_under_adapters(tmp_path, load_in):
+    """Trained on a CPU here; what is saved has all its bits, and computes the same but for rounded activations."""
+    pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    folder = tiny_bert(tmp_path / "bert")
+    wide = BertConfig.from_pretrained(folder, hidden_size=64, intermediate_size=128)  # bitsandbytes packs blocks of 64
+    AutoModel.from_config(wide).save_pretrained(folder)
+    trainer = make_trainer(folder, "mean", tmp_path, lora_rank=4, load_in=load_in)
+    trainer.model.encoder.encode(sentences(3))  # as evaluation during training does
+    trainer.model.train()
+    kinds = {type(module).__name__ for module in trainer.model.modules()}
+    assert ("Linear4bit" if load_in == "4bit" else "Linear8bitLt") in kinds
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert any(".lora_" in name for name in moved) and not any("base_layer" in name for name in moved)
+    assert opened_alike(trainer, tmp_path / "final") < {"4bit": 1e-5, "8bit": 0.1}[load_in]
+    trainer.train()  # on, after evaluation
+    config = (tmp_path / "final" / "config.json").read_text()
+    assert "quantization" not in config and trainer.model.backbone.config.quantization_config is not None
+
+
 def test_lora_resumes_bit_exactly(bert_folder, tmp_path):
     pytest.importorskip("peft")
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lora_rank": 4}
@@ -125,6 +152,13 @@ def test_lora_resumes_bit_exactly(bert_folder, tmp_path):
 def test_what_lora_refuses(bert_folder, monkeypatch):
     with pytest.raises(InputError, match="--lora_rank must be at least 1, got 0"):
         build_text_encoder(bert_folder, lora_rank=0)
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(InputError, match="--load_in_4bit needs --lora_rank: weights of so few bits cannot be trained"):
+        build_text_encoder(bert_folder, load_in="4bit")
+    with pytest.raises(InputError, match="--load_in_4bit and --load_in_8bit exclude each other"):
+        parse_args(["--load_in_4bit", "True", "--load_in_8bit", "True"])
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InputError, match="--lora_rank needs peft: pip install peft"):
         build_text_encoder(bert_folder, lora_rank=4)
+    monkeypatch.setattr("fmicl_text.adapters.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--load_in_8bit needs bitsandbytes: pip install bitsandbytes"):
+        build_text_encoder(bert_folder, lora_rank=4, load_in="8bit")
