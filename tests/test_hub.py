@@ -8,14 +8,19 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
+from transformers import AutoImageProcessor, AutoModel
 
 from fmicl_text import ContrastiveModel, InputError, build_text_encoder
 from fmicl_text.errors import one_line_errors
 from fmicl_text.hub import BackgroundPush, HubError, files_to_push, main, push
+from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
 from tests.conftest import sentences
 from tests.hub_server import TOKEN, Handler
+from tests.vision.test_data import parquet, picture
+from tests.vision.test_encoder import TOKENS, ViTConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")  # huggingface_hub's own
 
@@ -222,6 +227,15 @@ def flags(bert_folder, tmp_path):
     ]  # fmt: skip
 
 
+def secrets_in(files, private):
+    """Names of the files that hold a private text, or are a pickle or one of torch's archives of them."""
+    return [
+        name
+        for name, content in files.items()
+        if any(text.encode() in content for text in private) or content.startswith((b"\x80\x02", b"\x80\x04", b"PK"))
+    ]
+
+
 def test_the_recipe_pushes_during_training_and_at_its_end(hub, monkeypatch, capsys, texts, flags, tmp_path):
     """A complete folder each time; the last one with results; no training sentence, path or token in any byte of it."""
     commits, commit = [], Handler.commit
@@ -239,10 +253,10 @@ def test_the_recipe_pushes_during_training_and_at_its_end(hub, monkeypatch, caps
     assert commits[0][1] == ENCODER_FILES - {"training_curve.png"}
     files = hub.repos["user/encoder"]["main"]
     assert set(files) == ENCODER_FILES
-    for name, content in files.items():
-        for secret in (SENTENCE, sentences(1)[0], str(tmp_path), str(texts.parent), TOKEN, "\x80\x04"):
-            assert secret.encode() not in content, (name, secret)
-        assert not content.startswith((b"\x80\x02", b"\x80\x04", b"PK\x03\x04")), name  # pickles, torch's archives
+    private = [*texts.read_text().splitlines(), str(tmp_path), str(Path.home()), TOKEN]
+    assert secrets_in(files, private) == []
+    for planted in (*private, "\x80\x04"):
+        assert secrets_in(files | {"planted": f"{planted} .".encode("latin-1")}, private) == ["planted"]
     card = files["README.md"].decode()
     assert "# user/encoder" in card and "| data | secret-texts.txt |" in card and "| sts_spearman " in card
     fetched = snapshot_download("user/encoder", cache_dir=tmp_path / "cache")
@@ -294,3 +308,32 @@ def test_a_checkpoint_that_goes_while_it_is_pushed(hub, folder):
     shutil.rmtree(folder)
     background.wait()
     assert set(hub.repos["user/encoder"]["main"]) == ENCODER_FILES and not background.busy
+
+
+def test_an_image_encoder_is_pushed_with_its_processor(hub, monkeypatch, capsys, tmp_path):
+    path = parquet(tmp_path, [picture(size=(32, 32), seed=i) for i in range(40)])
+    new_image_encoder(ViTConfig(**TOKENS)).save_pretrained(tmp_path / "vit")
+    arguments = [
+        "--train_file", path, "--held_out", 10, "--model_name_or_path", tmp_path / "vit", "--max_steps", 1,
+        "--head_dim", 8, "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "out", "--disable_tqdm", "True",
+        "--push_to_hub", "True", "--hub_model_id", "user/images", "--eval_strategy", "no",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["vision_fmicl.py", *map(str, arguments)])
+    runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "vision_fmicl.py"))["main"]()
+    files = hub.repos["user/images"]["main"]
+    assert set(files) == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "training_curve.png",
+    }
+    assert secrets_in(files, [str(tmp_path), str(Path.home()), TOKEN]) == []
+    card = files["README.md"].decode()
+    assert 'AutoModel.from_pretrained("user/images")' in card and "| after training " in card
+    fetched = snapshot_download("user/images", cache_dir=tmp_path / "cache")
+    ours, stock = build_image_encoder(str(tmp_path / "out")).eval(), AutoModel.from_pretrained(fetched).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(ours(pixels), stock(pixel_values=pixels).last_hidden_state[:, 0])
+    assert AutoImageProcessor.from_pretrained(fetched).size["height"] == 32
