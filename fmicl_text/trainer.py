@@ -15,14 +15,13 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-from fmicl_text.card import write_card
 from fmicl_text.errors import InputError
 from fmicl_text.model import ContrastiveModel
-from fmicl_text.record import run_record, scores_at
+from fmicl_text.pushing import PushingTrainer
 from fmicl_text.training_args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training_log import TrainingLog
 
@@ -65,7 +64,7 @@ class Position(TrainerCallback):
         self.trainer.micro_step = 0
 
 
-class FMICLTrainer(Trainer):
+class FMICLTrainer(PushingTrainer):
     """Trains a `ContrastiveModel` on batches [examples, views, ...] with one forward pass per step; with
     `mini_batch_size` with two, of which one keeps a graph of a mini-batch at a time (GradCache, arXiv 2101.06983).
 
@@ -87,8 +86,6 @@ class FMICLTrainer(Trainer):
     all processes' rows unless global_batch is none), and of this process's batches, with dropout, after the head,
     alignment, uniformity and effective_rank (of the first 512 rows, the last one of the last batch), and tokens or
     images a second.
-
-    `facts` is what the trainer cannot know of its run, for the model card and the record; see `record.run_record`.
     """
 
     # The base class would take a model whose forward has **kwargs for one that scales its own loss, and skip the
@@ -120,8 +117,6 @@ class FMICLTrainer(Trainer):
         self.views_checked = False
         self.micro_step = 0
         self.length_sampler: LengthSampler | None = None
-        self.facts: dict[str, Any] = {}
-        self.background_push: Any = None
         super().__init__(
             model=model,
             args=args,
@@ -366,75 +361,3 @@ class FMICLTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self.model.load_checkpoint(str(self.state.best_model_checkpoint))
-
-    # The command `python -m fmicl_text.hub` would warn of a second copy of that module if this one imported it above.
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository that `push_to_hub` writes to, before training: a name, token or right that is missing
-        costs no hours then."""
-        if self.is_world_process_zero():
-            from fmicl_text import hub
-
-            name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
-            private = self.args.hub_private_repo if private is None else private
-            self.hub_model_id: Any = hub.create_repository(name, private, exist_ok=True, token=token)
-            self.background_push = hub.BackgroundPush()
-
-    def push_to_hub(  # type: ignore[override]
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-    ) -> str | None:
-        """Save the encoder and upload it with its card; of the head, the optimizer and the record of the run nothing.
-
-        Returns:
-            Where it can be seen; None in other processes, and if it is not to block.
-
-        Raises:
-            HubError: The Hub could not be reached, or refused. Not blocking, it is a warning.
-        """
-        if self.hub_model_id is None:
-            self.init_hf_repo(token, private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        folder, state = Path(str(self.args.output_dir)), self.state
-        ended_with_the_best = self.args.load_best_model_at_end and 0 < state.max_steps <= state.global_step
-        step = state.best_global_step if ended_with_the_best else state.global_step
-        return self.push_folder(folder, commit_message or "Upload encoder", step or 0, blocking, revision, token)
-
-    def push_folder(
-        self,
-        folder: Path,
-        message: str,
-        step: int,
-        blocking: bool,
-        revision: str | None = None,
-        token: str | None = None,
-    ) -> str | None:
-        """Upload a folder that holds the encoder of a step, with a card of what is known of it."""
-        from fmicl_text import hub
-
-        write_card(run_record(self, scores_at(self, step)), folder, self.hub_model_id)
-        options: dict[str, Any] = {"message": message, "revision": revision or self.args.hub_revision, "token": token}
-        options |= {"private": self.args.hub_private_repo, "exist_ok": True}
-        if blocking:
-            self.background_push.wait()
-            return hub.push(folder, str(self.hub_model_id), **options)
-        self.background_push.start(folder, str(self.hub_model_id), **options)
-        return None
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """The base class would push what it can copy from the checkpoint: no modules.json, pooling or card."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        if self.args.hub_always_push or not self.background_push.busy:
-            step = self.state.global_step
-            self.push_folder(Path(checkpoint_folder), f"Training in progress, step {step}", step, blocking=False)
-
-    def _finish_current_push(self) -> None:
-        if self.background_push is not None:
-            self.background_push.wait()
