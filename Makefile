@@ -4,14 +4,22 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test check format wheel clean
+.PHONY: quickstart test soak check format wheel clean
 
 quickstart: .venv/ready
 	$(OFFLINE) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		recipes/simcse_fmicl.py --divergence kl --output_dir runs/quickstart --overwrite_output_dir
 
 test: .venv/ready
-	$(OFFLINE) $(BIN)/python -m pytest -q
+	$(OFFLINE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+# harnesses that kill, fill and fuzz, an hour in all; tests/README.md has what they printed
+soak: .venv/ready
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[soak]'
+	$(OFFLINE) $(BIN)/python tests/soak/kill.py
+	$(OFFLINE) $(BIN)/python tests/soak/memory.py
+	$(OFFLINE) $(BIN)/python tests/soak/files.py
+	$(OFFLINE) $(BIN)/python tests/soak/fuzz_readers.py --seconds 300
 
 check: .venv/ready
 	$(BIN)/ruff check .

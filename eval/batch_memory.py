@@ -10,11 +10,12 @@ memory, on a GPU allocated memory. Embeddings and their gradients are what has t
 import argparse
 import tempfile
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
-from fmicl_text.errors import one_line_errors
+from fmicl_text.errors import OneLineParser, check_writable, one_line_errors, whole_number
 from fmicl_text.evaluation.benchmark import MIB, peak_extra_mib
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.quickstart import ENCODER, SENTENCES
@@ -35,12 +36,20 @@ def one_step(folder: str, model: ContrastiveModel, batch: int, mini_batch: int, 
     FMICLTrainer(model, args, rows, TokenCollator(encoder.tokenizer)).train()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024, 8192])
-    parser.add_argument("--mini_batch_size", type=int, default=64)
-    parser.add_argument("--output", help="JSON of every measurement")
+def parse_args() -> argparse.Namespace:
+    parser, size = OneLineParser("batch_memory.py", __doc__), partial(whole_number, lowest=2)
+    parser.add_argument("--batches", type=size, nargs="+", default=[256, 1024, 8192])
+    parser.add_argument("--mini_batch_size", type=size, default=64)
+    parser.add_argument("--output", type=Path, help="JSON of every measurement")
     args = parser.parse_args()
+    if args.mini_batch_size > min(args.batches):
+        parser.error(f"--mini_batch_size {args.mini_batch_size} is more than a batch, {min(args.batches)}")
+    check_writable("--output", args.output)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = ContrastiveModel(build_text_encoder(str(ENCODER), pooling="mean")).to(device)
     width = model.encoder.get_embedding_dimension()

@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,15 @@ from datasets import Dataset
 from torch import Tensor
 
 from fmicl_text.divergences import DIVERGENCES
-from fmicl_text.errors import InputError, OneLineParser, check_writable, one_line_errors, whole_number
+from fmicl_text.errors import (
+    InputError,
+    OneLineParser,
+    check_plottable,
+    check_writable,
+    flags_called,
+    one_line_errors,
+    whole_number,
+)
 from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
 from fmicl_text.evaluation.geometry import describe_geometry, is_collapsed
@@ -40,7 +51,7 @@ from fmicl_text.model import POOLINGS
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.data import load_training_text
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
-from fmicl_text.vision.data import Images, load_digits, load_images
+from fmicl_text.vision.data import Images, check_channels, load_digits, load_images
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
 from fmicl_text.vision.model import open_head
 from fmicl_text.vision.views import VIEWS, ImageViews
@@ -56,9 +67,10 @@ def parse_args() -> argparse.Namespace:
     data.add_argument("--images", help=".parquet, a folder of class folders, or digits (scikit-learn's)")
     data.add_argument("--embeddings", nargs="+", metavar="[NAME=]F", help=".npz files of x and y, instead of a model")
     data.add_argument("--synthetic", action="store_true", help="pairs of known densities, instead of a model")
-    parser.add_argument("--num_pairs", type=whole_number, default=5000, help="at most so many")
+    from_0, from_2, from_3 = (partial(whole_number, lowest=lowest) for lowest in (0, 2, 3))
+    parser.add_argument("--num_pairs", type=from_2, default=5000, help="at most so many")
     parser.add_argument("--flow", action="store_true", help="estimate the density of partners (half a minute each)")
-    parser.add_argument("--flow_dims", type=whole_number, default=8, help="directions that the flow sees")
+    parser.add_argument("--flow_dims", type=from_3, default=8, help="directions that the flow sees")
     parser.add_argument(
         "--divergence", nargs="+", choices=DIVERGENCES, default=["kl", "js"], help="similarities held against the flow"
     )
@@ -67,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--after_head", action="store_true", help="of --images: as the loss sees them, of checkpoints")
     parser.add_argument("--pooling", choices=POOLINGS, help="of text; default: what the model says, or mean")
     parser.add_argument("--strict", action="store_true", help="refuse a model that says nothing of its pooling")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of rows, dropout and the flow")
+    parser.add_argument("--seed", type=from_0, default=0, help="of the choice of rows, dropout and the flow")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     args = parser.parse_args()
@@ -77,10 +89,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--images needs --model: an image model, or the name of an architecture (random weights)")
     if args.after_head and not args.images:
         parser.error("--after_head needs --images")
-    if args.flow_dims < 3:
-        parser.error(f"--flow_dims must be at least 3, got {args.flow_dims}")
     check_writable("--output", args.output)
-    check_writable("--plot", args.plot)
+    check_plottable("--plot", args.plot)
     args.model = args.model or [f"package={ENCODER}"]
     args.text = args.text or str(SENTENCES)
     return args
@@ -99,10 +109,8 @@ def text_views(args: argparse.Namespace) -> Iterator[Views]:
         if len(graded) < 2:
             raise InputError(f"--file {args.file}: {len(graded)} pairs graded {POSITIVE_SCORE:g} or more, 2 are needed")
     else:
-        try:
+        with flags_called(train_file="text"):
             data = load_training_text(train_file=args.text)
-        except InputError as error:
-            raise InputError(str(error).replace("--train_file", "--text")) from error
         rows = data.dataset.shuffle(seed=args.seed)
         sentences = list(dict.fromkeys(rows[data.columns[0]]))[: args.num_pairs]
         facts = {"partners": "dropout views", "source": args.text}
@@ -130,16 +138,20 @@ def image_views(args: argparse.Namespace) -> Iterator[Views]:
     """Each image model's embeddings of two random views of --images."""
     found: Images | None = load_digits() if args.images == "digits" else None
     for name, path in map(named_model, args.model):
-        if path in IMAGE_CONFIGS:
-            torch.manual_seed(args.seed)
-            encoder = new_image_encoder(IMAGE_CONFIGS[path]())
-        else:
-            encoder = build_image_encoder(path)
-        images = found or load_images(args.images, channels=encoder.num_channels)
+        with flags_called(train_file="images", model_name_or_path="model"):
+            if path in IMAGE_CONFIGS:
+                torch.manual_seed(args.seed)
+                encoder = new_image_encoder(IMAGE_CONFIGS[path]())
+            else:
+                encoder = build_image_encoder(path)
+            width = encoder.width(args.image_size)
+            images = found or load_images(args.images, channels=encoder.num_channels)
+        if found:
+            check_channels(found, encoder.num_channels)
         make = ImageViews(args.views, args.image_size, *images.mean_and_std())
         generator = torch.Generator().manual_seed(args.seed)
         order = torch.randperm(len(images.labels), generator=generator)[: args.num_pairs]
-        head = open_head(path, encoder.width(args.image_size)) if args.after_head else torch.nn.Identity()
+        head = open_head(path, width) if args.after_head else torch.nn.Identity()
         embed = torch.nn.Sequential(encoder, head).eval()
         with torch.no_grad():
             batches = []
@@ -156,13 +168,16 @@ def file_views(args: argparse.Namespace) -> Iterator[Views]:
     for name, path in map(named_model, args.embeddings):
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                x, y = (torch.from_numpy(arrays[side]).float() for side in ("x", "y"))
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+                sides = [arrays[side] for side in ("x", "y")]
+            if kinds := [side.dtype.name for side in sides if side.dtype.kind not in "fiu"]:
+                raise TypeError(f"of numbers, got {kinds[0]}")
+            x, y = (torch.from_numpy(side).float() for side in sides)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"--embeddings {path}: must be an .npz file of arrays x and y ({reason})") from error
-        if x.ndim != 2 or x.shape != y.shape or len(x) < 2:
+        if x.ndim != 2 or x.shape != y.shape or len(x) < 2 or x.shape[1] < 1:
             raise InputError(
-                f"--embeddings {path}: x and y must both be [N, D], N >= 2, got {[*x.shape]}, {[*y.shape]}"
+                f"--embeddings {path}: x and y must both be [N, D], N >= 2, D >= 1, got {[*x.shape]}, {[*y.shape]}"
             )
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(args.seed))[: args.num_pairs]
         yield name, {"partners": "rows of the file", "source": path}, x[order], y[order]
@@ -191,8 +206,11 @@ def main() -> None:
     source = image_views if args.images else source
     results, views, kernels = [], {}, {}
     for name, facts, x, y in source(args):
-        if num_bad := int((~torch.cat([x, y]).isfinite()).any(1).sum()):
-            raise InputError(f"{name}: {num_bad} of {2 * len(x)} embeddings hold NaN or infinity")
+        both = torch.cat([x, y])
+        if num_bad := int((~both.isfinite().all(1) | ~both.any(1)).sum()):
+            raise InputError(f"{name}: {num_bad} of {len(both)} embeddings hold NaN, infinity or only 0")
+        if len(x) < 2:
+            raise InputError(f"{name}: {len(x)} pair of {facts['source']}, 2 are needed")
         if name in views:
             raise InputError(f"the name {name} is given twice")
         metrics = describe_geometry(x, y)

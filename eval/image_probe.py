@@ -12,17 +12,25 @@ weights. Features are the encoder's, before any training head. eval/README.md ha
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmicl_text.errors import OneLineParser, check_writable, one_line_errors, whole_number
+from fmicl_text.errors import (
+    OneLineParser,
+    check_writable,
+    flags_called,
+    one_line_errors,
+    positive_number,
+    whole_number,
+)
 from fmicl_text.evaluation.encoders import training_facts
 from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, linear_accuracy, logistic_accuracy
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, spread, write_json
-from fmicl_text.vision.data import Images, load_digits, load_images, split
+from fmicl_text.vision.data import Images, check_channels, load_digits, load_images, split
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, new_image_encoder, pixel_statistics
 from fmicl_text.vision.evaluator import MOST_FITTED, RAW_SIZE, raw_pixels
 from fmicl_text.vision.model import encode_images
@@ -42,14 +50,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max_train_samples", type=whole_number, help="probes learn from the first so many rows only")
     parser.add_argument("--image_size", type=whole_number, help="of what the encoder sees (default 32, digits 16)")
     parser.add_argument("--ks", nargs="+", type=whole_number, default=[20, 200], help="numbers of neighbours")
-    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.1], help="of the neighbours' votes")
+    parser.add_argument("--temperatures", nargs="+", type=positive_number, default=[0.1], help="of neighbours' votes")
     parser.add_argument("--linear_epochs", type=whole_number, help="train a linear layer on random views so long")
     parser.add_argument("--views", choices=VIEWS, help="its views (default cifar, of digits grey)")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights, few labels and the linear layer")
+    from_0 = partial(whole_number, lowest=0)
+    parser.add_argument("--seed", type=from_0, default=0, help="of random weights, few labels and the linear layer")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
-    if min(args.temperatures) <= 0:
-        parser.error(f"--temperatures must be above 0, got {min(args.temperatures):g}")
     check_writable("--output", args.output)
     digits = args.images == "digits"
     args.held_out = args.held_out or (360 if digits else 5000)
@@ -108,15 +115,20 @@ def main() -> None:
         results.append({"name": name, **facts, **setup, "metrics": scores, "versions": library_versions()})
 
     for name, path in map(named_model, args.model):
-        encoder = build_image_encoder(path).to(DEVICE)
+        with flags_called(model_name_or_path="model"):
+            encoder = build_image_encoder(path)
+        encoder.width(args.image_size)  # refuses a size that does not fit
+        encoder = encoder.to(DEVICE)
         channels = encoder.num_channels
         if channels not in loaded:
             columns = (args.image_column, args.label_column)
-            images = (
-                load_digits()
-                if args.images == "digits"
-                else load_images(args.images, None, "train", *columns, channels)
-            )
+            with flags_called(train_file="images"):
+                images = (
+                    load_digits()
+                    if args.images == "digits"
+                    else load_images(args.images, None, "train", *columns, channels)
+                )
+            check_channels(images, channels)
             loaded[channels] = split(images, args.held_out, args.max_train_samples)[:2]
             add("raw pixels", {}, None, channels, None)
         torch.manual_seed(args.seed)

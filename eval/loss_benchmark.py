@@ -13,6 +13,8 @@ that would need more than --max_memory GiB or --max_seconds, as its smaller size
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +26,14 @@ from torch import Tensor, nn
 
 from fmicl_text import DIVERGENCES, FMICLLoss
 from fmicl_text.blockwise import blocks
-from fmicl_text.errors import InputError, one_line_errors
+from fmicl_text.errors import (
+    OneLineParser,
+    check_plottable,
+    check_writable,
+    one_line_errors,
+    positive_number,
+    whole_number,
+)
 from fmicl_text.evaluation.benchmark import interleaved_seconds, median_ratio, peak_extra_mib, plot_scaling
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.loss import CPU_BLOCK, GPU_BLOCK
@@ -98,23 +107,28 @@ def affordable(name: str, size: int, args: argparse.Namespace, last: dict[str, t
     return None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
-    parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="N, examples in the batch")
-    parser.add_argument("--dim", type=int, default=768, help="D, width of the embeddings")
+def parse_args() -> argparse.Namespace:
+    parser = OneLineParser("loss_benchmark.py", __doc__)
+    sizes, size = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536], partial(whole_number, lowest=2)
+    parser.add_argument("--sizes", type=size, nargs="+", default=sizes, help="N, examples in the batch")
+    parser.add_argument("--dim", type=whole_number, default=768, help="D, width of the embeddings")
     parser.add_argument("--divergence", default="kl", choices=list(DIVERGENCES))
-    parser.add_argument("--gamma", type=float, default=20.0)
-    parser.add_argument("--alpha", type=float, default=409600.0)
-    parser.add_argument("--block_size", type=int, help="default: the loss's own")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds that count, up to N = 8192; one beyond")
-    parser.add_argument("--max_memory", type=float, default=6.0, help="GiB")
-    parser.add_argument("--max_seconds", type=float, default=60.0)
-    parser.add_argument("--output", help="JSON of every measurement")
-    parser.add_argument("--plot", help="PNG of time and memory against N")
+    parser.add_argument("--gamma", type=positive_number, default=20.0)
+    parser.add_argument("--alpha", type=positive_number, default=409600.0)
+    parser.add_argument("--block_size", type=whole_number, help="default: the loss's own")
+    parser.add_argument("--repeats", type=whole_number, default=5, help="rounds that count, up to N = 8192; one beyond")
+    parser.add_argument("--max_memory", type=positive_number, default=6.0, help="GiB")
+    parser.add_argument("--max_seconds", type=positive_number, default=60.0)
+    parser.add_argument("--output", type=Path, help="JSON of every measurement")
+    parser.add_argument("--plot", type=Path, help="PNG of time and memory against N")
     args = parser.parse_args()
-    if min(args.sizes) < 2 or args.repeats < 1:
-        raise InputError(f"--sizes must be at least 2 and --repeats at least 1, got {args.sizes} and {args.repeats}")
+    check_writable("--output", args.output)
+    check_plottable("--plot", args.plot)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.block_size = args.block_size or (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK)
 

@@ -7,23 +7,19 @@ The formulas (fmicl_text/evaluation/scaling.py) are held against counters of byt
 processes by tests/evaluation/test_scaling.py; beyond that they are extrapolated.
 """
 
-import argparse
-
-from fmicl_text.errors import InputError, one_line_errors
+from fmicl_text.errors import OneLineParser, one_line_errors, whole_number
 from fmicl_text.evaluation.report import markdown_table
 from fmicl_text.evaluation.scaling import ddp_bytes, fmicl_cost, infonce_cost
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world_sizes", type=int, nargs="+", default=[1, 8, 256, 4096])
-    parser.add_argument("--rows", type=int, nargs="+", default=[64, 1024], help="examples per GPU")
-    parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--parameters", type=int, default=110_000_000, help="of the encoder (BERT-base)")
-    parser.add_argument("--block_size", type=int, default=4096)
+    parser = OneLineParser("scaling.py", __doc__)
+    parser.add_argument("--world_sizes", type=whole_number, nargs="+", default=[1, 8, 256, 4096])
+    parser.add_argument("--rows", type=whole_number, nargs="+", default=[64, 1024], help="examples per GPU")
+    parser.add_argument("--dim", type=whole_number, default=768)
+    parser.add_argument("--parameters", type=whole_number, default=110_000_000, help="of the encoder (BERT-base)")
+    parser.add_argument("--block_size", type=whole_number, default=4096)
     args = parser.parse_args()
-    if min(*args.world_sizes, *args.rows, args.dim, args.parameters, args.block_size) < 1:
-        raise InputError("every size must be at least 1")
     table = []
     for rows in args.rows:
         for world_size in args.world_sizes:

@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
 
 def say_missing(what: str, error: InputError) -> dict[str, str]:
     """Tell on stderr what could not be scored; the entry for the JSON file."""
-    print(f"sts.py: missing: {what}{error}", file=sys.stderr)
+    print(f"sts.py: missing: {what}{' '.join(str(error).split())}", file=sys.stderr)
     return {"missing": str(error)}
 
 

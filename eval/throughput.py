@@ -14,6 +14,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +27,10 @@ from transformers import TrainerCallback
 
 from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
 from fmicl_text.dropout import CheapDropout
-from fmicl_text.errors import one_line_errors
+from fmicl_text.errors import OneLineParser, check_writable, flags_called, one_line_errors, whole_number
 from fmicl_text.evaluation.benchmark import median_ratio, wait_for
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
+from fmicl_text.model import POOLINGS
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.collator import TokenCollator
 from fmicl_text.text.data import load_training_text
@@ -65,21 +68,29 @@ class Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self.start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args() -> argparse.Namespace:
+    parser = OneLineParser("throughput.py", __doc__)
     parser.add_argument("--model", default=str(ENCODER), help="folder or Hub name")
-    parser.add_argument("--pooling", default="mean")
+    parser.add_argument("--pooling", choices=POOLINGS, default="mean")
     parser.add_argument("--train_file", default=str(SENTENCES))
-    parser.add_argument("--max_train_samples", type=int, default=20_000)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--max_seq_length", type=int, default=32)
+    parser.add_argument("--max_train_samples", type=whole_number, default=20_000)
+    parser.add_argument("--batch_size", type=partial(whole_number, lowest=2), default=64)
+    parser.add_argument("--max_seq_length", type=partial(whole_number, lowest=3), default=32)
     parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
-    parser.add_argument("--steps", type=int, default=20, help="per turn, after --warmup")
-    parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=whole_number, default=20, help="per turn, after --warmup")
+    parser.add_argument("--warmup", type=whole_number, default=3)
+    parser.add_argument("--rounds", type=whole_number, default=5)
     parser.add_argument("--options", nargs="*", default=list(OPTIONS)[:2], choices=list(OPTIONS))
-    parser.add_argument("--output", help="JSON of every measurement")
+    parser.add_argument("--output", type=Path, help="JSON of every measurement")
     args = parser.parse_args()
+    if args.precision == "fp16" and not torch.cuda.is_available():
+        parser.error("--precision fp16 needs a GPU")
+    check_writable("--output", args.output)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
     cpu = not torch.cuda.is_available()
     text = load_training_text(train_file=args.train_file, max_train_samples=args.max_train_samples)
     rows: Dataset = text.dataset
@@ -121,6 +132,8 @@ def main() -> None:
         trainer.train()
         return clock
 
+    with flags_called(model_name_or_path="model"):  # before a turn of the peer's
+        build_text_encoder(args.model, pooling=args.pooling)
     contestants = {PEER: peer} | {name: ours(name) for name in args.options}
     seconds_per_token: dict[str, list[float]] = {name: [] for name in contestants}
     seconds_per_step: dict[str, list[float]] = {name: [] for name in contestants}

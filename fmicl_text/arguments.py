@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
-from fmicl_text.errors import InputError
+from fmicl_text.errors import InputError, check_filled
 from fmicl_text.model import HEADS, POOLINGS
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
 from fmicl_text.training_args import LENGTH_STRATEGIES, FMICLTrainingArguments
@@ -31,6 +32,9 @@ class ModelArguments:
         default=None, metadata={"help": "Folder or Hub name of the encoder (default: the small one in the package)."}
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run Python code that the model's folder brings along; read it first."}
+    )
     pooling: str | None = field(
         default=None, metadata={"help": "Default: as the model says, else cls.", "choices": POOLINGS}
     )
@@ -101,6 +105,7 @@ def parse_args(
 
     def check(namespace: Namespace) -> None:
         fill_embedded(namespace)
+        refuse_without_dataset(namespace, dataset_config=None, dataset_split="train")
         if namespace.streaming and namespace.max_steps <= 0:
             raise InputError(f"--streaming needs --max_steps (the length is not known), got {namespace.max_steps}")
         strategy = namespace.train_sampling_strategy
@@ -111,7 +116,10 @@ def parse_args(
             )
 
     groups = (ModelArguments, DataArguments, FMICLTrainingArguments)
-    return parse_groups(groups, argv, lambda named: None if named.model_name_or_path else PRESET, check)
+    parsed: tuple[ModelArguments, DataArguments, FMICLTrainingArguments]
+    parsed = parse_groups(groups, argv, lambda named: None if named.model_name_or_path else PRESET, check)
+    check_optimizer(parsed[-1])
+    return parsed
 
 
 def parse_groups(
@@ -134,8 +142,10 @@ def parse_groups(
     parser = OneLineParser(groups, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of flags; the command line wins.")
     argv = list(sys.argv[1:] if argv is None else argv)
+    check_filled(argv)
     config, _ = parser.parse_known_args(argv)
-    from_file = yaml_flags(Path(config.config), known_flags(parser)) if config.config else []
+    from_file = yaml_flags(Path(config.config), known_flags(parser)) if config.config is not None else []
+    check_filled(from_file)
     named, unknown = parser.parse_known_args([*from_file, *argv])
     if unknown:
         raise InputError(f"unknown argument {unknown[0]} (--help lists those there are)")
@@ -146,13 +156,59 @@ def parse_groups(
         from_file = [*preset, *from_file]
     namespace = parser.parse_args([*from_file, *argv])
     del namespace.config
+    check_json(namespace)
     check(namespace)
     try:
         parsed = parser.parse_dict(vars(namespace))
         get_reporting_integration_callbacks(parsed[-1].report_to)  # refuses a logger that is not there
         return parsed
-    except (ValueError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, ArithmeticError, ImportError, RuntimeError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+def check_json(namespace: Namespace) -> None:
+    """InputError for a value that begins as JSON and is none."""
+    for name, value in vars(namespace).items():
+        if isinstance(value, str) and value.startswith("{"):
+            try:
+                json.loads(value)
+            except ValueError as error:
+                raise InputError(f"--{name} {value}: {error}") from error
+
+
+def check_optimizer(args: FMICLTrainingArguments, own: tuple[type[Any], dict[str, Any]] | None = None) -> None:
+    """A dry run of what training will build first, once the run that it replaces is gone.
+
+    Args:
+        args: They name optimizer and schedule.
+        own: Optimizer and options that are not transformers'.
+
+    Raises:
+        InputError: Either is not installed, or does not take the options given.
+    """
+    layer: Any = torch.nn.Linear(1, 1)
+    try:
+        kind, knobs = own or Trainer.get_optimizer_cls_and_kwargs(args, layer)
+        if "model" in knobs or "params" in knobs:  # of optimizers that look at the layers of the model
+            return
+        optimizer = kind(layer.parameters(), **knobs)
+        schedule_knobs: Any = args.lr_scheduler_kwargs
+        get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, schedule_knobs)
+    except (ValueError, ImportError, TypeError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        options = {"optim_args": args.optim_args, "lr_scheduler_kwargs": args.lr_scheduler_kwargs}
+        given = "".join(f" --{name} {value}" for name, value in options.items() if value)
+        schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        asked = f"--optim {getattr(args.optim, 'value', args.optim)} --lr_scheduler_type {schedule}{given}"
+        raise InputError(f"{asked}: {' '.join(str(error).split())}") from error
+
+
+def refuse_without_dataset(namespace: Namespace, **defaults: str | None) -> None:
+    """InputError for flags that only --dataset_name gives a meaning."""
+    for name, default in defaults.items():
+        if namespace.dataset_name is None and getattr(namespace, name) != default:
+            raise InputError(f"--{name} means nothing without --dataset_name")
 
 
 def fill_embedded(namespace: Namespace) -> None:
@@ -188,39 +244,57 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: FMICLTr
     return "\n".join(lines)
 
 
-def known_flags(parser: OneLineParser) -> set[str]:
-    """The names that a YAML file may hold."""
-    return {action.dest for action in parser._actions} - {"help", "config"}
+def known_flags(parser: OneLineParser) -> dict[str, bool]:
+    """The names that a YAML file may hold, and whether a list may be the value."""
+    return {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
 
 
-def yaml_flags(path: Path, known: set[str]) -> list[str]:
+class LoaderWithoutAliases(yaml.SafeLoader):
+    """YAML's safe loader without `*name`: a few lines of these can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias, *name, is not accepted")
+        return super().compose_node(parent, index)
+
+
+def yaml_flags(path: Path, known: Mapping[str, bool]) -> list[str]:
     """A flat YAML file as command-line flags; keys with a null value are left out.
 
     Raises:
-        InputError: The file is missing, is no flat mapping, or holds an unknown key.
+        InputError: The file is missing, is no flat mapping, or holds a key that is unknown or there twice.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        settings = yaml.load(text, LoaderWithoutAliases)
+    # ValueError: no UTF-8; a date such as 0-0-0. AttributeError, LookupError: tags of what is no date, number, ...
+    except (OSError, ValueError, AttributeError, LookupError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise InputError(f"--config {path}: expected `flag: value` lines, got {type(settings).__name__}")
+    if settings.get("trust_remote_code"):
+        raise InputError(f"--config {path}: trust_remote_code counts on the command line only, whoever wrote the file")
     if unknown := [key for key in settings if key not in known]:
         raise InputError(f"--config {path}: unknown key {unknown[0]}")
+    document: Any = yaml.compose(text, yaml.SafeLoader)
+    keys = [key.value for key, _ in document.value]
+    if twice := [key for key in settings if keys.count(key) > 1]:
+        raise InputError(f"--config {path}: {twice[0]} is there twice")
     flags = []
     for key, value in settings.items():
         if value is False and key.endswith("_strategy"):
             value = "no"  # YAML reads an unquoted no as False
-        if isinstance(value, list):
+        if isinstance(value, list) and known[key]:
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:
-            flags.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+            flags.append(f"--{key}={json.dumps(value, default=str) if isinstance(value, dict) else value}")
     return flags
 
 
 def resolved_settings(model_args: Any, data_args: Any, training_args: FMICLTrainingArguments) -> dict[str, Any]:
     """Every setting of a run that is ours, or differs from what transformers would do, as `--config` reads it back."""
     settings = {**vars(model_args), **vars(data_args)}
+    del settings["trust_remote_code"]  # to be asked for anew
     ours = {
         name
         for kind in type(training_args).__mro__

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
+from fmicl_text.checkpoints import write_whole
 from fmicl_text.evaluation.report import before_after_table, markdown_table
 
 RESULTS_FOLDER = ".eval_results"
@@ -75,11 +76,11 @@ def write_card(run: Mapping[str, Any], folder: Path, name: str | None = None) ->
         results = folder / RESULTS_FOLDER
         results.mkdir(exist_ok=True)
         entries = yaml.safe_dump(eval_result_entries_to_yaml([score]), sort_keys=False)
-        (results / f"{score.task_id}.yaml").write_text(entries, encoding="utf-8")
+        write_whole(results / f"{score.task_id}.yaml", entries)
     path = folder / "README.md"
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return
-    path.write_text(model_card(run, name or folder.name, (folder / CURVE).is_file()), encoding="utf-8")
+    write_whole(path, model_card(run, name or folder.name, (folder / CURVE).is_file()))
 
 
 def model_card(run: Mapping[str, Any], name: str, curve: bool = True) -> str:

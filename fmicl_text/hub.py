@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 NAMES = ("README.md", "training_curve.png", "modules.json", "vocab.txt", "merges.txt")
 SUFFIXES = (".json", ".safetensors", ".model")  # .model: of sentencepiece
 OURS = (  # of those, what describes a run and not an encoder
+    "manifest.json",
     "results.json",
     "trainer_state.json",
     "training_only.safetensors",

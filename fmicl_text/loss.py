@@ -322,7 +322,7 @@ class AlignUniformLoss(ContrastiveLoss):
     """Alignment + uniformity (Wang & Isola, arXiv 2005.10242): mean ||x - y||^2 + alpha log mean e^{-gamma d^2}.
 
     Args:
-        gamma: Theirs is t = 2; > 0, at most 80.
+        gamma: Theirs is t = 2; > 0, at most 36: beyond it, e^r of opposite rows would be 0 in float32.
         alpha: Weight of uniformity, finite, > 0.
         negatives, block_size, global_batch: As for `FMICLLoss`.
     """
@@ -337,8 +337,8 @@ class AlignUniformLoss(ContrastiveLoss):
     ) -> None:
         super().__init__(gamma, negatives, block_size=block_size, global_batch=global_batch)
         require_positive("alpha", alpha)
-        if gamma > 80:
-            raise ValueError(f"gamma of alignment + uniformity must be at most 80, got {gamma}")
+        if gamma > 36:
+            raise ValueError(f"gamma of alignment + uniformity must be at most 36, got {gamma}")
         self.alpha = alpha
 
     @property

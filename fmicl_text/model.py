@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from fmicl_text.adapters import add_lora, is_adapter, merged, plain_saving, quantisation
 from fmicl_text.dropout import cheapen_dropout
 from fmicl_text.errors import InputError
+from fmicl_text.loading import NO_CODE, explain, folder_or_name, hub_commit, hub_name, one_line_loading, refuse_links
 
 TRAINING_FILE = "training_only.safetensors"  # in a checkpoint, of what is no part of the encoder
-LOADING_ERRORS = (OSError, HFValidationError, ValueError, ImportError, RuntimeError, SafetensorError)
 POOLINGS = Pooling.POOLING_MODES
 
 
@@ -85,6 +79,7 @@ class ContrastiveModel(nn.Module):
         return {
             "modality": "text",
             "base_model": hub_name(self.backbone.name_or_path),
+            "base_revision": hub_commit(self.backbone),
             "pooling": next(module.pooling_mode for module in self.encoder if isinstance(module, Pooling)),
             "size": self.encoder.max_seq_length,
         }
@@ -92,6 +87,7 @@ class ContrastiveModel(nn.Module):
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
         """Write the encoder as a SentenceTransformer folder, with the weights of `state` (of this whole module); those
         of adapters merged into the others."""
+        refuse_links(folder)
         backbone, prefix = self.backbone, "encoder.0.model."
         weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
         with plain_saving(backbone, merged(backbone, weights)):
@@ -110,14 +106,14 @@ class ContrastiveModel(nn.Module):
             safetensors.torch.save_file(weights, Path(folder) / TRAINING_FILE)
 
     def open_encoder(self, folder: str) -> nn.Module:
-        """The encoder that `save_encoder` wrote into a folder."""
-        return build_text_encoder(folder)
+        """The encoder that `save_encoder` wrote into a folder; code that it needs runs if it did for this one."""
+        return build_text_encoder(folder, trust_remote_code=self.encoder.trust_remote_code)
 
     def load_checkpoint(self, folder: str) -> None:
         """Take all weights from a checkpoint folder, in place.
 
         Raises:
-            InputError: It is of another kind of run: with another head, or none.
+            InputError: It is damaged, or of another kind of run: with another head, or none.
         """
         own = self.state_dict()
         state: dict[str, Tensor] = {}
@@ -126,7 +122,10 @@ class ContrastiveModel(nn.Module):
         else:
             state = {f"encoder.{name}": weight for name, weight in self.open_encoder(folder).state_dict().items()}
         if (file := Path(folder) / TRAINING_FILE).is_file():
-            state |= safetensors.torch.load_file(file)
+            try:
+                state |= safetensors.torch.load_file(file)
+            except SafetensorError as error:
+                raise InputError(f"{file}: {explain(error)}") from error
         if differing := sorted(state.keys() ^ own.keys()):
             whose = "this run" if differing[0] in state else "the run that wrote it"
             raise InputError(f"{folder} does not fit: {whose} had no {differing[0]} (another head or method?)")
@@ -140,6 +139,7 @@ def build_text_encoder(
     dropout: float | None = None,
     lora_rank: int | None = None,
     load_in: str | None = None,
+    trust_remote_code: bool = False,
 ) -> SentenceTransformer:
     """A SentenceTransformer in float32, whatever dtype the file has, without the pooler that BERT never uses.
 
@@ -150,29 +150,24 @@ def build_text_encoder(
         dropout: Sets every dropout probability of the model's config, in [0, 1). None keeps them.
         lora_rank: Train adapters of this rank only, >= 1; None trains all weights.
         load_in: With adapters, hold the other weights in `4bit` or `8bit`.
+        trust_remote_code: Run Python code that comes with the model or that it names; else such a model is refused.
 
     Raises:
-        InputError: The model is not there, or cannot be had offline.
+        InputError: The model is not there, cannot be had offline, is damaged, or needs code of its own.
     """
-    if model_name_or_path.startswith((".", "~", "/")):
-        if not Path(model_name_or_path).expanduser().is_dir():
-            raise InputError(f"--model_name_or_path: no such folder {model_name_or_path}")
-        model_name_or_path = str(Path(model_name_or_path).expanduser())
+    model_name_or_path = folder_or_name(model_name_or_path)
     if load_in is not None and lora_rank is None:
         raise InputError(f"--load_in_{load_in} needs --lora_rank: weights of so few bits cannot be trained")
     few_bits = {} if load_in is None else {"quantization_config": quantisation(load_in)}
-    try:
-        with quiet_loading():
-            encoder = SentenceTransformer(
-                model_name_or_path,
-                revision=revision,
-                device="cuda" if few_bits and torch.cuda.is_available() else "cpu",
-                model_kwargs={"dtype": torch.float32, **few_bits},
-                config_kwargs=dropout_settings(model_name_or_path, revision, dropout),
-            )
-    except LOADING_ERRORS as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--model_name_or_path {model_name_or_path}: {reason}") from error
+    with one_line_loading(f"--model_name_or_path {model_name_or_path}"):
+        encoder = SentenceTransformer(
+            model_name_or_path,
+            revision=revision,
+            device="cuda" if few_bits and torch.cuda.is_available() else "cpu",
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"dtype": torch.float32, **NO_CODE, **few_bits},
+            config_kwargs=dropout_settings(model_name_or_path, revision, dropout, trust_remote_code),
+        )
     require_tokenizer(encoder, model_name_or_path)
     if not isinstance(encoder[0], Transformer) or not any(isinstance(module, Pooling) for module in encoder):
         raise InputError(f"--model_name_or_path {model_name_or_path} is not a transformer followed by pooling")
@@ -187,17 +182,19 @@ def build_text_encoder(
     return encoder
 
 
-def hub_name(name_or_path: str) -> str | None:
-    """The name of a model on the Hub; None of a folder."""
-    return None if not name_or_path or Path(name_or_path).expanduser().exists() else name_or_path
-
-
 def require_tokenizer(encoder: SentenceTransformer, name: str) -> None:
-    """InputError if the tokenizer knows no word: a folder without tokenizer files loads without complaint, and all
-    sentences of one length then get the same embedding."""
+    """InputError if the tokenizer knows no word (a folder without tokenizer files loads without complaint, and all
+    sentences of one length then get the same embedding), or words that the model has no embedding for."""
     tokenizer = encoder.tokenizer
-    if isinstance(tokenizer, PreTrainedTokenizerBase) and len(tokenizer) <= len(tokenizer.all_special_ids):
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{name}: its tokenizer files are missing, every word would be unknown")
+    backbone: Any = encoder[0].model
+    known, added = backbone.get_input_embeddings().num_embeddings, tokenizer.get_added_vocab()
+    highest = max(number for word, number in tokenizer.get_vocab().items() if word not in added)
+    if highest >= known:
+        raise InputError(f"{name}: its tokenizer has ids up to {highest}, its model embeddings for {known}: no pair")
 
 
 def set_pooling(encoder: SentenceTransformer, mode: str) -> None:
@@ -206,7 +203,9 @@ def set_pooling(encoder: SentenceTransformer, mode: str) -> None:
     encoder[index] = Pooling(encoder[index].embedding_dimension, mode)
 
 
-def dropout_settings(model_name_or_path: str, revision: str | None, dropout: float | None) -> dict[str, float]:
+def dropout_settings(
+    model_name_or_path: str, revision: str | None, dropout: float | None, trust_remote_code: bool = False
+) -> dict[str, float]:
     """Every dropout probability in the model's config (BERT calls them hidden_dropout_prob, ModernBERT mlp_dropout,
     T5 dropout_rate, ...), set to `dropout`; empty for None.
 
@@ -217,31 +216,7 @@ def dropout_settings(model_name_or_path: str, revision: str | None, dropout: flo
         return {}
     if not 0 <= dropout < 1:
         raise InputError(f"--dropout must be in [0, 1), got {dropout}")
-    config = AutoConfig.from_pretrained(model_name_or_path, revision=revision).to_dict()
-    return {key: dropout for key, value in config.items() if "dropout" in key and isinstance(value, int | float)}
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Hide what is noise when an encoder is loaded: progress of a second's work, the note that a plain model gets
-    mean pooling (set right afterwards), and reports in which nothing is missing but the pooler we drop."""
-
-    def report_matters(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        rows = re.findall(r"^(\S+)\s*\|\s*(\w+)", message, re.MULTILINE)
-        return "LOAD REPORT" not in message or any(
-            "pooler" not in key and status in ("MISSING", "MISMATCH", "CONVERSION") for key, status in rows
-        )
-
-    loader, framework = logging.getLogger("transformers.modeling_utils"), logging.getLogger("sentence_transformers")
-    level, progress = framework.level, transformers_logging.is_progress_bar_enabled()
-    loader.addFilter(report_matters)
-    framework.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        loader.removeFilter(report_matters)
-        framework.setLevel(level)
-        if progress:
-            transformers_logging.enable_progress_bar()
+    config = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    return {
+        key: dropout for key, value in config.to_dict().items() if "dropout" in key and isinstance(value, int | float)
+    }

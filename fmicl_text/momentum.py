@@ -96,7 +96,10 @@ class MomentumTrainer(FMICLTrainer):
         **kwargs: Any,
     ) -> None:
         self.encoder_momentum, self.rising = encoder_momentum, rising
-        slow_copy = SlowCopy(model, queue_size)
+        try:
+            slow_copy = SlowCopy(model, queue_size)
+        except RuntimeError as error:
+            raise InputError(f"--queue_size {queue_size} embeddings of {model.width} do not fit memory") from error
         if predictor:
             model.predictor = predictor_head(model.width)
         model.slow_copy = slow_copy

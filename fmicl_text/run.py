@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
-from accelerate.commands.config import default_config_file, load_config_from_file
-from accelerate.commands.launch import launch_command_parser
-from transformers.trainer_utils import get_last_checkpoint
+from filelock import BaseFileLock, FileLock, Timeout
+from transformers import TrainerCallback
 
 from fmicl_text.card import write_card
-from fmicl_text.errors import InputError
+from fmicl_text.checkpoints import find_checkpoint, remove, write_whole
+from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
+from fmicl_text.launcher import command_to_go_on, launcher_arguments, launcher_processes
+from fmicl_text.loading import hub_revision, refuse_links
 from fmicl_text.record import run_record
 from fmicl_text.trainer import FMICLTrainer
 from fmicl_text.training_args import FMICLTrainingArguments
 
 RESULTS_FILE, SETTINGS_FILE, CURVE_FILE = "results.json", "settings.yaml", "training_curve.png"
+LOCK_FILE = ".lock"
+FOLDER_LOCKS: dict[Path, BaseFileLock] = {}  # of this process
+NO_MATTER = {"output_dir": None, "resume_from_checkpoint": None}  # settings that do not change what is trained
 
 
 def check_processes(args: FMICLTrainingArguments) -> None:
@@ -33,7 +37,8 @@ def check_processes(args: FMICLTrainingArguments) -> None:
     Raises:
         InputError: Says how many there are and how to get the others.
     """
-    asked = max(int(os.environ.get("WORLD_SIZE", 1)), launcher_processes(psutil.Process().parents()))
+    launched = launcher_arguments(psutil.Process().parents())
+    asked = max(int(os.environ.get("WORLD_SIZE", 1)), launcher_processes(launched))
     if asked > args.world_size:
         on_cpu = "on CPUs start them with `accelerate launch --multi_gpu --num_processes N` and give --use_cpu True"
         raise InputError(
@@ -42,42 +47,13 @@ def check_processes(args: FMICLTrainingArguments) -> None:
         )
 
 
-def launcher_processes(parents: list[psutil.Process]) -> int:
-    """--num_processes of the `accelerate launch` among the parent processes, or of its configuration file, by default
-    that of `accelerate config`; 1 if none says. accelerate hands it on to nobody."""
-    for parent in parents:
-        try:
-            command = parent.cmdline()
-        except psutil.Error:
-            continue
-        arguments = launch_arguments(command)
-        if arguments is None:
-            continue
-        with contextlib.suppress(SystemExit):  # arguments that accelerate itself would refuse
-            asked, _ = launch_command_parser().parse_known_args(arguments)
-            by_default = default_config_file if Path(default_config_file).is_file() and not asked.cpu else None
-            file = asked.config_file or by_default
-            return asked.num_processes or (load_config_from_file(file).num_processes if file else None) or 1
-    return 1
-
-
-def launch_arguments(command: list[str]) -> list[str] | None:
-    """What follows `accelerate launch`, in any of its spellings, in a command; None for another command."""
-    for i, word in enumerate(command):
-        cli = Path(word).name == "accelerate" or word == "accelerate.commands.accelerate_cli"
-        if cli and command[i + 1 : i + 2] == ["launch"]:
-            return command[i + 2 :]
-        if Path(word).name == "accelerate-launch" or word == "accelerate.commands.launch":
-            return command[i + 1 :]
-    return None
-
-
 def claim_output_dir(args: FMICLTrainingArguments) -> None:
-    """Make the output folder, or refuse one that holds something that this run would overwrite.
+    """Make the output folder this run's own, or refuse one that holds something that this run would overwrite.
 
     Raises:
         InputError: It holds a run, a checkpoint or a model and neither --overwrite_output_dir nor
-            --resume_from_checkpoint was given; or it is no folder that can be written to.
+            --resume_from_checkpoint was given; it is no folder that can be written to; another process trains into it;
+            or the checkpoint to go on from is not there, or damaged.
     """
     folder = Path(str(args.output_dir))
     if folder.exists() and not folder.is_dir():
@@ -87,47 +63,69 @@ def claim_output_dir(args: FMICLTrainingArguments) -> None:
     if held and not args.overwrite_output_dir and not args.resume_from_checkpoint:
         raise InputError(
             f"--output_dir {folder} already holds {held[0]}: name another folder, or add --overwrite_output_dir"
-            + (" or --resume_from_checkpoint True" if "checkpoint" in held[-1] else "")
+            + (" or --resume_from_checkpoint auto" if "checkpoint" in held[-1] else "")
         )
+    if args.process_index == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            FOLDER_LOCKS[folder] = FileLock(folder / LOCK_FILE)
+            FOLDER_LOCKS[folder].acquire(timeout=0)  # held until the process ends, however it ends
+        except Timeout as error:
+            raise InputError(f"--output_dir {folder}: another process is training into it") from error
+        except OSError as error:
+            raise InputError(f"--output_dir {folder} cannot be written to: {error.strerror}") from error
+        refuse_links(folder)
+        find_checkpoint(folder, args.resume_from_checkpoint)  # before the data are read, which can take long
+
+
+def is_finished(args: FMICLTrainingArguments, settings: Mapping[str, Any]) -> bool:
+    """Whether a run that is to be gone on with has ended, with these very settings: nothing is left to do."""
+    results = Path(str(args.output_dir)) / RESULTS_FILE
+    if not args.resume_from_checkpoint or not results.is_file():
+        return False
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output_dir {folder}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--output_dir {folder} cannot be written to")
+        then = json.loads(results.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError, TypeError):  # not one of ours, or damaged: it is written anew at the end
+        return False
+    now = json.loads(json.dumps(dict(settings)))
+    return {**then, **NO_MATTER} == {**now, **NO_MATTER}
+
+
+def run_training(trainer: FMICLTrainer) -> None:
+    """Train, from the checkpoint that the arguments say.
+
+    Raises:
+        InputError: See `FMICLTrainer`.
+        Interrupted: After a signal; says how to go on.
+    """
+    trainer.add_callback(ClearOutputDir())
+    try:
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}. To go on: {command_to_go_on()}", stop.signal_number) from stop
+
+
+class ClearOutputDir(TrainerCallback):
+    """At the last moment before training: a mistake in anything that comes before then costs the old run nothing."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        clear_output_dir(args)
 
 
 def clear_output_dir(args: FMICLTrainingArguments) -> None:
-    """With --overwrite_output_dir, remove the checkpoints and results of the run that the folder holds, nothing else.
-
-    For the last moment before training: a mistake in the data or the model then costs the old run nothing."""
+    """With --overwrite_output_dir, remove checkpoints and results of the run that the folder holds, nothing else."""
     if args.overwrite_output_dir and args.process_index == 0:
         folder = Path(str(args.output_dir))
-        for path in [folder / RESULTS_FILE, *folder.glob("checkpoint-*")]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def checkpoint_to_resume(args: FMICLTrainingArguments) -> str | None:
-    """The checkpoint folder that --resume_from_checkpoint names; the newest in the output folder for `True`.
-
-    Raises:
-        InputError: There is none.
-    """
-    named = args.resume_from_checkpoint
-    if named is None or str(named).lower() == "false":
-        return None
-    newest = str(named).lower() == "true"
-    folder = get_last_checkpoint(args.output_dir) if newest and Path(str(args.output_dir)).is_dir() else named
-    if folder is None or not (Path(folder) / "trainer_state.json").is_file():
-        where = f"{args.output_dir} holds none" if newest else f"{named} is none"
-        raise InputError(f"--resume_from_checkpoint {named}: no checkpoint to resume from, {where}")
-    return str(folder)
+        (folder / RESULTS_FILE).unlink(missing_ok=True)
+        for checkpoint in folder.glob("checkpoint-*"):
+            remove(checkpoint)
 
 
 def data_facts(data: Any) -> dict[str, Any]:
     """What a run says and records of its training text (`text.data.TextData`); unknown, when streaming, is left out."""
     facts = {
         "source": data.source,
+        "revision": hub_revision(data.dataset),
         "columns": " ".join(data.columns),
         "rows": None if data.num_skipped is None else len(data.dataset),
         "blank rows skipped": data.num_skipped,
@@ -165,7 +163,7 @@ def save_run(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:
         return
     folder, args, run = Path(str(trainer.args.output_dir)), trainer.args, run_record(trainer, after)
     settings_text = yaml.safe_dump(dict(run["settings"]), sort_keys=False, allow_unicode=True)
-    (folder / SETTINGS_FILE).write_text(settings_text, encoding="utf-8")
+    write_whole(folder / SETTINGS_FILE, settings_text)
     (score, *_) = after
     plot_training_curve(run["log_history"], folder / CURVE_FILE, f"{args.objective_name}, seed {args.seed}", score)
     write_card(run, folder, trainer.hub_model_id)

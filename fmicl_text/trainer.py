@@ -17,17 +17,19 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from fmicl_text.checkpoints import newest_whole
 from fmicl_text.errors import InputError
+from fmicl_text.guards import CollapseWatch, describe_views
 from fmicl_text.model import ContrastiveModel
-from fmicl_text.pushing import PushingTrainer
+from fmicl_text.resuming import ResumingTrainer
 from fmicl_text.training_args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training_log import TrainingLog
 
 
 class NonFiniteError(InputError):
-    """The loss or a weight is inf or nan; nothing was saved since the last good checkpoint."""
+    """The loss, a gradient or a weight is inf or nan; no weight was changed by it and nothing saved."""
 
 
 class LengthSampler(LengthGroupedSampler):
@@ -62,9 +64,13 @@ class Position(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.micro_step = 0
+        self.trainer.losses = []
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.num_overflows += self.trainer.accelerator.optimizer_step_was_skipped
 
 
-class FMICLTrainer(PushingTrainer):
+class FMICLTrainer(ResumingTrainer):
     """Trains a `ContrastiveModel` on batches [examples, views, ...] with one forward pass per step; with
     `mini_batch_size` with two, of which one keeps a graph of a mini-batch at a time (GradCache, arXiv 2101.06983).
 
@@ -84,8 +90,9 @@ class FMICLTrainer(PushingTrainer):
 
     Logged with each loss, as means since the last log: loss_positive and loss_negative (their sum is the loss, that of
     all processes' rows unless global_batch is none), and of this process's batches, with dropout, after the head,
-    alignment, uniformity and effective_rank (of the first 512 rows, the last one of the last batch), and tokens or
-    images a second.
+    alignment, uniformity, effective_rank and mean_cosine (of the first 512 rows, the last two of the last batch), and
+    tokens or images a second; and, once there is one, the number of steps left out because something was not finite
+    (nonfinite_steps, and in fp16 overflow_steps). Warned of: a collapse, when it begins.
     """
 
     # The base class would take a model whose forward has **kwargs for one that scales its own loss, and skip the
@@ -114,7 +121,12 @@ class FMICLTrainer(PushingTrainer):
         self.evaluator = evaluator
         self.views = views
         self.training_log = TrainingLog()
+        self.collapse_watch = CollapseWatch(args.train_batch_size)
         self.views_checked = False
+        self.losses: list[Tensor] = []  # of this step's micro-batches
+        self.last_views: tuple[Tensor, Tensor] | None = None
+        self.num_skipped = self.num_overflows = 0
+        self.finite_loss = torch.zeros((), device=args.device)
         self.micro_step = 0
         self.length_sampler: LengthSampler | None = None
         super().__init__(
@@ -168,6 +180,9 @@ class FMICLTrainer(PushingTrainer):
                     optimizer.train()
                 loss = self.cached_step(model, self._prepare_inputs(inputs))
         self.micro_step += 1
+        if self.args.skip_nonfinite:  # the log's mean is one over the steps that were taken
+            self.finite_loss = torch.where(loss.isfinite(), loss, self.finite_loss)
+            return self.finite_loss.clone()
         return loss
 
     def seed_here(self, *more: int) -> int:
@@ -247,9 +262,11 @@ class FMICLTrainer(PushingTrainer):
         """The loss of V views, embeddings [B, D] each, checked, its parts recorded for the log."""
         x, y, *others = views
         terms = self.loss.terms(x, y, others[0] if others else None, text_ids, queue)
-        self.check_finite(terms.loss)
+        self.losses.append(terms.loss.detach())
+        self.last_views = x.detach(), y.detach()
         self.check_views(x, y)
-        self.training_log.add(terms, x, y)
+        if not self.args.skip_nonfinite or terms.loss.isfinite():
+            self.training_log.add(terms, x, y)
         return terms.loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
@@ -269,14 +286,36 @@ class FMICLTrainer(PushingTrainer):
         shape = next(iter(inputs.values())).shape[:2]
         return model({name: value.flatten(0, 1) for name, value in inputs.items()}).unflatten(0, shape)
 
-    def check_finite(self, loss: Tensor) -> None:
-        """Stop before the backward pass of a loss that is inf or nan; the base class would train on."""
-        if not torch.isfinite(loss):
-            checkpoint = get_last_checkpoint(self.args.output_dir) or "none was saved"
-            raise NonFiniteError(
-                f"loss is {loss.item()} at step {self.state.global_step + 1} ({self.args.objective_name}, "
-                f"{self.loss.knobs}): lower --learning_rate, --gamma or --alpha; last good checkpoint: {checkpoint}"
-            )
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As the base class, which asks for it before every step of the optimizer; the moment to see whether loss and
+        gradient are finite, for it would take the step whatever they are, and save the weights."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        broken = ~torch.stack(self.losses).isfinite().all()
+        scaled = self.accelerator.scaler is not None  # fp16: the scaler leaves out steps whose gradient overflows
+        if not scaled:
+            broken |= ~torch.as_tensor(grad_norm, device=broken.device).isfinite()
+        if self.agree(broken):
+            self.leave_step_out(grad_norm, scaled)
+        return grad_norm
+
+    def leave_step_out(self, grad_norm: Any, scaled: bool) -> None:
+        """With --skip_nonfinite, take the gradients away and count the step; else NonFiniteError, in all processes."""
+        loss = torch.stack(self.losses).mean().item()
+        broken = next((name for name, buffer in self.model.named_buffers() if not buffer.isfinite().all()), None)
+        if self.args.skip_nonfinite and broken is None:
+            self.num_skipped += 1
+            if not scaled:
+                for weight in self.model.parameters():
+                    weight.grad = None
+            return
+        views = "" if self.last_views is None else f", {describe_views(self.loss, *self.last_views)}"
+        checkpoint = newest_whole(Path(str(self.args.output_dir))) or "none was saved"
+        raise NonFiniteError(
+            f"loss is {loss} and gradient norm {float(grad_norm)} at step {self.state.global_step + 1} "
+            f"({self.args.objective_name}, {self.loss.knobs}{views}"
+            + (f", {broken} is not finite" if broken else "")
+            + f"): lower --learning_rate, --gamma or --alpha; last good checkpoint: {checkpoint}"
+        )
 
     def check_views(self, x: Tensor, y: Tensor) -> None:
         """Warn once, at the first batch, if the views are the same: nothing would pull positives together."""
@@ -292,6 +331,10 @@ class FMICLTrainer(PushingTrainer):
         """As the base class, with what `training_log` holds beside the loss."""
         if "loss" in logs:
             logs |= self.training_log.take()
+            counts = {"nonfinite_steps": self.num_skipped, "overflow_steps": self.num_overflows}
+            logs |= {name: count for name, count in counts.items() if count}
+            if (words := self.collapse_watch.look(logs, self.state.global_step)) is not None:
+                warnings.warn(words, stacklevel=2)
         super().log(logs, start_time)
 
     def evaluate(
@@ -350,14 +393,11 @@ class FMICLTrainer(PushingTrainer):
         state = self.model.state_dict() if state_dict is None else state_dict
         broken = [name for name, weight in state.items() if not weight.isfinite().all()]
         if broken:
-            raise NonFiniteError(f"step {self.state.global_step}: {broken[0]} is not finite; {output_dir} not written")
+            raise NonFiniteError(f"step {self.state.global_step}: {broken[0]} is not finite; nothing was written")
         folder = str(output_dir or self.args.output_dir)
         self.model.save_encoder(folder, state)
         if Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
             self.model.save_training_only(folder, state)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.model.load_checkpoint(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        self.model.load_checkpoint(str(self.state.best_model_checkpoint))
+    def load_weights(self, checkpoint: str) -> None:
+        self.model.load_checkpoint(checkpoint)

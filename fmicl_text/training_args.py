@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
@@ -17,12 +20,26 @@ from fmicl_text.loss import IN_BATCH, OBJECTIVES, ContrastiveLoss
 from fmicl_text.similarity import SIMILARITIES
 
 LENGTH_STRATEGIES = ("group_by_length", "batch_rebalance")  # of train_sampling_strategy, those that need lengths
+# What transformers takes without a word, to train nonsense or to trip over it once the old run is gone.
+NUMBERS: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    ("finite and at least 0", lambda n: 0 <= n < math.inf, ("learning_rate", "weight_decay", "max_grad_norm")),
+    ("finite and above 0", lambda n: 0 < n < math.inf, ("num_train_epochs", "adam_epsilon")),
+    ("finite and above 0", lambda n: 0 < n < math.inf, ("logging_steps", "eval_steps", "save_steps")),
+    ("at least 0", lambda n: n >= 0, ("dataloader_num_workers",)),
+    ("at least 2", lambda n: n >= 2, ("per_device_train_batch_size",)),
+    ("at least 1", lambda n: n >= 1, ("gradient_accumulation_steps", "save_total_limit", "dataloader_prefetch_factor")),
+    ("at least 1, or -1 for --num_train_epochs", lambda n: n >= 1 or n == -1, ("max_steps",)),
+    ("in [0, 1)", lambda n: 0 <= n < 1, ("adam_beta1", "adam_beta2")),
+    ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, ("seed", "data_seed")),
+)
 ONLY = {
     "auto_find_batch_size": False,  # another batch is another objective; mini_batch_size leaves it
+    "enable_jit_checkpoint": False,  # SIGTERM saves a checkpoint here anyway, one that is exact
+    "ignore_data_skip": False,  # a resumed run would see other batches
+    "restore_callback_states_from_checkpoint": True,  # early stopping would forget its patience
     "dataloader_drop_last": True,  # a last batch of one has no negative
     "logging_nan_inf_filter": False,  # it hides a broken run
     "neftune_noise_alpha": None,
-    "hub_token": None,  # log in with `hf auth login`, or set HF_TOKEN: arguments end up in files
     "remove_unused_columns": False,  # the collator reads the text
 }
 
@@ -75,6 +92,13 @@ class FMICLTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better score."}
     )
+    resume_changed: bool = field(
+        default=False,
+        metadata={"help": "Resume although data, batch or number of processes are others than the checkpoint's."},
+    )
+    skip_nonfinite: bool = field(
+        default=False, metadata={"help": "Leave out and count steps whose loss is not finite, instead of stopping."}
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the run that output_dir holds."})
 
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Examples per step and device, >= 2."})
@@ -89,6 +113,9 @@ class FMICLTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(default="sts_spearman", metadata={"help": "Chooses the checkpoint."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "Of metric_for_best_model."})
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Must stay on: early stopping would forget its patience."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator reads text."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "See torch's DDP."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: it hides a broken run."})
@@ -109,9 +136,14 @@ class FMICLTrainingArguments(TrainingArguments):
         """ValueError for what training could not do, before it starts.
 
         The base class would let each of these pass and fail, or go wrong silently, later on."""
-        for name, lowest in {"per_device_train_batch_size": 2, "learning_rate": 0, "seed": 0}.items():
-            if not getattr(self, name) >= lowest:
-                raise ValueError(f"--{name} must be at least {lowest}, got {getattr(self, name)}")
+        for words, accepts, names in NUMBERS:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not accepts(value):
+                    raise ValueError(f"--{name} must be {words}, got {value}")
+        if (backend := self.torch_compile_backend) is not None and backend.upper() not in DynamoBackend.list():
+            accepted = ", ".join(DynamoBackend.list()).lower()
+            raise ValueError(f"--torch_compile_backend must be one of {accepted}; got {backend}")
         for name in ("mini_batch_size", "block_size"):
             size, batch = getattr(self, name), self.per_device_train_batch_size
             if size is not None and not 1 <= size <= batch:
@@ -119,6 +151,10 @@ class FMICLTrainingArguments(TrainingArguments):
         if self.mini_batch_size is not None and "lomo" in str(self.optim).lower():
             raise ValueError(
                 f"--mini_batch_size is not possible with --optim {self.optim}, which steps in the backward pass"
+            )
+        if self.hub_token is not None:
+            raise ValueError(
+                "--hub_token is refused, arguments end up in files: log in with `hf auth login`, or set HF_TOKEN"
             )
         for name, only in ONLY.items():
             if getattr(self, name) != only:
@@ -132,6 +168,8 @@ class FMICLTrainingArguments(TrainingArguments):
                 raise ValueError(f"--early_stopping_patience must be at least 1, got {self.early_stopping_patience}")
             if not self.load_best_model_at_end:
                 raise ValueError("--early_stopping_patience needs --load_best_model_at_end True")
+        if self.save_total_limit == 1 and self.load_best_model_at_end:
+            self.save_total_limit = 2  # the best and the newest: transformers would remove the newest at the end
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise ValueError("--overwrite_output_dir would remove what --resume_from_checkpoint reads: give one")
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, uniformity
+from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, mean_cosine, uniformity
 from fmicl_text.loss import LossTerms
 
 ROWS = 512  # of a batch; the log's figures need not cost as much as the loss
@@ -66,10 +66,12 @@ class TrainingLog:
                 self.start += time.perf_counter() - began
 
     def take(self) -> dict[str, float]:
-        """The means, the effective rank of the last batch and the pace of this process since the last call."""
+        """The means and the pace of this process since the last call, effective rank and mean cosine of its last
+        batch."""
         values = {name: (total / self.count).item() for name, total in self.sums.items()}
         if self.rows is not None:
             values["effective_rank"] = effective_rank(direction_shares(self.rows)).item()
+            values["mean_cosine"] = mean_cosine(self.rows).item()
         now = time.perf_counter()
         seconds = now - (self.start or now)
         values |= {name: round(amount.item() / seconds, 1) for name, amount in self.amounts.items()}

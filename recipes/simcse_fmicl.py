@@ -17,14 +17,15 @@ from fmicl_text.arguments import announce, parse_args, resolved_settings
 from fmicl_text.errors import one_line_errors
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.report import before_after_table
-from fmicl_text.evaluation.sts import STSB_HUB_NAME, hub_revision, load_pairs, load_stsb
+from fmicl_text.evaluation.sts import STSB_HUB_NAME, load_pairs, load_stsb
+from fmicl_text.loading import hub_revision
 from fmicl_text.model import ContrastiveModel, build_text_encoder
 from fmicl_text.run import (
     check_processes,
-    checkpoint_to_resume,
     claim_output_dir,
-    clear_output_dir,
     data_facts,
+    is_finished,
+    run_training,
     save_run,
     scored_on,
 )
@@ -39,7 +40,10 @@ def main() -> None:
     say(announce(model_args, data_args, args))
     check_processes(args)
     claim_output_dir(args)
-    checkpoint = checkpoint_to_resume(args)
+    settings = resolved_settings(model_args, data_args, args)
+    if is_finished(args, settings):
+        say(f"{args.output_dir} holds this run, finished: nothing to do")
+        return
 
     set_seed(args.seed)
     encoder = build_text_encoder(
@@ -49,6 +53,7 @@ def main() -> None:
         model_args.dropout,
         model_args.lora_rank,
         model_args.load_in,
+        model_args.trust_remote_code,
     )
     with args.main_process_first(desc="reading the training text"):  # the others find it in the cache
         data = load_training_text(
@@ -60,6 +65,7 @@ def main() -> None:
             data_args.streaming,
             data_args.max_train_samples,
             shuffle_seed=args.seed,
+            at_least=args.train_batch_size * args.world_size,
         )
         rows, collator = training_rows(data, encoder.tokenizer, data_args.max_seq_length, data_args.tokenize_once)
     facts = data_facts(data)
@@ -79,10 +85,8 @@ def main() -> None:
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
     )
     before = trainer.score()
-    settings = resolved_settings(model_args, data_args, args)
     trainer.facts = {"settings": settings, "before": before, "data": facts, "scored_on": graded}
-    clear_output_dir(args)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    run_training(trainer)
     after = trainer.score()
 
     save_run(trainer, after)

@@ -19,15 +19,15 @@ from fmicl_text.errors import one_line_errors
 from fmicl_text.evaluation.report import markdown_table
 from fmicl_text.run import (
     check_processes,
-    checkpoint_to_resume,
     claim_output_dir,
-    clear_output_dir,
+    is_finished,
+    run_training,
     save_run,
     scored_on,
 )
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.arguments import parse_vision_args
-from fmicl_text.vision.data import Images, TrainingRows, collate_images, load_digits, load_images, split
+from fmicl_text.vision.data import Images, TrainingRows, check_channels, collate_images, load_digits, load_images, split
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder, pixel_statistics
 from fmicl_text.vision.evaluator import KNNEvaluator
 from fmicl_text.vision.model import ImageContrastiveModel
@@ -39,15 +39,24 @@ def main() -> None:
     say = print if args.process_index == 0 else lambda *_: None
     check_processes(args)
     claim_output_dir(args)
-    checkpoint = checkpoint_to_resume(args)
+    settings = resolved_settings(model_args, data_args, args)
+    if is_finished(args, settings):
+        say(f"{args.output_dir} holds this run, finished: nothing to do")
+        return
 
     set_seed(args.seed)
     if model_args.model_name_or_path is None:
         encoder = new_image_encoder(IMAGE_CONFIGS[model_args.architecture](), model_args.pooling)
     else:
-        encoder = build_image_encoder(model_args.model_name_or_path, model_args.model_revision, model_args.pooling)
+        encoder = build_image_encoder(
+            model_args.model_name_or_path,
+            model_args.model_revision,
+            model_args.pooling,
+            model_args.trust_remote_code,
+        )
     if data_args.train_file is None and data_args.dataset_name is None:
         images: Images = load_digits()
+        check_channels(images, encoder.num_channels)
     else:
         images = load_images(
             data_args.train_file,
@@ -59,7 +68,8 @@ def main() -> None:
         )
     train, test, validation = split(images, data_args.held_out, data_args.max_train_samples, data_args.validation)
     size, start = model_args.image_size, model_args.model_name_or_path
-    mean, std = (pixel_statistics(start, encoder.num_channels) if start else None) or train.mean_and_std()
+    known = pixel_statistics(start, encoder.num_channels, model_args.model_revision) if start else None
+    mean, std = known or train.mean_and_std()
     say(
         f"{images.source}: {len(train.labels)} images to train on, {len(test.labels)} held out, "
         f"{len(images.skipped)} skipped {list(images.skipped[:3])}"
@@ -92,13 +102,12 @@ def main() -> None:
     ]
     facts = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped)}
     trainer.facts = {
-        "settings": resolved_settings(model_args, data_args, args),
+        "settings": settings,
         "before": before,
         "data": facts,
         "scored_on": scored_on(f"{len(test.labels)} held-out images of {Path(images.source).name}"),
     }
-    clear_output_dir(args)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    run_training(trainer)
     after = trainer.score()
 
     rows.append(at_end.probe("after training", at_end.features(encoder)))

@@ -57,6 +57,9 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator)) for length in lengths]
 
 
+torch.set_num_threads(1)  # for fixtures of modules, which come before
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)

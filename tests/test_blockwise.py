@@ -154,7 +154,7 @@ def test_ids():
     [
         (lambda: FMICLLoss(block_size=0), "block_size must be at least 1, got 0"),
         (lambda: FMICLLoss(global_batch="all"), "global_batch must be one of none, gather, ring; got 'all'"),
-        (lambda: AlignUniformLoss(gamma=81.0), "gamma of alignment . uniformity must be at most 80, got 81.0"),
+        (lambda: AlignUniformLoss(gamma=37.0), "gamma of alignment . uniformity must be at most 36, got 37.0"),
         (
             lambda: FMICLLoss()(*[torch.ones(3, 3)] * 2, text_ids=torch.zeros(3)),
             r"text_ids must be \[N, 1 to 3\], N = 3, got \[3\]",

@@ -146,7 +146,9 @@ def test_lora_resumes_bit_exactly(bert_folder, tmp_path):
     a, b = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     with pytest.raises(InputError, match="checkpoint-2 does not fit"):
-        make_trainer(bert_folder, "mean", tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        make_trainer(bert_folder, "mean", tmp_path, max_steps=4).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+        )
 
 
 def test_what_lora_refuses(bert_folder, monkeypatch):

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -13,6 +15,8 @@ from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.model import ContrastiveModel, build_text_encoder
 from fmicl_text.quickstart import ENCODER
 from tests.conftest import sentences, tiny_bert
+
+COMMIT = "0123456789" * 4
 
 
 def pooling_of(encoder):
@@ -71,6 +75,17 @@ def test_saved_folder_gives_identical_vectors_everywhere(bert_folder, tmp_path):
         states = AutoModel.from_pretrained(tmp_path).eval()(**features).last_hidden_state
     mask = features["attention_mask"][..., None]
     torch.testing.assert_close((states * mask).sum(1) / mask.sum(1), own, rtol=0, atol=1e-6)
+
+
+def test_a_base_from_the_hub_is_recorded_with_its_commit(bert_folder, tmp_path, monkeypatch):
+    """As it lies in the Hub's cache."""
+    shutil.copytree(bert_folder, tmp_path / "models--user--bert" / "snapshots" / COMMIT)
+    (tmp_path / "models--user--bert" / "refs").mkdir()
+    (tmp_path / "models--user--bert" / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, base in {"user/bert": ("user/bert", COMMIT), bert_folder: (None, None)}.items():
+        described = ContrastiveModel(build_text_encoder(name)).describe()
+        assert (described["base_model"], described["base_revision"]) == base
 
 
 def test_the_tokenizer_opens_in_transformers_4_too(bert_folder, tmp_path):

@@ -1,15 +1,18 @@
 """Claiming the output folder."""
 
-import psutil
+import json
+from types import SimpleNamespace
+
 import pytest
+from filelock import FileLock
 
 from fmicl_text import FMICLTrainingArguments, InputError
 from fmicl_text.run import (
     check_processes,
-    checkpoint_to_resume,
     claim_output_dir,
     clear_output_dir,
-    launcher_processes,
+    data_facts,
+    is_finished,
 )
 
 
@@ -29,24 +32,39 @@ def test_what_a_run_would_overwrite_is_kept(tmp_path, held):
     with pytest.raises(InputError, match=f"already holds {held}: name another folder, or add --overwrite_output_dir"):
         claim_output_dir(arguments(tmp_path))
     assert (tmp_path / held).exists()
-    claim_output_dir(arguments(tmp_path, resume_from_checkpoint="True"))
+    if not held.startswith("checkpoint"):
+        claim_output_dir(arguments(tmp_path, resume_from_checkpoint="auto"))
     assert (tmp_path / held).exists()
 
 
-def test_the_checkpoint_to_resume(tmp_path):
-    for step in (5, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert checkpoint_to_resume(arguments(tmp_path)) is None
-    newest = str(tmp_path / "checkpoint-10")
-    assert checkpoint_to_resume(arguments(tmp_path, resume_from_checkpoint="True")) == newest
-    other = str(tmp_path / "checkpoint-5")
-    assert checkpoint_to_resume(arguments(tmp_path, resume_from_checkpoint=other)) == other
-    for named, where in [("True", "empty holds none"), ("nope", "nope is none")]:
-        with pytest.raises(
-            InputError, match=f"--resume_from_checkpoint {named}: no checkpoint to resume from, .*{where}"
-        ):
-            checkpoint_to_resume(arguments(tmp_path / "empty", resume_from_checkpoint=named))
+def test_a_checkpoint_that_is_not_there_or_damaged_is_told_of_at_once(tmp_path):
+    (tmp_path / "checkpoint-10").mkdir()
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    for named, words in [
+        ("auto", "auto: no whole checkpoint; .*checkpoint-10 is damaged .*no manifest.json"),
+        ("nope", "nope: no checkpoint, it has"),
+    ]:
+        with pytest.raises(InputError, match=f"--resume_from_checkpoint {words}"):
+            claim_output_dir(arguments(tmp_path, resume_from_checkpoint=named))
+    with pytest.raises(InputError, match=r"--resume_from_checkpoint True: .*empty holds no checkpoint"):
+        claim_output_dir(arguments(tmp_path / "empty", resume_from_checkpoint="True"))
+    claim_output_dir(arguments(tmp_path / "empty", resume_from_checkpoint="auto"))
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match="another process is training into it"):
+        claim_output_dir(arguments(tmp_path))
+
+
+def test_a_finished_run_is_known_by_its_settings(tmp_path):
+    settings = {"alpha": 4.0, "output_dir": "a", "divergence": "kl", "report_to": ("none",)}
+    (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
+    args = arguments(tmp_path, resume_from_checkpoint="auto")
+    assert is_finished(args, settings | {"output_dir": "b", "resume_from_checkpoint": "auto"})
+    assert not is_finished(args, settings | {"alpha": 5.0}) and not is_finished(args, settings | {"gamma": 1.0})
+    assert not is_finished(arguments(tmp_path), settings)
+    (tmp_path / "results.json").write_text("[")
+    assert not is_finished(args, settings)
 
 
 def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
@@ -55,46 +73,9 @@ def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("{}")
     args = arguments(tmp_path, overwrite_output_dir=True)
     claim_output_dir(args)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
     clear_output_dir(args)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-class Parent:
-    """A process that was started by a command."""
-
-    def __init__(self, *command):
-        self.command = command
-
-    def cmdline(self):
-        if self.command == ("gone",):
-            raise psutil.NoSuchProcess(1)
-        return list(self.command)
-
-
-def test_what_the_launcher_was_asked_for(tmp_path, monkeypatch, capsys):
-    config = tmp_path / "engine.yaml"
-    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 3\nuse_cpu: true\n")
-    script = ("recipes/simcse_fmicl.py", "--num_processes", "9")
-    shell, gone = Parent("/bin/sh", "-c", "launch"), Parent("gone")
-    monkeypatch.setattr("fmicl_text.run.default_config_file", str(tmp_path / "none.yaml"))
-    for command, expected in [
-        (("python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", *script), 2),
-        (("python", "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes=4", *script), 4),
-        (("accelerate", "launch", "--config_file", str(config), *script), 3),
-        (("accelerate", "launch", "--config_file", str(config), "--num_processes", "2", *script), 2),
-        (("accelerate", "launch", *script), 1),
-        (("/bin/accelerate-launch", "--cpu", "--num_processes", "2", *script), 2),
-        (("python", "-m", "accelerate.commands.launch", "--num_processes", "2", *script), 2),
-        (("/envs/accelerate/bin/python", "deploy.py", "launch", "--num_processes", "8", "job"), 1),
-        (("accelerate", "launch", "--num_processes", "many"), 1),
-        (("python", *script), 1),
-    ]:
-        assert launcher_processes([gone, shell, Parent(*command)]) == expected
-    assert launcher_processes([]) == 1
-    monkeypatch.setattr("fmicl_text.run.default_config_file", str(config))
-    for flags, expected in [((), 3), (("--cpu",), 1)]:  # as accelerate reads its default file
-        assert launcher_processes([Parent("accelerate", "launch", *flags, *script)]) == expected
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "unfinished", ".lock"}
 
 
 def test_a_process_of_several_that_is_alone_is_refused(tmp_path, monkeypatch):
@@ -105,3 +86,13 @@ def test_a_process_of_several_that_is_alone_is_refused(tmp_path, monkeypatch):
         InputError, match=r"2 processes were asked for, but this one trains with 1: on CPUs .*--use_cpu True"
     ):
         check_processes(args)
+
+
+def test_the_commit_of_data_from_the_hub_is_recorded():
+    address = f"hf://datasets/someone/texts@{'0f' * 20}/train.txt"
+    info = SimpleNamespace(download_checksums={address: {}})
+    stream = {"num_skipped": None, "duplicate_share": None}
+    data = SimpleNamespace(source="s", columns=("text",), dataset=SimpleNamespace(info=info), **stream)
+    assert data_facts(data) == {"source": "s", "revision": "0f" * 20, "columns": "text"}
+    info.download_checksums = None
+    assert data_facts(data) == {"source": "s", "columns": "text"}

@@ -217,7 +217,9 @@ def test_the_metric_that_chooses_must_be_measured(bert_folder, tmp_path):
 def test_a_checkpoint_without_a_head_is_no_checkpoint_of_a_run_with_one(bert_folder, tmp_path):
     make_trainer(bert_folder, tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     with pytest.raises(InputError, match=r"checkpoint-1 does not fit: the run that wrote it had no head.0.bias"):
-        make_trainer(bert_folder, tmp_path, head="simcse").train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        make_trainer(bert_folder, tmp_path, head="simcse", max_steps=1).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+        )
 
 
 def test_early_stopping_needs_the_best_model(tmp_path):
@@ -244,7 +246,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(bert_folder, tmp_path):
         return forward(features) * (math.nan if len(calls) == 3 else 1.0)
 
     trainer.model.forward = breaks_at_step_3
-    with pytest.raises(NonFiniteError, match=r"loss is nan at step 3 \(fmicl-kl, .*checkpoint: .*checkpoint-2$"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"loss is nan and gradient norm nan at step 3 \(fmicl-kl, .* not finite\): lower .*: .*checkpoint-2$",
+    ):
         trainer.train()
     kept = sorted(name for name in os.listdir(tmp_path) if name.startswith("checkpoint"))
     assert kept == ["checkpoint-1", "checkpoint-2"]
@@ -254,7 +259,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(bert_folder, tmp_path):
 def test_weights_that_are_not_finite_are_not_written(bert_folder, tmp_path):
     trainer = make_trainer(bert_folder, tmp_path)
     next(trainer.model.parameters()).data[0, 0] = math.inf
-    with pytest.raises(NonFiniteError, match=r"word_embeddings.weight is not finite; .*final not written"):
+    with pytest.raises(NonFiniteError, match=r"word_embeddings.weight is not finite; nothing was written"):
         trainer.save_model(str(tmp_path / "final"))
     assert not (tmp_path / "final").exists()
 

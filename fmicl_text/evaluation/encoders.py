@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from fmicl_text.errors import InputError
-from fmicl_text.model import LOADING_ERRORS, quiet_loading, require_tokenizer, set_pooling
+from fmicl_text.loading import NO_CODE, hub_commit, one_line_loading
+from fmicl_text.model import require_tokenizer, set_pooling
+from fmicl_text.text.collator import check_max_seq_length
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +38,20 @@ def open_encoder(
         strict: Refuse a model that says nothing of its pooling instead of assuming one.
 
     Raises:
-        InputError: It cannot be had, has no tokenizer, no pooling layer to replace or, when strict, no word on it.
+        InputError: It cannot be had, needs code of its own, has no tokenizer, no pooling layer to replace or, when
+            strict, no word on it; or max_seq_length is beyond what it can read.
     """
     folder = Path(name).expanduser()
     if name.startswith((".", "~", "/")) and not folder.is_dir():
         raise InputError(f"--model {name}: no such folder")
-    try:
-        with quiet_loading():
-            encoder = SentenceTransformer(
-                str(folder) if folder.is_dir() else name,
-                revision=revision,
-                device="cuda" if torch.cuda.is_available() else "cpu",
-                model_kwargs={"dtype": torch.float32},
-            )
-    except LOADING_ERRORS as error:
-        raise InputError(f"--model {name}: {str(error).strip().splitlines()[0]}") from error
+    with one_line_loading(f"--model {name}"):
+        encoder = SentenceTransformer(
+            str(folder) if folder.is_dir() else name,
+            revision=revision,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            trust_remote_code=False,
+            model_kwargs={"dtype": torch.float32, **NO_CODE},
+        )
     require_tokenizer(encoder, f"--model {name}")
     own = pooling_of(encoder)
     if pooling and own is None:
@@ -64,7 +64,9 @@ def open_encoder(
         if says_pooling(encoder):
             logger.warning("%s: %s pooling instead of its own, %s", name, pooling, own)
         set_pooling(encoder, pooling)
-    encoder.max_seq_length = max_seq_length or encoder.max_seq_length
+    if max_seq_length is not None:
+        check_max_seq_length(encoder.tokenizer, max_seq_length)
+        encoder.max_seq_length = max_seq_length
     return encoder
 
 
@@ -90,7 +92,7 @@ def encoder_facts(name: str, encoder: SentenceTransformer, pooling: str | None =
     after_pooling = modules[modules.index("Pooling") + 1 :] if "Pooling" in modules else []
     facts = {
         "model": name,
-        "commit": hub_commit(encoder),
+        "commit": hub_commit(encoder.transformers_model),
         "pooling": pooling_of(encoder),
         "pooling_from": "--pooling" if pooling else "the model" if says_pooling(encoder) else "assumed",
         "head": after_pooling,
@@ -107,15 +109,3 @@ def training_facts(folder: Path) -> dict[str, Any]:
         return {"trained": {key: run[key] for key in ("objective", "seed")} | {"head": run["settings"].get("head")}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # no folder, or a file of that name that is not a recipe's
-
-
-def hub_commit(encoder: SentenceTransformer) -> str | None:
-    """The commit of a model from the Hub, as its snapshot folder in the cache is named; None for a folder."""
-    name = getattr(encoder.transformers_model, "name_or_path", "")  # with the organisation that a short name leaves out
-    if not name or Path(name).exists():
-        return None
-    config = getattr(encoder.transformers_model, "config", None)
-    if commit := getattr(config, "_commit_hash", None):
-        return str(commit)
-    cached = try_to_load_from_cache(name, "config.json")
-    return Path(cached).parent.name if isinstance(cached, str) else None

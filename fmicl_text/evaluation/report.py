@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fmicl_text.errors import InputError, OneLineParser, check_writable, one_line_errors
+from fmicl_text.errors import InputError, OneLineParser, check_plottable, one_line_errors
 from fmicl_text.evaluation.plots import plot_scores
 
 PACKAGES = ("fmicl_text", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "scipy", "mteb")
@@ -86,9 +86,17 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def named_model(argument: str) -> tuple[str, str]:
-    """Name and folder or Hub name of a `NAME=M` argument; of a plain `M` both are M."""
+    """Name and folder or Hub name of a `NAME=M` argument; of a plain `M` both are M.
+
+    Raises:
+        InputError: One of the two is empty.
+    """
     name, equals, model = argument.partition("=")
-    return (name, model) if equals and not Path(argument).exists() else (argument, argument)
+    if not equals or Path(argument).exists():
+        return argument, argument
+    if not (name and model):
+        raise InputError(f"{argument}: must be NAME=MODEL, or MODEL alone")
+    return name, model
 
 
 def score_rows(results: Sequence[Mapping[str, Any]], sets: bool = False) -> list[dict[str, Any]]:
@@ -192,7 +200,7 @@ def main() -> None:
     parser.add_argument("--sets", action="store_true", help="columns for each set of a year, and their two means")
     parser.add_argument("--plot", type=Path, help="PNG to write")
     args = parser.parse_args()
-    check_writable("--plot", args.plot)
+    check_plottable("--plot", args.plot)
     rows = score_rows([result for path in args.results for result in load_results(path)], args.sets)
     if args.plot:
         plot_scores(rows, args.plot)

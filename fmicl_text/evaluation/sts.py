@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -98,10 +98,15 @@ def parquet_rows(path: str | Path, content: bytes) -> Iterator[Row]:
     """Rows of a parquet file, counted from 1; a null is empty text."""
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(content))
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
-    require_columns(path, table.column_names)
-    for number, row in enumerate(table.select(COLUMNS).to_pylist(), start=1):
+        require_columns(path, table.column_names)
+        rows = table.select(COLUMNS).to_pylist()
+    except InputError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # OSError, UnicodeDecodeError: damaged inside
+        raise InputError(f"{path}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+    for number, row in enumerate(rows, start=1):
+        if wrong := [name for name in COLUMNS[:2] if not isinstance(row[name], str | None)]:
+            raise InputError(f"{path}, row {number}: {wrong[0]} must be text, got {row[wrong[0]]!r}")
         sentence1, sentence2, score = ("" if row[name] is None else str(row[name]) for name in COLUMNS)
         yield number, (sentence1, sentence2, score)
 
@@ -109,7 +114,8 @@ def parquet_rows(path: str | Path, content: bytes) -> Iterator[Row]:
 def require_columns(path: str | Path, names: list[str], columns: tuple[str, ...] = COLUMNS) -> None:
     """InputError unless the columns are among the names."""
     if missing := [name for name in columns if name not in names]:
-        raise InputError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}")
+        found = textwrap.shorten(", ".join(names), 200)
+        raise InputError(f"{path}: no column {', '.join(missing)}; it has {found}")
 
 
 def checked_pairs(rows: Iterable[Row], path: str | Path, unit: str = "line") -> Dataset:
@@ -149,12 +155,6 @@ def load_stsb(split: str) -> Dataset:
     pairs = checked_pairs(enumerate(zip(*columns, strict=True), start=1), STSB_HUB_NAME, unit="row")
     pairs.info.download_checksums = rows.info.download_checksums
     return pairs
-
-
-def hub_revision(pairs: Dataset) -> str | None:
-    """The commit that pairs from the Hub are of, as the addresses of their files name it; None of other pairs."""
-    found = [re.search("@([0-9a-f]{40})/", address) for address in pairs.info.download_checksums or {}]
-    return next((match[1] for match in found if match), None)
 
 
 def sts_metrics(embeddings1: Tensor, embeddings2: Tensor, scores: Tensor | list[float]) -> dict[str, float]:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
+from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import datasets
@@ -21,8 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetGenerationError, DatasetsError
+from yaml import YAMLError
 
 from fmicl_text.errors import InputError
+from fmicl_text.loading import load_named_dataset
 
 # With pandas' na_filter the cells null, NA and nan would become None.
 _CSV: dict[str, Any] = {"keep_default_na": False, "na_filter": False}
@@ -42,8 +46,12 @@ _STREAM_BUFFER = 10_000
 _ACCEPTED = ".txt, .csv, .tsv, .jsonl (these also .gz) and .parquet"
 # What load_dataset raises for faulty input. ValueError: undecodable bytes, the errors of pandas and Arrow, unknown
 # configs and splits. OSError: missing files, what is no gzip, no way to the Hub. EOFError, zlib.error: damaged gzip.
-# RuntimeError: a dataset that is a script.
-_LOADER_ERRORS = (DatasetsError, ValueError, OSError, EOFError, zlib.error, RuntimeError)
+# RuntimeError: a dataset that is a script. YAMLError: the README of a dataset. UnpicklingError: pickles in archives.
+# LookupError, StopIteration: NUL characters in names of columns and in JSON lines.
+_LOADER_ERRORS = (
+    *(DatasetsError, ValueError, OSError, EOFError, zlib.error, RuntimeError, YAMLError, UnpicklingError),
+    *(LookupError, StopIteration),
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ def load_training_text(
     streaming: bool = False,
     max_train_samples: int | None = None,
     shuffle_seed: int | None = None,
+    at_least: int = 1,
 ) -> TextData:
     """The training sentences of a local file or of a dataset on the Hub.
 
@@ -91,6 +100,7 @@ def load_training_text(
         max_train_samples: keep the first so many usable rows, at least 1.
         shuffle_seed: when streaming, shuffle in a buffer of 10,000 rows with this seed (the trainer shuffles only what
             has a length).
+        at_least: refuse fewer usable rows than this, a batch for one.
 
     Raises:
         InputError: for every fault of the arguments or the data, in one line.
@@ -106,7 +116,7 @@ def load_training_text(
         explain = partial(_explain_file_error, train_file)
     else:
         source = "/".join(filter(None, (dataset_name, dataset_config))) + f" [{split}]"
-        read = partial(datasets.load_dataset, dataset_name, dataset_config, split=split, streaming=streaming)
+        read = partial(load_named_dataset, str(dataset_name), dataset_config, split, streaming)
         explain = partial(_explain_hub_error, str(dataset_name), dataset_config, split)
 
     with _loader_errors_in_one_line(explain):
@@ -115,8 +125,10 @@ def load_training_text(
         columns = _text_columns(list(features), text_column, source)
         _check_strings(features, columns, source)
         usable = _drop_blank(raw, columns)
-        if next(iter(usable), None) is None:
+        if not (first := len(list(islice(usable, at_least)))):
             raise _no_sentences(source)
+        if (first := min(first, max_train_samples or first)) < at_least:
+            raise InputError(f"{source}: {first} training examples do not fill one batch of {at_least}")
     if streaming:
         usable = usable if max_train_samples is None else usable.take(max_train_samples)
         usable = usable if shuffle_seed is None else usable.shuffle(seed=shuffle_seed, buffer_size=_STREAM_BUFFER)
@@ -209,8 +221,9 @@ def _drop_blank(dataset: Any, columns: tuple[str, ...]) -> Any:
 def _strip(table: pa.Table) -> pa.Table:
     # The JSON and Parquet loaders let bytes pass that are not UTF-8: they would only fail when training reads them.
     table.validate(full=True)
-    # The cast is for columns that hold nothing but nulls.
-    columns = {name: pc.utf8_trim_whitespace(table[name].cast(pa.string())) for name in table.column_names}
+    # The cast is for columns that hold nothing but nulls; a byte order mark is left in packed files, and joined ones.
+    texts = {name: pc.utf8_ltrim(table[name].cast(pa.string()), "\ufeff") for name in table.column_names}
+    columns = {name: pc.utf8_trim_whitespace(text) for name, text in texts.items()}
     return pa.table(columns).filter(
         reduce(pc.and_, [pc.greater(pc.binary_length(column), 0) for column in columns.values()])
     )
@@ -256,7 +269,7 @@ def _explain_file_error(train_file: str, error: BaseException) -> str:
     fault = _first_fault(train_file) if suffix != ".parquet" and isinstance(error, ValueError) else None
     _, tokenizing, reason = str(error).strip().rpartition("Error tokenizing data. C error: ")
     hint = _CELL_HINTS.get(suffix, "") if tokenizing and not fault else ""
-    return f"{train_file} cannot be read as {suffix}: {fault or reason}{hint}"
+    return f"{train_file} cannot be read as {suffix}: {fault or reason or type(error).__name__}{hint}"
 
 
 def _first_fault(train_file: str, column: str | None = None) -> str | None:
@@ -268,8 +281,8 @@ def _first_fault(train_file: str, column: str | None = None) -> str | None:
     with _open(train_file) as file:
         for number, line in enumerate(file, start=1):
             try:
-                line.decode()
-                row = json.loads(line) if is_json and line.strip() else {}
+                text = line.decode()
+                row = json.loads(text) if is_json and text.strip() else {}  # of bytes, it would guess the encoding
             except UnicodeDecodeError as error:
                 return f"line {number} is not UTF-8 (byte 0x{line[error.start]:02x})"
             except json.JSONDecodeError as error:

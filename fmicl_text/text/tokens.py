@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import datasets
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from fmicl_text.text.collator import TextViewCollator, TokenCollator, check_max_seq_length, text_id
@@ -83,6 +84,24 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     return [type(tokenizer).__qualname__, *options, rules]
 
 
+class Passes(IterableDataset):
+    """A stream again and again, in another order each time if it is shuffled, without an end: that a resumed run, which
+    skips what was read, then stands where it did, in whichever pass that was."""
+
+    def __init__(self, stream: datasets.IterableDataset) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number in count():
+            self.stream.set_epoch(number)
+            rows = iter(self.stream)
+            first = next(rows, None)
+            if first is None:  # a worker without a share of the files
+                return
+            yield first
+            yield from rows
+
+
 def training_rows(
     data: TextData, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, tokenize_once: bool
 ) -> tuple[Any, TextViewCollator | TokenCollator]:
@@ -90,4 +109,5 @@ def training_rows(
     tokenised batch by batch."""
     if tokenize_once and isinstance(data.dataset, datasets.Dataset):
         return tokenise_once(data.dataset, tokenizer, data.columns, max_seq_length), TokenCollator(tokenizer)
-    return data.dataset, TextViewCollator(tokenizer, data.columns, max_seq_length)
+    rows = Passes(data.dataset) if isinstance(data.dataset, datasets.IterableDataset) else data.dataset
+    return rows, TextViewCollator(tokenizer, data.columns, max_seq_length)

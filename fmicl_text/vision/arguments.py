@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from fmicl_text.arguments import parse_groups
+from fmicl_text.arguments import check_optimizer, parse_groups, refuse_without_dataset
 from fmicl_text.errors import InputError
 from fmicl_text.loss import NEGATIVES
 from fmicl_text.momentum import MomentumTrainer
 from fmicl_text.trainer import FMICLTrainer
-from fmicl_text.training_args import FMICLTrainingArguments
+from fmicl_text.training_args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.encoder import IMAGE_POOLINGS
 from fmicl_text.vision.views import VIEWS
@@ -38,6 +38,9 @@ class ImageModelArguments:
         default=None, metadata={"help": "Folder or Hub name of an image model to start from instead."}
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run Python code that the model's folder brings along; read it first."}
+    )
     pooling: str | None = field(
         default=None, metadata={"help": "Default: as the model says, else auto.", "choices": IMAGE_POOLINGS}
     )
@@ -155,6 +158,8 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             raise ValueError(f"--queue_size must be at least 1, got {self.queue_size}")
         if self.encoder_momentum is not None and not 0 <= self.encoder_momentum <= 1:
             raise ValueError(f"--encoder_momentum must be in [0, 1], got {self.encoder_momentum}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"--momentum must be in [0, 1), got {self.momentum}")
 
     def trainer_class(self) -> Callable[..., FMICLTrainer]:
         """What trains by the method, with its knobs."""
@@ -198,6 +203,9 @@ def parse_vision_args(
     def check(namespace: Namespace) -> None:
         if namespace.train_file is not None and namespace.dataset_name is not None:
             raise InputError("exactly one of --train_file and --dataset_name is needed, got both")
+        refuse_without_dataset(namespace, dataset_split="train")
+        if namespace.train_sampling_strategy in LENGTH_STRATEGIES:
+            raise InputError(f"--train_sampling_strategy {namespace.train_sampling_strategy}: images have no length")
         if namespace.load_best_model_at_end and not namespace.validation:
             raise InputError(
                 "--load_best_model_at_end True would choose the checkpoint by the images that the run is scored on: "
@@ -208,4 +216,7 @@ def parse_vision_args(
         return DIGITS_PRESET if named.train_file is None and named.dataset_name is None else None
 
     groups = (ImageModelArguments, ImageDataArguments, VisionTrainingArguments)
-    return parse_groups(groups, argv, preset_of, check)
+    parsed: tuple[ImageModelArguments, ImageDataArguments, VisionTrainingArguments]
+    parsed = parse_groups(groups, argv, preset_of, check)
+    check_optimizer(parsed[-1], parsed[-1].optimizer_class_and_knobs())
+    return parsed

@@ -8,27 +8,37 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import datasets
+import huggingface_hub
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets.exceptions import DatasetsError
+from datasets.fingerprint import Hasher
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
+from yaml import YAMLError
 
 from fmicl_text.errors import InputError
+from fmicl_text.loading import hub_revision, load_named_dataset
 from fmicl_text.vision.augmentations import Draw, crop_boxes
 
+FOLDERS_HINT = "; a folder must hold a folder of images for each of two or more classes"
+NO_ROWS = ("corresponds to no data", "BatchSize must be greater", "contain any data files")  # says datasets of nothing
 LARGEST = 96  # pixels; above it all images at once would not fit memory
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises of broken files
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # PIL would run Ghostscript on others
 Crop = tuple[float, float] | None  # shares of the area that a random crop covers; None: the whole image, always
 
 
@@ -75,6 +85,7 @@ class ImageFiles:
         labels: int64 [N], from 0 on.
         channels: 1 for grey, 3 for RGB.
         source, skipped: As for `LabelledImages`.
+        folders: Below which the files lie that rows name; see `image_folders`.
     """
 
     rows: Any
@@ -83,6 +94,7 @@ class ImageFiles:
     channels: int
     source: str
     skipped: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
 
     def take(self, rows: slice) -> ImageFiles:
         """A stretch of them."""
@@ -94,7 +106,7 @@ class ImageFiles:
         encoded = [self.rows[row][self.column] for row in numbers]
 
         def one(image: dict[str, Any], row: int) -> Tensor:
-            return make(opened(image, self.channels), row)
+            return make(opened(image, self.channels, self.folders), row)
 
         if len(numbers) == 1:
             return one(encoded[0], numbers[0])[None]
@@ -165,6 +177,12 @@ class TrainingRows(Dataset):
         """Called by the DataLoader; epochs count from 0."""
         self.epoch = epoch
 
+    def fingerprint(self) -> str:
+        """A hash of all labels and of 100 images, from the first to the last."""
+        some = torch.linspace(0, len(self) - 1, 100).long().tolist()
+        pixels = self.images.for_views(some, self.size, None, ())
+        return str(Hasher.hash([self.images.labels.tolist(), self.size, self.crop, pixels.numpy().tobytes()]))
+
     def __len__(self) -> int:
         return len(self.images.labels)
 
@@ -186,6 +204,13 @@ def load_digits() -> LabelledImages:
     order = np.random.default_rng(0).permutation(len(found.target))
     pixels = torch.from_numpy(found.images[order] * (255 / 16)).round().to(torch.uint8)[:, None]
     return LabelledImages(pixels, torch.from_numpy(found.target[order]).long(), "scikit-learn's digits")
+
+
+def check_channels(images: Images, channels: int) -> None:
+    """InputError for images of other channels than an encoder takes; those of files are turned into what it takes."""
+    held = images.channels if isinstance(images, ImageFiles) else images.pixels.shape[1]
+    if held != channels:
+        raise InputError(f"{images.source}: images of {held} channels, the model takes {channels}")
 
 
 def load_images(
@@ -215,9 +240,11 @@ def load_images(
             f"exactly one of --train_file and --dataset_name is needed, got {train_file} and {dataset_name}"
         )
     source = str(train_file or f"{dataset_name} [{split}]")
+    verbosity = datasets.utils.logging.get_verbosity()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what it logs of a fault is in the exception
     try:
         if train_file is None:
-            rows = datasets.load_dataset(dataset_name, split=split)
+            rows = load_named_dataset(str(dataset_name), None, split)
         elif Path(train_file).is_dir():
             rows = datasets.load_dataset("imagefolder", data_dir=train_file, split="train")
             image_column = "image"
@@ -225,25 +252,70 @@ def load_images(
             rows = datasets.load_dataset("parquet", data_files=glob.escape(train_file), split="train")
         else:
             raise InputError(f"--train_file {train_file}: no such folder or .parquet file")
-    except (DatasetsError, ValueError, OSError, RuntimeError) as error:
+    except (DatasetsError, ValueError, OSError, RuntimeError, YAMLError, UnpicklingError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{source}: {' '.join(str(error.__cause__ or error).split())[:300]}") from error
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        if any(sign in reason for sign in NO_ROWS):
+            reason = "it holds no images"
+        raise InputError(f"{source}: {reason}") from error
+    finally:
+        datasets.utils.logging.set_verbosity(verbosity)
     for flag, column in (("--image_column", image_column), ("--label_column", label_column)):
         if column not in rows.column_names:
-            raise InputError(f"{source} has no column {column!r} ({flag}), its columns are {rows.column_names}")
-    classes = rows[label_column][:]
+            hint = "" if flag == "--image_column" or not train_file or not Path(train_file).is_dir() else FOLDERS_HINT
+            raise InputError(f"{source} has no column {column!r} ({flag}), its columns are {rows.column_names}{hint}")
+    classes = read_classes(rows, label_column, source)
     names = {label: i for i, label in enumerate(sorted(set(classes)))}
-    images = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    kept, skipped, pixels = read_all(images, image_column, channels, source)
+    try:
+        images = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        kind = column_kind(rows, image_column)
+        raise InputError(f"{source}: column {image_column!r} (--image_column) must hold images, got {kind}") from error
+    if (commit := hub_revision(rows)) is not None:
+        source = f"{source} @{commit}"
+    folders = image_folders(rows, str(train_file or dataset_name))
+    kept, skipped, pixels = read_all(images, image_column, channels, source, folders)
     numbers = torch.tensor([names[classes[i]] for i in kept])
     if pixels is not None:
         return LabelledImages(pixels, numbers, source, tuple(skipped))
     readable = images.select(kept) if skipped else images
-    return ImageFiles(readable, image_column, numbers, channels, source, tuple(skipped))
+    return ImageFiles(readable, image_column, numbers, channels, source, tuple(skipped), folders)
 
 
-def read_all(rows: Any, column: str, channels: int, source: str) -> tuple[list[int], list[str], Tensor | None]:
+def image_folders(rows: Any, named: str) -> tuple[str, ...]:
+    """Folders below which the files may lie that rows name: what was named, and the caches of what the Hub has; of
+    others than image folders none, for anyone who writes a table can name any file of this machine in it."""
+    if rows.info.builder_name != "imagefolder":
+        return ()
+    caches = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
+    return os.path.realpath(named), *map(os.path.abspath, caches)
+
+
+def read_classes(rows: Any, column: str, source: str) -> list[Any]:
+    """The class of every row.
+
+    Raises:
+        InputError: They are neither whole numbers nor names, or one is missing.
+    """
+    kind = column_kind(rows, column)
+    if not (isinstance(rows.features[column], datasets.ClassLabel) or "int" in kind or kind in ("string", "bool")):
+        raise InputError(f"{source}: column {column!r} (--label_column) must hold whole numbers or names, got {kind}")
+    classes: list[Any] = rows[column][:]
+    if None in classes:
+        raise InputError(f"{source}: row {classes.index(None) + 1} of column {column!r} (--label_column) is empty")
+    return classes
+
+
+def column_kind(rows: Any, column: str) -> str:
+    """int64, string, List, ...: what a column holds."""
+    kind = rows.features[column]
+    return str(kind.dtype) if isinstance(kind, datasets.Value) else type(kind).__name__
+
+
+def read_all(
+    rows: Any, column: str, channels: int, source: str, folders: tuple[str, ...] = ()
+) -> tuple[list[int], list[str], Tensor | None]:
     """Every image once: numbers of those that can be read, names of the others, and pixels [N, C, H, W], None if sizes
     differ or are large."""
     kept: list[int] = []
@@ -251,10 +323,11 @@ def read_all(rows: Any, column: str, channels: int, source: str) -> tuple[list[i
     pixels: list[Tensor] | None = []
     size = None
     for i, row in enumerate(tqdm(rows, desc="read images", leave=False)):
+        encoded = row[column] or {"bytes": b"", "path": None}
         try:
-            image = opened(row[column], channels, check_only=pixels is None)
+            image = opened(encoded, channels, folders, check_only=pixels is None)
         except UNREADABLE:
-            skipped.append(row[column].get("path") or f"row {i + 1}")
+            skipped.append(encoded["path"] or f"row {i + 1}")
             continue
         kept.append(i)
         size = size or image.size
@@ -267,10 +340,16 @@ def read_all(rows: Any, column: str, channels: int, source: str) -> tuple[list[i
     return kept, skipped, None if pixels is None else torch.stack(pixels)
 
 
-def opened(image: dict[str, Any], channels: int, check_only: bool = False) -> Image.Image:
+def opened(
+    image: dict[str, Any], channels: int, folders: tuple[str, ...] = (), check_only: bool = False
+) -> Image.Image:
     """One encoded image, decoded, in grey or RGB; transparency on white. To check it only, a JPEG is read at an
-    eighth of its size, in a third of the time."""
-    with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as found:
+    eighth of its size, in a third of the time. A file is opened only below `folders`."""
+    in_a_file = image["path"] and not image["bytes"]
+    path = os.path.normpath(image["path"] or "")
+    if in_a_file and not any(path.startswith(os.path.join(folder, "")) for folder in folders):
+        raise OSError(f"{path} is not in the image folder")
+    with Image.open(path if in_a_file else io.BytesIO(image["bytes"] or b""), formats=FORMATS) as found:
         if check_only:
             found.draft("RGB", (1, 1))
             found.load()

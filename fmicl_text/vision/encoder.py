@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from fmicl_text.errors import InputError
-from fmicl_text.model import LOADING_ERRORS, quiet_loading
+from fmicl_text.loading import folder_or_name, one_line_loading, refuse_links
 from fmicl_text.vision.architectures import SmallStemResNet, freeze_positions, initialise_as_mocov3
+
+logger = logging.getLogger(__name__)
 
 IMAGE_POOLINGS = ("auto", "cls", "mean", "pooler")
 FIRST_TOKEN = ("vit", "deit", "vit_mae", "vit_msn")  # their pooler is a random dense layer, built away
@@ -35,7 +38,12 @@ class ImageEncoder(nn.Module):
 
     Raises:
         InputError: The model has no class token, or no pooler, to take; or it takes no images [B, C, H, W].
+
+    Attributes:
+        trust_remote_code: Whether the model's own code was run to build it, and may be to open a checkpoint of it.
     """
+
+    trust_remote_code = False
 
     def __init__(self, backbone: PreTrainedModel, pooling: str | None = None) -> None:
         super().__init__()
@@ -109,6 +117,7 @@ class ImageEncoder(nn.Module):
             processor: The image processor, saved beside the model.
             state: Weights of the backbone, where an engine has sharded its own.
         """
+        refuse_links(folder)
         self.backbone.save_pretrained(folder, state_dict=state)
         if processor is not None:
             processor.save_pretrained(folder)
@@ -128,7 +137,10 @@ def drop_pooler(backbone: Any) -> None:
 
 
 def build_image_encoder(
-    model_name_or_path: str, revision: str | None = None, pooling: str | None = None
+    model_name_or_path: str,
+    revision: str | None = None,
+    pooling: str | None = None,
+    trust_remote_code: bool = False,
 ) -> ImageEncoder:
     """An image encoder from a folder or the Hub, in float32; of CLIP and SigLIP the vision tower.
 
@@ -136,45 +148,44 @@ def build_image_encoder(
         model_name_or_path: Folder or Hub name of any Hugging Face image model, or what `save_pretrained` wrote.
         revision: Branch, tag or commit on the Hub.
         pooling: One of `IMAGE_POOLINGS`; None takes what the folder says, or `auto`.
+        trust_remote_code: Run Python code that comes with the model; without, such a model is refused.
 
     Raises:
-        InputError: The model is not there, or is no image model.
+        InputError: The model is not there, is damaged, needs code of its own, or is no image model.
     """
-    if model_name_or_path.startswith((".", "~", "/")):
-        if not Path(model_name_or_path).expanduser().is_dir():
-            raise InputError(f"--model_name_or_path: no such folder {model_name_or_path}")
-        model_name_or_path = str(Path(model_name_or_path).expanduser())
-    try:
-        with quiet_loading():
-            config = AutoConfig.from_pretrained(model_name_or_path, revision=revision)
-            config = getattr(config, "vision_config", config)
-            loader: Any = SmallStemResNet if has_small_stem(config) else AutoModel
-            model = loader.from_pretrained(model_name_or_path, config=config, revision=revision, dtype=torch.float32)
-    except LOADING_ERRORS as error:
-        raise InputError(f"--model_name_or_path {model_name_or_path}: {explain(error)}") from error
+    name, code = folder_or_name(model_name_or_path), {"trust_remote_code": trust_remote_code}
+    with one_line_loading(f"--model_name_or_path {model_name_or_path}"):
+        config = AutoConfig.from_pretrained(name, revision=revision, **code)
+        config = getattr(config, "vision_config", config)
+        loader: Any = SmallStemResNet if has_small_stem(config) else AutoModel
+        model = loader.from_pretrained(name, config=config, revision=revision, dtype=torch.float32, **code)
     if not hasattr(model, "main_input_name") or model.main_input_name != "pixel_values":
         raise InputError(f"--model_name_or_path {model_name_or_path}: {config.model_type} is no image model")
-    return ImageEncoder(model, pooling)
+    encoder = ImageEncoder(model, pooling)
+    encoder.trust_remote_code = trust_remote_code
+    return encoder
 
 
 def new_image_encoder(config: Any, pooling: str | None = None) -> ImageEncoder:
     """An image encoder with random weights from a config, such as those of `IMAGE_CONFIGS`."""
-    try:
+    with one_line_loading(config.model_type):
         backbone = SmallStemResNet(config) if has_small_stem(config) else AutoModel.from_config(config)
-    except LOADING_ERRORS as error:
-        raise InputError(f"{config.model_type}: {explain(error)}") from error
     if getattr(config, "fixed_positions", False):
         initialise_as_mocov3(backbone)
     return ImageEncoder(backbone, pooling)
 
 
-def pixel_statistics(model_name_or_path: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def pixel_statistics(
+    model_name_or_path: str, channels: int, revision: str | None = None
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation of pixels in [0, 1], per channel, that a model's image processor says; None without
-    one for so many channels."""
+    one for so many channels, and for one that is code of the model's own."""
     try:
-        processor = AutoImageProcessor.from_pretrained(model_name_or_path)
+        processor = AutoImageProcessor.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        if "trust_remote_code" in str(error):
+            logger.warning("%s: its image processor is Python code, which is never run here", model_name_or_path)
         return None
     return (mean, std) if len(mean) == len(std) == channels else None
 
@@ -182,8 +193,3 @@ def pixel_statistics(model_name_or_path: str, channels: int) -> tuple[tuple[floa
 def has_small_stem(config: PreTrainedConfig) -> bool:
     """Whether a config asks for the ResNet stem for small images."""
     return bool(getattr(config, "small_image_stem", False))
-
-
-def explain(error: BaseException) -> str:
-    """The reason in one line."""
-    return " ".join(str(error).split())[:300]

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fmicl_text.errors import InputError
-from fmicl_text.model import TRAINING_FILE, ContrastiveModel, hub_name
+from fmicl_text.loading import hub_commit, hub_name
+from fmicl_text.model import TRAINING_FILE, ContrastiveModel
 from fmicl_text.vision.data import Images
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, has_small_stem
 from fmicl_text.vision.views import plain_view
@@ -39,7 +41,7 @@ def open_head(folder: str, width: int) -> nn.Module:
         state = {name.removeprefix("head."): weight for name, weight in weights.items() if name.startswith("head.")}
         head = projection_head(width, len(state["0.weight"]))
         head.load_state_dict(state)
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder} is no checkpoint of an image model: no head in {TRAINING_FILE}") from error
     return head.eval()
 
@@ -75,6 +77,7 @@ class ImageContrastiveModel(ContrastiveModel):
         return {
             "modality": "image",
             "base_model": hub_name(self.encoder.backbone.name_or_path),
+            "base_revision": hub_commit(self.encoder.backbone),
             "pooling": self.encoder.pooling,
             "size": self.image_size,
             "small_image_stem": has_small_stem(config),
@@ -85,7 +88,7 @@ class ImageContrastiveModel(ContrastiveModel):
         self.encoder.save_pretrained(folder, self.processor, weights)
 
     def open_encoder(self, folder: str) -> nn.Module:
-        return build_image_encoder(folder)
+        return build_image_encoder(folder, trust_remote_code=self.encoder.trust_remote_code)
 
 
 @torch.no_grad()

@@ -80,24 +80,6 @@ def test_scaling(monkeypatch, capsys):
     assert capsys.readouterr().out.count("| 8 ") == 3
 
 
-@pytest.mark.parametrize(
-    ("script", "flags", "message"),
-    [
-        ("loss_benchmark.py", ["--sizes", "1"], "loss_benchmark.py: error: --sizes must be at least 2"),
-        ("scaling.py", ["--rows", "0"], "scaling.py: error: every size must be at least 1"),
-        (
-            "throughput.py",
-            ["--train_file", "nowhere.txt"],
-            "throughput.py: error: --train_file nowhere.txt: no such file",
-        ),
-    ],
-)
-def test_mistakes_are_one_line(monkeypatch, capsys, script, flags, message):
-    with pytest.raises(SystemExit) as stop:
-        run(script, *flags, monkeypatch=monkeypatch)
-    assert stop.value.code == 2 and capsys.readouterr().err.startswith(message)
-
-
 @pytest.mark.parametrize("kornia", [True, False])
 def test_views_benchmark(tmp_path, monkeypatch, capsys, kornia):
     """In the order of the table: this package's views twice, PIL's, and kornia's where it is installed."""

@@ -118,69 +118,6 @@ def test_images_as_the_loss_sees_them(monkeypatch, tmp_path):
         main(monkeypatch, "--model", tmp_path / "run", *flags, "--after_head")
 
 
-def no_arrays(folder: Path) -> Path:
-    np.savez(folder / "e.npz", z=np.ones(3))
-    return folder / "e.npz"
-
-
-def pickled(folder: Path) -> Path:
-    np.savez(folder / "e.npz", x=np.array([{"a": 1}] * 3), y=np.ones((3, 2)))
-    return folder / "e.npz"
-
-
-def other_shapes(folder: Path) -> Path:
-    np.savez(folder / "e.npz", x=np.ones((3, 2)), y=np.ones((4, 2)))
-    return folder / "e.npz"
-
-
-def not_finite(folder: Path) -> Path:
-    np.savez(folder / "e.npz", x=np.full((3, 2), np.nan), y=np.ones((3, 2)))
-    return folder / "e.npz"
-
-
-def a_text(folder: Path) -> Path:
-    (folder / "e.npz").write_text("no archive")
-    return folder / "e.npz"
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda folder: folder / "absent.npz", "No such file"),
-        (no_arrays, "must be an .npz file of arrays x and y"),
-        (pickled, "must be an .npz file of arrays x and y"),
-        (a_text, "must be an .npz file of arrays x and y"),
-        (other_shapes, r"x and y must both be \[N, D\], N >= 2, got \[3, 2\], \[4, 2\]"),
-        (not_finite, "3 of 6 embeddings hold NaN or infinity"),
-    ],
-)
-def test_embeddings_that_cannot_be_used(monkeypatch, tmp_path, make, message):
-    with pytest.raises(InputError, match=message) as error:
-        main(monkeypatch, "--embeddings", make(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--model", "m", "--synthetic"], "--model embeds --text, --file or --images"),
-        (["--model", "./absent"], "--model ./absent: no such folder"),
-        (["--divergence", "chi"], "invalid choice: 'chi'"),
-        (["--text", "absent.txt"], "--text absent.txt: no such file"),
-        (["--plot", "no/such/folder.png"], "--plot no/such/folder.png: name a file in a folder that exists"),
-        (
-            ["--synthetic", "--num_pairs", "150", "--flow"],
-            "150 pairs that differ are too few to estimate a density, 200 are needed",
-        ),
-        (["--after_head"], "--after_head needs --images"),
-        (["--synthetic", "--flow", "--flow_dims", "2"], "--flow_dims must be at least 3, got 2"),
-    ],
-)
-def test_refused_arguments(monkeypatch, arguments, message):
-    with pytest.raises(InputError, match=message):
-        main(monkeypatch, *arguments)
-
-
 def test_one_line_and_status_2(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--embeddings", "absent.npz"],

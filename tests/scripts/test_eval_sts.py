@@ -17,7 +17,6 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from fmicl_text.errors import InputError
 from tests.conftest import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,25 +246,6 @@ def test_one_line_and_status_2(arguments, message, pairs_file):
     assert done.stdout == ""
     assert done.stderr.startswith(f"sts.py: {message}")
     assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--batch_size", "0"], "--batch_size: must be a whole number of at least 1, got '0'"),
-        (["--split", "dev"], "--file holds the pairs to score: leave out --tasks and --split"),
-        (["--data_dir", "."], "--data_dir: not allowed with argument --file"),
-        (["--pool", "cls"], "unrecognized arguments: --pool cls"),
-        (["--pooling", "sum"], "--pooling: invalid choice: 'sum'"),
-        (["--output", "no/such/folder/r.json"], "--output no/such/folder/r.json: name a file in a folder that exists"),
-        (["--model", "m", "m"], "--model: the same model is named twice"),
-        (["--tasks", "STS13", "STS13"], "--tasks: the same task is named twice"),
-    ],
-)
-def test_refused_arguments(monkeypatch, model, pairs_file, arguments, message):
-    with pytest.raises(InputError) as error:
-        main(monkeypatch, "--model", model, "--file", pairs_file, *arguments)
-    assert message in str(error.value)
 
 
 def without_tokenizer(folder: Path) -> None:

@@ -5,9 +5,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import pytest
-
-from fmicl_text.errors import InputError
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.data import load_digits
 from fmicl_text.vision.encoder import new_image_encoder, pixel_statistics
@@ -63,18 +60,3 @@ def test_a_parquet_file_and_statistics_that_the_model_says(monkeypatch, tmp_path
     monkeypatch.setattr("fmicl_text.vision.model.encode_images", record)
     main(monkeypatch, "--model", tmp_path / "vit", "--images", path, "--held_out", 10, "--ks", 5)
     assert used == [(0.1, 0.2, 0.3)] * 4
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--model", "./absent"], "no such folder ./absent"),
-        (["--model", "m", "--temperatures", "0"], "--temperatures must be above 0, got 0"),
-        (["--model", "m", "--ks", "0"], "must be a whole number of at least 1, got '0'"),
-        (["--model", "m", "--output", "no/folder/r.json"], "name a file in a folder that exists"),
-    ],
-)
-def test_refused(monkeypatch, arguments, message):
-    with pytest.raises(InputError) as error:
-        main(monkeypatch, *arguments)
-    assert message in str(error.value) and "\n" not in str(error.value)

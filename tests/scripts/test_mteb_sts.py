@@ -303,22 +303,6 @@ def test_a_model_of_nan_has_no_score_and_nothing_is_written(monkeypatch, capsys,
     assert not (tmp_path / "r.json").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--tasks", "STS13", "STS133"], "--tasks: 'STS133' not found. Did you mean: 'STS13'?"),
-        (["--tasks", "STS13", "STS13"], "--tasks: the same task is named twice"),
-        (["--model", "m", "m"], "--model: the same model is named twice"),
-        (["--cache", SCRIPT], f"--cache {SCRIPT}: is a file, must be a folder"),
-        (["--batch_size", "0"], "argument --batch_size: must be a whole number of at least 1, got '0'"),
-        (["--output", "no/such/r.json"], "--output no/such/r.json: name a file in a folder that exists"),
-    ],
-)
-def test_refused_before_anything_is_loaded(monkeypatch, capsys, arguments, message):
-    monkeypatch.setattr(SentenceTransformer, "__init__", None)
-    assert stop(monkeypatch, capsys, "--model", "m", *arguments) == f"mteb_sts.py: error: {message}"
-
-
 def test_strict_is_that_of_the_sibling(monkeypatch, capsys, pairs, models):
     serve(monkeypatch, "STSBenchmark", datasets.DatasetDict(test=pairs))
     plain = models["cls"].parent / "plain"

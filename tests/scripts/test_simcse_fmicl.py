@@ -1,6 +1,5 @@
 """The recipe as a main program: what it leaves behind, and how it refuses."""
 
-import gzip
 import json
 import os
 import runpy
@@ -130,67 +129,6 @@ def test_early_stopping_ends_the_run(material, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv, "--output_dir", "stopped"])
     runpy.run_path(str(RECIPE), run_name="__main__")
     assert json.loads((material[0] / "stopped" / "results.json").read_text())["steps"] == 6
-
-
-@pytest.fixture(scope="module")
-def refusals(material):
-    """Each mistake once through the whole program: flags and what the line must say."""
-    folder, _ = material
-    (folder / "empty.txt").write_text("")
-    (folder / "latin.txt").write_bytes("fine\nna\u00efve\n".encode("latin-1"))
-    (folder / "few.txt").write_text("a dog\nthe cat\n")
-    (folder / "columns.csv").write_text("title,body\na,b\n")
-    (folder / "bad.tsv").write_text("score\tsentence1\tsentence2\n1\ta\tb\nsix\tc\td\n")
-    with gzip.open(folder / "cut.txt.gz", "wb") as file:
-        file.write(b"a dog\n" * 1000)
-    whole = (folder / "cut.txt.gz").read_bytes()
-    (folder / "cut.txt.gz").write_bytes(whole[: len(whole) // 2])
-    return {
-        "missing": (["--train_file", "none.txt"], "--train_file none.txt: no such file"),
-        "empty": (["--train_file", "empty.txt"], "empty.txt has no sentences"),
-        "latin-1": (["--train_file", "latin.txt"], "line 2 is not UTF-8"),
-        "cut": (["--train_file", "cut.txt.gz"], "cut.txt.gz"),
-        "too few": (["--train_file", "few.txt"], "2 training examples do not fill one batch of 8"),
-        "column": (["--train_file", "columns.csv", "--text_column", "text"], "['title', 'body']"),
-        "pairs": (["--sts_dev_file", "bad.tsv"], "bad.tsv, line 3: the score 'six' is not a number"),
-        "model": (["--model_name_or_path", "./nowhere"], "--model_name_or_path: no such folder ./nowhere"),
-        "alpha": (["--alpha", "0"], "alpha must be a finite number > 0, got 0.0"),
-        "hub": (["--dataset_name", "nobody/nothing"], "exactly one of --train_file and --dataset_name"),
-        "a file": (["--output_dir", "few.txt"], "--output_dir few.txt is a file"),
-        "model folder": (["--output_dir", "{model}"], "already holds config.json"),
-    }
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        "missing",
-        "empty",
-        "latin-1",
-        "cut",
-        "too few",
-        "column",
-        "pairs",
-        "model",
-        "alpha",
-        "hub",
-        "a file",
-        "model folder",
-    ],
-)
-def test_a_mistake_is_one_line_and_status_2(refusals, material, case, monkeypatch, capsys):
-    """In this process, as a main program: a fresh one takes ten seconds to import its libraries."""
-    folder, flags = material
-    wrong, message = refusals[case]
-    wrong = [flag.replace("{model}", flags[1]) for flag in wrong]
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags, "--output_dir", "refused", *wrong])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(RECIPE), run_name="__main__")
-    assert stop.value.code == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert line.startswith("simcse_fmicl.py: error: ") and message in line
-    assert not (folder / "refused" / "results.json").exists()
 
 
 def test_the_configs_are_all_there():

@@ -185,40 +185,6 @@ def test_a_vit_on_a_parquet_file_opens_in_the_pipeline(monkeypatch, tmp_path):
     assert len(features(str(image))[0]) == 17  # class token and 4 x 4 patches
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--gama", "1"], "unknown argument --gama"),
-        (["--views", "simclr"], "invalid choice: 'simclr'"),
-        (["--divergence", "chi"], "invalid choice: 'chi'"),
-        (["--image_size", "0"], "--image_size must be at least 1, got 0"),
-        (["--per_device_train_batch_size", "1"], "--per_device_train_batch_size must be at least 2, got 1"),
-        (["--mini_batch_size", "8"], "--mini_batch_size is not possible with images"),
-        (["--validation", "350"], "--validation must be below 40, got 350"),
-        (["--queue_size", "64"], "--queue_size means nothing to --method simclr"),
-        (["--method", "moco", "--queue_size", "0"], "--queue_size must be at least 1, got 0"),
-        (
-            ["--method", "moco", "--queue_size", "31", "--per_device_train_batch_size", "16"],
-            "--queue_size must be at least the 32 embeddings of one step, got 31",
-        ),
-        (["--method", "moco", "--negatives", "both"], "--negatives both means nothing to --method moco"),
-        (["--encoder_momentum", "0.9"], "--encoder_momentum means nothing to --method simclr"),
-        (["--method", "mocov3", "--encoder_momentum", "1.5"], r"--encoder_momentum must be in \[0, 1\], got 1.5"),
-        (["--load_best_model_at_end", "True"], "would choose the checkpoint by the images that the run is scored on"),
-        (["--temperature", "0.1"], "--temperature means nothing to objective fmicl"),
-        (["--train_file", "a", "--dataset_name", "b"], "exactly one of --train_file and --dataset_name"),
-        (["--held_out", "400"], "--held_out must be from 1 to 399, got 400"),
-        (["--train_file", "absent.parquet"], r"--train_file absent\.parquet: no such folder or \.parquet file"),
-        (["--model_name_or_path", "./absent"], "no such folder"),
-    ],
-)
-@pytest.mark.filterwarnings(f"ignore:{QUEUE_WARNING}")
-def test_mistakes_are_one_line(monkeypatch, tmp_path, arguments, message):
-    with pytest.raises(InputError, match=message) as error:
-        main(monkeypatch, *arguments, "--output_dir", tmp_path / "out")
-    assert "\n" not in str(error.value)
-
-
 def test_defaults_are_the_papers():
     model, data, args = parse_vision_args(["--train_file", "x.parquet"])
     assert (model.architecture, model.head_dim, model.views) == ("resnet-18-small", 512, "cifar")

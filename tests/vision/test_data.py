@@ -1,12 +1,13 @@
 """Images from every source that is read, and what is wrong with those that are not."""
 
 import io
+import json
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from fmicl_text.errors import InputError
 from fmicl_text.vision.augmentations import Draw, random_resized_crop
@@ -192,3 +193,46 @@ def test_a_large_image_alone_makes_files(tmp_path):
     found = load_images(parquet(tmp_path, [picture(size=(97, 97), seed=i) for i in range(2)]))
     assert isinstance(found, ImageFiles)
     assert isinstance(load_images(parquet(tmp_path, [picture(size=(96, 96))] * 2)), LabelledImages)
+
+
+def folder_of_classes(folder):
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.png").write_bytes(picture()["bytes"])
+    return folder
+
+
+@pytest.mark.parametrize("size", [(8, 8), (99, 99)], ids=["in memory", "in files"])
+def test_paths_in_tables_are_not_opened(tmp_path, size):
+    secret = str(folder_of_classes(tmp_path / "others") / "a" / "0.png")
+    (tmp_path / "data").mkdir()
+    rows = [picture(size=size), picture(size=size), {"bytes": None, "path": secret}, picture(size=size)]
+    for source in ({"train_file": parquet(tmp_path / "data", rows)}, {"dataset_name": str(tmp_path / "data")}):
+        found = load_images(**source)
+        assert found.skipped == (secret,) and len(found.labels) == 3
+
+
+def test_an_image_folder_names_no_files_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache")
+    )  # it tells no folders `data` apart
+    others, folder = folder_of_classes(tmp_path / "others"), folder_of_classes(tmp_path / "data")
+    assert len(load_images(str(folder)).labels) == 2
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: ['../others/**']\n---\n")
+    with pytest.raises(InputError, match=r"0.png, which is not in it, and is not opened"):
+        load_images(dataset_name=str(folder), image_column="image")
+    for name in ("../others/a/0.png", f"{others}/a/0.png", "a/../../others/a/0.png", f"file://{others}/a/0.png"):
+        rows = [{"file_name": "a/0.png", "label": 0}, {"file_name": name, "label": 1}]
+        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(InputError, match="Invalid metadata file_name"):
+            load_images(str(folder))
+
+
+def test_an_image_does_not_start_ghostscript(tmp_path, monkeypatch):
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", str(program))
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+    found = load_images(parquet(tmp_path, [picture(), picture(), {"bytes": postscript, "path": "x.png"}]))
+    assert found.skipped == ("x.png",) and not (tmp_path / "ran").exists()

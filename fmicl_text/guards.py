@@ -1,0 +1,62 @@
+"""What training is told when numbers go wrong: embeddings that collapse, a loss that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fmicl_text.loss import ContrastiveLoss
+from fmicl_text.similarity import SIMILARITIES, unit_rows
+
+ROWS = 512  # of a batch; a message need not look at all pairs
+
+
+@torch.no_grad()
+def describe_views(loss: ContrastiveLoss, x: Tensor, y: Tensor) -> str:
+    """The range of the similarity over pairs of rows of two views [N, D], or how many rows are not finite."""
+    rows = torch.cat([x[:ROWS], y[:ROWS]])
+    if num_bad := int((~rows.isfinite()).any(1).sum()):
+        return f"{num_bad} of {len(rows)} embeddings not finite"
+    rows = unit_rows(rows)
+    values = SIMILARITIES[loss.similarity].pairwise(rows, rows, loss.gamma)
+    name = "r" if loss.similarity == "gaussian" else "cosine"
+    return f"{name} from {values.min().item():.4g} to {values.max().item():.4g}"
+
+
+class CollapseWatch:
+    """Looks at every logged `effective_rank` and `mean_cosine`, and has something to say when a collapse begins.
+
+    That is an effective rank below a third of the highest so far, or below 2, or a mean cosine above 0.99, as long as
+    it does not get better: many an encoder starts there, and leaves at once. Batches below 32 rows are not looked at;
+    their effective rank is small, and noise.
+
+    Args:
+        batch: Rows of a batch.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.highest = 0.0
+        self.before: tuple[float, float] | None = None
+        self.told = False
+
+    def look(self, logs: Mapping[str, float], step: int) -> str | None:
+        """What to tell at the step of these logs; None where all is well, or told already."""
+        if self.batch < 32 or not {"effective_rank", "mean_cosine"} <= logs.keys():
+            return None
+        rank, cosine = logs["effective_rank"], logs["mean_cosine"]
+        self.highest = max(self.highest, rank)
+        low = rank < max(2.0, self.highest / 3) and (self.before is not None and rank <= self.before[0])
+        close = cosine > 0.99 and (self.before is not None and cosine >= self.before[1])
+        self.before = rank, cosine
+        news = (low or close) and not self.told
+        self.told = low or close
+        if not news:
+            return None
+        return (
+            f"step {step}: embeddings are collapsing, effective rank {rank:.1f} (highest so far {self.highest:.1f}), "
+            f"mean cosine {cosine:.3f}. What usually helps: a divergence that passes the uniformity condition (kl, js, "
+            "pearson, vlc), a lower --learning_rate, a larger --alpha"
+        )

@@ -1,0 +1,211 @@
+"""Kill training at random moments, go on, and compare with the run that nothing disturbed, bit for bit.
+
+    python tests/soak/kill.py                    # text, vision: 20 SIGKILLs each; two processes: one rank killed
+    python tests/soak/kill.py --kills 5 --only vision
+
+Kills are at random moments of what the whole run takes, start included; every fourth waits for a save. Exit status 1
+if a resumed run ends with other weights, optimizer or log, or a job outlives a killed rank by more than 60 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+from fmicl_text.checkpoints import UNFINISHED, checkpoints_in
+from fmicl_text.run import RESULTS_FILE  # what recipes import, once, before the forks
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = "--use_cpu True --disable_tqdm True --logging_steps 1 --save_total_limit 2 --save_strategy steps"
+TEXT = "--max_steps 40 --save_steps 4 --eval_steps 4 --per_device_train_batch_size 16 --max_seq_length 16"
+IMAGES = "--method moco --objective infonce --queue_size 256 --max_steps 30 --save_steps 3 --eval_strategy no"
+IMAGES += " --per_device_train_batch_size 64"
+LAUNCH = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
+RUNS = {
+    "text": ("simcse_fmicl.py", f"{SMALL} {TEXT}".split()),
+    "vision": ("vision_fmicl.py", f"{SMALL} {IMAGES}".split()),
+}
+
+
+def start(recipe: str, flags: list[str], log: Path) -> int:
+    """Fork a process that runs a recipe as a main program; its number."""
+    if (child := os.fork()) > 0:
+        return child
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    sys.argv = [recipe, *flags]
+    status = 0
+    try:
+        runpy.run_path(str(ROOT / "recipes" / recipe), run_name="__main__")
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def wait(child: int, log: Path) -> None:
+    """Until a child has ended, which must be well."""
+    _, status = os.waitpid(child, 0)
+    if status:
+        sys.exit(f"a run ended with status {os.waitstatus_to_exitcode(status)}:\n{log.read_text()[-3000:]}")
+
+
+def result(folder: Path) -> dict[str, object]:
+    """What must be equal: weights, the last checkpoint's head, optimizer and log."""
+    last = checkpoints_in(folder)[-1]
+    tensors = {
+        path.name: load_file(path)
+        for path in (folder / "model.safetensors", last / "training_only.safetensors")
+        if path.is_file()
+    }
+    optimizer = torch.load(last / "optimizer.pt", weights_only=True)["state"]
+    log = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    pace = ("tokens_per_second", "images_per_second")
+    return {
+        "weights": {f"{file}/{name}": weight for file, named in tensors.items() for name, weight in named.items()},
+        "optimizer": {
+            f"{i}/{name}": value
+            for i, state in optimizer.items()
+            for name, value in state.items()
+            if isinstance(value, torch.Tensor)
+        },
+        "log": [{name: value for name, value in entry.items() if name not in pace} for entry in log],
+    }
+
+
+def differences(a: dict[str, object], b: dict[str, object]) -> list[str]:
+    """Which parts of two results are not equal."""
+    differing = []
+    for part in ("weights", "optimizer"):
+        x, y = a[part], b[part]
+        assert isinstance(x, dict) and isinstance(y, dict) and x, part
+        if x.keys() != y.keys() or not all(torch.equal(x[name], y[name]) for name in x):
+            differing.append(part)
+    return differing + (["log"] if a["log"] != b["log"] else [])
+
+
+def is_saving(folder: Path) -> bool:
+    """Whether a checkpoint is, or was when its writer died, under way."""
+    return (folder / UNFINISHED).is_dir() and any((folder / UNFINISHED).iterdir())
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something, at most a minute."""
+    end = time.time() + 60
+    while not condition() and time.time() < end:
+        time.sleep(0.002)
+
+
+def kill_and_resume(name: str, kills: int, seed: int, folder: Path) -> bool:
+    """A run undisturbed, and others killed so many times in all; whether they end alike."""
+    recipe, flags = RUNS[name]
+    log, whole, cut = folder / f"{name}.log", folder / "whole", folder / "cut"
+    began = time.time()
+    wait(start(recipe, [*flags, "--output_dir", str(whole)], log), log)
+    seconds = time.time() - began
+    last = checkpoints_in(whole)[-1].name
+    resume = [*flags, "--output_dir", str(cut), "--resume_from_checkpoint", "auto"]
+    moments, in_saves, runs, wrong = random.Random(seed), 0, 0, list[str]()
+    progress: list[str] = []
+    for number in range(1, kills + 1):
+        child = start(recipe, resume, log)
+        time.sleep(moments.uniform(0.2, 0.8) * seconds)
+        if number % 4 == 0:
+            until(lambda: is_saving(cut) or (cut / RESULTS_FILE).is_file())
+            time.sleep(moments.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        in_saves += is_saving(cut)
+        found = [path.name for path in checkpoints_in(cut)]
+        progress.append(found[-1].rpartition("-")[2] if found else "0")
+        if last in found or number == kills:
+            wait(start(recipe, resume, log), log)
+            wrong += differences(result(whole), result(cut))
+            runs += 1
+            shutil.rmtree(cut)
+            progress.append("|")
+    print(
+        f"{name}: {runs} runs of {seconds:.1f} s killed {kills} times, {in_saves} of them in mid-save; newest "
+        f"checkpoint after each kill: {' '.join(progress)} "
+        + (f"NOT EQUAL: {', '.join(wrong)}" if wrong else "weights, optimizer and log equal"),
+        flush=True,
+    )
+    return not wrong
+
+
+def launch(folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Two processes, as a user starts them."""
+    recipe, flags = RUNS["text"]
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *LAUNCH.split()]
+    command = [*launcher, str(ROOT / "recipes" / recipe), *flags, "--output_dir", str(folder)]
+    command += ["--resume_from_checkpoint", "auto", "--dataloader_pin_memory", "False"]
+    return subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def kill_one_rank(folder: Path) -> bool:
+    """Whether the job ends within 60 s of a rank that is killed, says so, and goes on exactly."""
+    log = folder / "ranks.log"
+    if launch(folder / "whole", log).wait():
+        sys.exit(f"two processes did not train:\n{log.read_text()[-3000:]}")
+    job = launch(folder / "cut", log)
+    until(lambda: bool(checkpoints_in(folder / "cut")))
+    ranks = [p for p in psutil.Process(job.pid).children(recursive=True) if "--output_dir" in p.cmdline()]
+    ranks[-1].kill()
+    began = time.time()
+    status = job.wait(timeout=60)
+    seconds = time.time() - began
+    told = [line for line in log.read_text().splitlines() if "SIGKILL" in line or "exitcode" in line]
+    left = checkpoints_in(folder / "cut")[-1].name
+    if launch(folder / "cut", log).wait():
+        sys.exit(f"the job did not go on:\n{log.read_text()[-3000:]}")
+    wrong = differences(result(folder / "whole"), result(folder / "cut"))
+    print(
+        f"two processes: one of {len(ranks)} killed, the job ended {seconds:.1f} s later with status {status}, "
+        f"{len(told)} lines name the cause; gone on from {left}: "
+        + (f"NOT EQUAL: {', '.join(wrong)}" if wrong else "weights, optimizer and log equal")
+    )
+    return status != 0 and bool(told) and not wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=[*RUNS, "ranks"])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    good = []
+    for name in [*RUNS, "ranks"]:
+        if args.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder)
+                good.append(
+                    kill_one_rank(path) if name == "ranks" else kill_and_resume(name, args.kills, args.seed, path)
+                )
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
