@@ -121,6 +121,12 @@ def clear_output_dir(args: FMICLTrainingArguments) -> None:
             remove(checkpoint)
 
 
+def end_together(trainer: FMICLTrainer) -> None:
+    """Leave the other processes when all are done: torch may abort in one that is gone while others still talk."""
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
 def data_facts(data: Any) -> dict[str, Any]:
     """What a run says and records of its training text (`text.data.TextData`); unknown, when streaming, is left out."""
     facts = {

@@ -24,6 +24,7 @@ from fmicl_text.run import (
     check_processes,
     claim_output_dir,
     data_facts,
+    end_together,
     is_finished,
     run_training,
     save_run,
@@ -94,6 +95,7 @@ def main() -> None:
     say(f"Encoder, card, settings, results and curve: {args.output_dir}")
     if args.push_to_hub:
         say(f"On the Hub: {trainer.push_to_hub()}")
+    end_together(trainer)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from fmicl_text.evaluation.report import markdown_table
 from fmicl_text.run import (
     check_processes,
     claim_output_dir,
+    end_together,
     is_finished,
     run_training,
     save_run,
@@ -117,6 +118,7 @@ def main() -> None:
     say(f"Encoder, card, settings, results and curve: {args.output_dir}")
     if args.push_to_hub:
         say(f"On the Hub: {trainer.push_to_hub()}")
+    end_together(trainer)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_cosine_and_a_record_of_the_users_own():
         agree(FMICLLoss(**knobs, alpha=4.0, block_size=7), FMICLLoss(**knobs, alpha=4.0), tensors, 1e-9)
 
 
-@pytest.mark.parametrize("gamma", [0.5, 20.0, 50.0])
+@pytest.mark.parametrize("gamma", [0.5, 20.0, 36.0])
 def test_alignment_uniformity_at_both_ends_of_gamma(gamma):
     """Far apart (three antipodal-ish rows) and coinciding: in float32 equal to float64."""
     spread = torch.tensor([[1.0, 0], [-0.5, 0.866], [-0.5, -0.866]])
