@@ -311,3 +311,34 @@ def test_a_stream_begins_anew_in_another_order(tmp_path):
     passes = [rows[:20], rows[20:40], rows[40:]]
     assert all(sorted(one) == sorted(texts) for one in passes) and len({tuple(one) for one in passes}) == 3
     assert [row["text"] for row in islice(Passes(data.dataset), 60)] == rows
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"mini_batch_size": 3},
+        {"mini_batch_size": 4, "gradient_accumulation_steps": 3, "max_steps": 6},
+        {"bf16": True},
+        {"dataloader_num_workers": 1},
+        {"optim": "sgd", "lr_scheduler_type": "cosine", "warmup_steps": 3},
+        {"objective": "infonce", "gamma": None, "alpha": None},
+        {"head": "simcse", "max_steps": 20},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_every_way_of_training_goes_on_exactly(bert_folder, tmp_path, settings):
+    """8 batches of 8 an epoch; cut short in the middle of an epoch, the second where there is one."""
+    whole, cut, resumed = (
+        make_trainer(bert_folder, tmp_path / name, **{"max_steps": 12, "save_strategy": "no"} | settings)
+        for name in ("whole", "cut", "cut")
+    )
+    whole.train()
+    cut.add_callback(Signal(whole.state.global_step * 3 // 4))
+    with pytest.raises(Interrupted):
+        cut.train()
+    resumed.train(resume_from_checkpoint="auto")
+    assert whole.state.global_step == resumed.state.global_step
+    assert same(weights(whole), weights(resumed))
+    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (whole, resumed)]
+    assert losses[0] == losses[1]
