@@ -2,7 +2,7 @@
 
 from fmicl_text import environment  # noqa: F401
 from fmicl_text.divergences import DIVERGENCES, FDivergence, tsallis, uniformity_holds
-from fmicl_text.errors import InputError
+from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.loss import OBJECTIVES, AlignUniformLoss, FMICLLoss, InfoNCELoss, SpectralLoss
 from fmicl_text.model import ContrastiveModel, build_text_encoder
 from fmicl_text.trainer import FMICLTrainer
@@ -21,6 +21,7 @@ __all__ = [
     "FMICLTrainingArguments",
     "InfoNCELoss",
     "InputError",
+    "Interrupted",
     "SpectralLoss",
     "build_text_encoder",
     "tsallis",

@@ -285,6 +285,12 @@ class ResumingTrainer(PushingTrainer):
         """In the first process, once all have written: seal it, move it into place, remove what is too many."""
         if self.args.process_index != 0:
             return
+        if self.args.world_size > 1 and not self.args.save_only_model:
+            for rank in range(self.args.world_size):
+                if not (folder / f"rng_state_{rank}.pth").is_file():
+                    raise InputError(
+                        f"process {rank} wrote elsewhere: --output_dir must be one folder for all machines"
+                    )
         checkpoints.seal(folder, self.run)
         checkpoints.move_into_place(folder, place)
         limit = self.args.save_total_limit or sys.maxsize

@@ -60,21 +60,29 @@ def test_a_step_that_is_broken_in_one_process_stops_all(bert_folder, tmp_path):
     assert run_trainers(2, bert_folder, tmp_path, function=one_breaks) == [1, 1]
 
 
-def disk_full(folder, output_dir):
+def no_space(path):
+    raise OSError(28, "No space left on device")
+
+
+def cannot_write(folder, output_dir, writer, words):
     trainer = make_trainer(folder, output_dir, **SAVING)
     if os.environ["RANK"] == "1":
-
-        def fails(path):
-            raise OSError(28, "No space left on device")
-
-        trainer._save_rng_state = fails
-    with pytest.raises(InputError, match="checkpoint-4 could not be written: No space left on device; last good"):
+        trainer._save_rng_state = writer
+    with pytest.raises(InputError, match=f"checkpoint-4 could not be written: {words}; last good checkpoint: none"):
         trainer.train()
     return trainer.state.global_step
 
 
-def test_a_checkpoint_that_one_process_cannot_write_is_none(bert_folder, tmp_path):
-    assert run_trainers(2, bert_folder, tmp_path, function=disk_full) == [4, 4]
+@pytest.mark.parametrize(
+    "writer, words",
+    [
+        (no_space, "No space left on device"),
+        (print, "process 1 wrote elsewhere: --output_dir must be one folder for all .*"),
+    ],
+    ids=["full disk", "other machine"],
+)
+def test_a_checkpoint_that_one_process_cannot_write_is_none(bert_folder, tmp_path, writer, words):
+    assert run_trainers(2, bert_folder, tmp_path, writer, words, function=cannot_write) == [4, 4]
     assert not checkpoints_in(tmp_path)
 
 
