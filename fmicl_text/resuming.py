@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text import checkpoints
 from fmicl_text.errors import InputError, Interrupted
-from fmicl_text.loss import ContrastiveLoss
-from fmicl_text.pushing import PushingTrainer
-from fmicl_text.training_args import FMICLTrainingArguments
+from fmicl_text.saving import SavingTrainer
 
-T = TypeVar("T")
 MUST_NOT_CHANGE = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data")
-SAME_NUMBERS = (
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "mini_batch_size", "seed", "max_steps"),
-    *("num_train_epochs", "learning_rate", "warmup_steps", "weight_decay", "save_only_model"),
-)
-SAME_CHOICES = ("objective_name", "optim", "lr_scheduler_type", "train_sampling_strategy")
-PER_WEIGHT = 3.5  # bytes of a checkpoint over bytes of the weights: Adam's two moments, head, some for the rest
 
 
 @contextmanager
@@ -75,17 +62,13 @@ class StopAfterSaving(TrainerCallback):
             raise Interrupted(told, self.trainer.stopped_by)
 
 
-class ResumingTrainer(PushingTrainer):
-    """The part of `FMICLTrainer` that saves checkpoints, finds them again and heeds signals.
+class ResumingTrainer(SavingTrainer):
+    """The part of `FMICLTrainer` that goes on from checkpoints and heeds signals.
 
-    A checkpoint is written beside its place and moved there with a manifest of its files and of what must be the same
-    for a run that goes on from it. `train(resume_from_checkpoint=...)` takes a folder; True or "auto", for the newest
-    whole one ("auto" starts afresh where there is none). On SIGTERM and SIGINT every process ends the same step,
+    `train(resume_from_checkpoint=...)` takes a folder; True or "auto", for the newest whole one ("auto" starts afresh
+    where there is none). On SIGTERM and SIGINT every process ends the same step,
     together they save a checkpoint and raise `Interrupted`; a second signal does what it does without this.
     """
-
-    loss: ContrastiveLoss
-    args: FMICLTrainingArguments
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.signalled = self.stopped_by = 0  # signal numbers: of this process, agreed by all
@@ -114,50 +97,6 @@ class ResumingTrainer(PushingTrainer):
                 warnings.warn(line, stacklevel=2)
         with self.heed_signals():
             return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
-
-    def on_first(self, function: Callable[[], T]) -> T:
-        """What a function gives in the first process, in all of them; so with its InputError."""
-        answer: list[Any] = [None]
-        if self.args.process_index == 0:
-            try:
-                answer = [function()]
-            except InputError as error:
-                answer = [error]
-        if self.args.world_size > 1:
-            broadcast_object_list(answer)
-        if isinstance(answer[0], InputError):
-            raise answer[0]
-        return answer[0]
-
-    def prepare_folder(self, folder: Path) -> None:
-        """Clear away what a killed run left unfinished.
-
-        Raises:
-            InputError: The disk has no room for the checkpoints to come.
-        """
-        shutil.rmtree(folder / checkpoints.UNFINISHED, ignore_errors=True)
-        if self.args.save_strategy == "no":
-            return
-        model: Any = self.model
-        weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-        to_come = max(1, (self.args.save_total_limit or 1) + 1 - len(checkpoints.checkpoints_in(folder)))
-        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        needed, free = to_come * PER_WEIGHT * weights, shutil.disk_usage(place).free
-        if free < needed:
-            raise InputError(
-                f"--output_dir {folder}: {to_come} checkpoints take about {needed / 2**20:.0f} MiB, the disk has "
-                f"{free / 2**20:.0f}; a smaller --save_total_limit, or --save_only_model True, takes less"
-            )
-
-    def describe_run(self) -> dict[str, Any]:
-        """What a run that goes on from this one's checkpoints must have in common with it to end with the same
-        weights."""
-        args = self.args
-        run: dict[str, Any] = {name: getattr(args, name) for name in SAME_NUMBERS}
-        run |= {name: str(getattr(args, name)) for name in SAME_CHOICES}
-        run |= {"processes": args.world_size, "precision": self.accelerator.mixed_precision}
-        run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
-        return run | self.loss.knobs | {"data": checkpoints.fingerprint(self.train_dataset)}
 
     def differences(self, checkpoint: Path) -> list[str]:
         """Lines that say why a run that goes on from a checkpoint will not end as the one that wrote it.
@@ -236,86 +175,6 @@ class ResumingTrainer(PushingTrainer):
             for number, handler in before.items():
                 signal.signal(number, handler)
             self.signalled = self.stopped_by = 0
-
-    def checkpoint_folder(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
-        return Path(str(self.args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """The base class would write into place, and take what a kill leaves there for a checkpoint."""
-        place = self.checkpoint_folder(self.state.global_step)
-        beside = place.parent / checkpoints.UNFINISHED / place.name
-        self.store_flos()
-        self.together(place, lambda: self.write_checkpoint(beside, place))
-        self.together(place, lambda: self.finish_checkpoint(beside, place))
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(place))
-
-    def together(self, place: Path, function: Callable[[], None]) -> None:
-        """Call a function in every process; where it fails in one, InputError in all."""
-        failure = None
-        try:
-            function()
-        except (OSError, SafetensorError, RuntimeError, InputError) as error:  # a full disk is any of the first three
-            failure = str(getattr(error, "strerror", None) or str(error).strip().splitlines()[0])
-        if failures := [text for text in gather_object([failure]) if text]:
-            shutil.rmtree(place.parent / checkpoints.UNFINISHED, ignore_errors=True)  # room on a full disk
-            good = self.on_first(lambda: checkpoints.newest_whole(place.parent))
-            raise InputError(f"{place} could not be written: {failures[0]}; last good checkpoint: {good or 'none'}")
-
-    def write_checkpoint(self, folder: Path, place: Path) -> None:
-        """Everything that going on takes, but the manifest, into a folder beside the place where it will be."""
-        state, args = self.state, self.args
-        self.save_model(str(folder), _internal_call=True)
-        best = self.checkpoint_folder(state.best_global_step or 0)
-        if best == place or best.is_dir():
-            state.best_model_checkpoint = str(best)
-        if not args.save_only_model:
-            self._save_optimizer_and_scheduler(str(folder))
-            self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
-        if args.should_save:
-            callbacks: Any = [*self.callback_handler.callbacks, self.control]
-            stateful = [one for one in callbacks if isinstance(one, ExportableState)]
-            saved: Any = {type(one).__name__: one.state() for one in stateful}
-            state.stateful_callbacks = saved
-            state.save_to_json(str(folder / checkpoints.STATE))
-
-    def finish_checkpoint(self, folder: Path, place: Path) -> None:
-        """In the first process, once all have written: seal it, move it into place, remove what is too many."""
-        if self.args.process_index != 0:
-            return
-        if self.args.world_size > 1 and not self.args.save_only_model:
-            for rank in range(self.args.world_size):
-                if not (folder / f"rng_state_{rank}.pth").is_file():
-                    raise InputError(
-                        f"process {rank} wrote elsewhere: --output_dir must be one folder for all machines"
-                    )
-        checkpoints.seal(folder, self.run)
-        checkpoints.move_into_place(folder, place)
-        limit = self.args.save_total_limit or sys.maxsize
-        best = Path(str(self.state.best_model_checkpoint))
-        now, found = self.state.global_step, checkpoints.checkpoints_in(place.parent)
-        older = [path for path in found if checkpoints.step_of(path) < now]
-        others = [path for path in older if path != best]
-        kept = max(0, limit - 1 - (len(older) - len(others)))
-        for path in others[: len(others) - kept]:
-            checkpoints.remove(path)
-        shutil.rmtree(folder.parent)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the encoder into a folder; what is there stays whole until all of it is written."""
-        place = Path(str(output_dir or self.args.output_dir))
-        if place.parent.name == checkpoints.UNFINISHED:
-            super().save_model(str(place), _internal_call=True)
-            return
-        beside = place / checkpoints.UNFINISHED / "encoder"
-        super().save_model(str(beside), _internal_call=True)
-        if self.args.should_save:
-            checkpoints.move_files(beside, place)
-            shutil.rmtree(beside.parent)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub()
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
