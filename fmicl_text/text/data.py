@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import logging
+import re
 import textwrap
 import zlib
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ _CELL_HINTS = {
     ".csv": "; cells that hold a comma, a quote or a line break must be in double quotes",
     ".tsv": "; cells cannot hold a tab",
 }
+_OBJECT = '{"text": "a sentence"}'
 _STREAM_BUFFER = 10_000
 _ACCEPTED = ".txt, .csv, .tsv, .jsonl (these also .gz) and .parquet"
 # What load_dataset raises for faulty input. ValueError: undecodable bytes, the errors of pandas and Arrow, unknown
@@ -150,8 +152,11 @@ def _read_file(train_file: str, streaming: bool) -> Any:
     if suffix not in _LOADERS or train_file.lower().endswith(".parquet.gz"):
         raise InputError(f"--train_file {train_file}: unknown kind of file, accepted are {_ACCEPTED}")
     with _open(train_file) as file:
-        if not file.read(1):
+        start = file.read(64)
+        if not start:
             raise _no_sentences(train_file)
+        if suffix == ".jsonl" and re.match(rb"\s*null\b", start):  # pyarrow would crash the process
+            raise InputError(f"{train_file} cannot be read as .jsonl: it begins with null, not with {_OBJECT}")
     builder, options = _LOADERS[suffix]
     # data_files are patterns: a[1].txt as it stands would match no file and train on nothing.
     data_files = glob.escape(train_file)
@@ -288,7 +293,7 @@ def _first_fault(train_file: str, column: str | None = None) -> str | None:
             except json.JSONDecodeError as error:
                 return f"line {number}, character {error.colno}: {error.msg}"
             if not isinstance(row, dict):
-                return f'line {number} is not an object such as {{"text": "a sentence"}}'
+                return f"line {number} is not an object such as {_OBJECT}"
             if column is not None and not isinstance(row.get(column), str | None):
                 return f"line {number} has {json.dumps(row[column])}"
     return None
