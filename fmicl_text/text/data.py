@@ -155,7 +155,7 @@ def _read_file(train_file: str, streaming: bool) -> Any:
         start = file.read(64)
         if not start:
             raise _no_sentences(train_file)
-        if suffix == ".jsonl" and re.match(rb"\s*null\b", start):  # pyarrow would crash the process
+        if suffix == ".jsonl" and re.match(rb"(\xef\xbb\xbf)?\s*null", start):  # pyarrow would crash the process
             raise InputError(f"{train_file} cannot be read as .jsonl: it begins with null, not with {_OBJECT}")
     builder, options = _LOADERS[suffix]
     # data_files are patterns: a[1].txt as it stands would match no file and train on nothing.
