@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import logging
-import re
 import textwrap
 import zlib
 from collections.abc import Callable, Iterator
@@ -43,7 +42,6 @@ _CELL_HINTS = {
     ".csv": "; cells that hold a comma, a quote or a line break must be in double quotes",
     ".tsv": "; cells cannot hold a tab",
 }
-_OBJECT = '{"text": "a sentence"}'
 _STREAM_BUFFER = 10_000
 _ACCEPTED = ".txt, .csv, .tsv, .jsonl (these also .gz) and .parquet"
 # What load_dataset raises for faulty input. ValueError: undecodable bytes, the errors of pandas and Arrow, unknown
@@ -152,11 +150,12 @@ def _read_file(train_file: str, streaming: bool) -> Any:
     if suffix not in _LOADERS or train_file.lower().endswith(".parquet.gz"):
         raise InputError(f"--train_file {train_file}: unknown kind of file, accepted are {_ACCEPTED}")
     with _open(train_file) as file:
-        start = file.read(64)
-        if not start:
-            raise _no_sentences(train_file)
-        if suffix == ".jsonl" and re.match(rb"(\xef\xbb\xbf)?\s*null", start):  # pyarrow would crash the process
-            raise InputError(f"{train_file} cannot be read as .jsonl: it begins with null, not with {_OBJECT}")
+        start = file.read(2**16)
+    if not start:
+        raise _no_sentences(train_file)
+    # Of lines that begin with null pyarrow would crash the process, behind a byte that is no UTF-8 too.
+    if suffix == ".jsonl" and start.removeprefix(b"\xef\xbb\xbf").strip()[:1] not in (b"{", b"[", b""):
+        raise InputError(f"{train_file} cannot be read as .jsonl: {_first_fault(train_file)}")
     builder, options = _LOADERS[suffix]
     # data_files are patterns: a[1].txt as it stands would match no file and train on nothing.
     data_files = glob.escape(train_file)
@@ -293,7 +292,7 @@ def _first_fault(train_file: str, column: str | None = None) -> str | None:
             except json.JSONDecodeError as error:
                 return f"line {number}, character {error.colno}: {error.msg}"
             if not isinstance(row, dict):
-                return f"line {number} is not an object such as {_OBJECT}"
+                return f'line {number} is not an object such as {{"text": "a sentence"}}'
             if column is not None and not isinstance(row.get(column), str | None):
                 return f"line {number} has {json.dumps(row[column])}"
     return None

@@ -156,7 +156,7 @@ CASES = {
         "--train_file columns.csv --text_column text": "no column 'text' (--text_column), its columns are ['title',",
         "--train_file images.parquet": "images.parquet has the columns ['img', 'label']",
         "--train_file same.txt": "same.txt: all 20 rows hold the same text",
-        "--train_file null.jsonl": "null.jsonl cannot be read as .jsonl: it begins with null",
+        "--train_file null.jsonl": "null.jsonl cannot be read as .jsonl: line 1 is not an object",
         "--train_file few.txt": "2 training examples do not fill one batch of 8",
         "--train_file repo/README.md": "--train_file repo/README.md: unknown kind of file, accepted are .txt",
         "--train_file repo/LICENSE": "--train_file repo/LICENSE: unknown kind of file",
