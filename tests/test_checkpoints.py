@@ -147,3 +147,16 @@ def test_who_stopped_early():
 
     assert [stopped_early(state(*case)) for case in ((True, 5), (True, 10), (False, 5))] == [True, False, False]
     assert not stopped_early(SimpleNamespace(stateful_callbacks={}, global_step=1, max_steps=10))
+
+
+def test_the_newest_whole_one_for_messages(tmp_path):
+    older, newer = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    flip_a_bit(newer / "model.safetensors")
+    assert newest_whole(tmp_path) == older
+
+
+def test_the_fingerprint_looks_at_the_last_row_too(tmp_path):
+    texts = [str(i) for i in range(10_002)]
+    first, second = (Dataset.from_dict({"text": rows}) for rows in (texts, [*texts[:-1], "other"]))
+    assert fingerprint(first) != fingerprint(second)
+    assert fingerprint(SimpleNamespace(fingerprint=lambda: 5)) == "5"

@@ -133,3 +133,8 @@ def test_the_words_name_what_helps(bert_folder, tmp_path):
     assert words.startswith(
         "step 50: embeddings are collapsing, effective rank 5.0 (highest so far 30.0), mean cosine 0.400"
     )
+
+
+def test_small_batches_and_moderate_cosines_are_no_collapse():
+    assert told([31.7, 1.0], batch=31) == [] and told([31.7, 1.0], batch=32) == [1]
+    assert told([9.0] * 3, [0.2, 0.95, 0.96]) == []

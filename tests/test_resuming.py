@@ -342,3 +342,46 @@ def test_every_way_of_training_goes_on_exactly(bert_folder, tmp_path, settings):
     assert same(weights(whole), weights(resumed))
     losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (whole, resumed)]
     assert losses[0] == losses[1]
+
+
+def test_a_run_that_finished_in_mid_epoch_takes_no_step_more(bert_folder, tmp_path):
+    settings = SAVING | {"max_steps": 5}
+    whole, again = (make_trainer(bert_folder, tmp_path, **settings) for _ in range(2))
+    whole.train()
+    again.train(resume_from_checkpoint="auto")
+    assert again.state.global_step == 5 and same(weights(whole), weights(again))
+
+
+def test_a_second_signal_does_what_it_always_did(bert_folder, tmp_path):
+    class Twice(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
+    trainer.add_callback(Twice())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.stopped_by == trainer.signalled == 0
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_one_trainer_trains_again_after_a_signal(bert_folder, tmp_path):
+    trainer, stop = make_trainer(bert_folder, tmp_path, **SAVING), Signal(3)
+    trainer.add_callback(stop)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    trainer.remove_callback(stop)
+    assert trainer.train(resume_from_checkpoint="auto").global_step == 8
+
+
+def test_checkpoints_ahead_of_the_run_are_left_alone(bert_folder, tmp_path):
+    make_trainer(bert_folder, tmp_path, **SAVING | {"save_total_limit": 9}).train()
+    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
+    trainer.add_callback(Signal(5))
+    with pytest.raises(Interrupted):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    steps = [checkpoints.step_of(path) for path in checkpoints.checkpoints_in(tmp_path)]
+    assert steps == [4, 5, 6, 8]
