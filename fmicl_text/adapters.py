@@ -3,6 +3,7 @@ weights to train, and an encoder without adapters at the end."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -57,6 +58,17 @@ def quantisation(load_in: str) -> Any:
 def is_adapter(name: str) -> bool:
     """Whether a weight of this name is an adapter's."""
     return ".lora_" in name
+
+
+def base_weights(backbone: Any) -> str | None:
+    """A hash of the weights that adapters leave as they are; None of a model without adapters."""
+    state = backbone.state_dict()
+    if not any(map(is_adapter, state)):
+        return None
+    digest = hashlib.sha256()
+    for name in sorted(name for name in state if not is_adapter(name)):
+        digest.update(state[name].cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def merged(backbone: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:

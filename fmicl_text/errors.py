@@ -24,11 +24,12 @@ class Interrupted(Exception):
     Args:
         message: What was done, and how to go on.
         signal_number: What told it.
+        checkpoint: What was saved.
     """
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str, signal_number: int, checkpoint: Path) -> None:
         super().__init__(message)
-        self.signal_number = signal_number
+        self.signal_number, self.checkpoint = signal_number, checkpoint
 
 
 @contextmanager

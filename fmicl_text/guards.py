@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from fmicl_text.loss import ContrastiveLoss
 from fmicl_text.similarity import SIMILARITIES, unit_rows
@@ -25,8 +29,30 @@ def describe_views(loss: ContrastiveLoss, x: Tensor, y: Tensor) -> str:
     return f"{name} from {values.min().item():.4g} to {values.max().item():.4g}"
 
 
-class CollapseWatch:
-    """Looks at every logged `effective_rank` and `mean_cosine`, and has something to say when a collapse begins.
+class LeftOut(TrainerCallback, ExportableState):
+    """Counts the steps that were left out, over all parts of a run that was cut short and gone on with.
+
+    Attributes:
+        nonfinite_steps: Where the loss or a gradient was not finite; the trainer counts them.
+        overflow_steps: Those that the scaler of fp16 left out.
+    """
+
+    def __init__(self) -> None:
+        self.nonfinite_steps = self.overflow_steps = 0
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.overflow_steps += kwargs["optimizer"].step_was_skipped
+
+    def counts(self) -> dict[str, int]:
+        """For the log: those that are not 0."""
+        return {name: count for name, count in vars(self).items() if count}
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": dict(vars(self))}
+
+
+class CollapseWatch(TrainerCallback, ExportableState):
+    """Looks at every logged `effective_rank` and `mean_cosine`, and warns when a collapse begins.
 
     That is an effective rank below a third of the highest so far, or below 2, or a mean cosine above 0.99, as long as
     it does not get better: many an encoder starts there, and leaves at once. Batches below 32 rows are not looked at;
@@ -41,6 +67,14 @@ class CollapseWatch:
         self.highest = 0.0
         self.before: tuple[float, float] | None = None
         self.told = False
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if (words := self.look(kwargs["logs"], state.global_step)) is not None:
+            warnings.warn(words, stacklevel=2)
+
+    def state(self) -> dict[str, Any]:
+        attributes = {name: value for name, value in vars(self).items() if name != "batch"}
+        return {"args": {"batch": self.batch}, "attributes": attributes}
 
     def look(self, logs: Mapping[str, float], step: int) -> str | None:
         """What to tell at the step of these logs; None where all is well, or told already."""

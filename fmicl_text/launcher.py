@@ -12,8 +12,6 @@ import psutil
 from accelerate.commands.config import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-GO_ON = ("--resume_from_checkpoint", "auto")
-
 
 def launcher_arguments(parents: Sequence[psutil.Process]) -> list[str] | None:
     """What follows `accelerate launch` in the command of a parent process; None without one."""
@@ -48,11 +46,12 @@ def launcher_processes(arguments: list[str] | None) -> int:
     return 1
 
 
-def command_to_go_on() -> str:
-    """The command that started this run, with the flags that make it go on from its newest checkpoint."""
+def command_to_go_on(checkpoint: str) -> str:
+    """The command that started this run, with the flag that makes it go on from a checkpoint, or `auto`."""
     arguments = launcher_arguments(psutil.Process().parents())
     words = ["python", *sys.argv] if arguments is None else ["accelerate", "launch", *arguments]
-    return shlex.join([*without(words, "--overwrite_output_dir", "--resume_from_checkpoint"), *GO_ON])
+    words = without(words, "--overwrite_output_dir", "--resume_from_checkpoint")
+    return shlex.join([*words, "--resume_from_checkpoint", checkpoint])
 
 
 def without(words: list[str], *flags: str) -> list[str]:

@@ -119,6 +119,9 @@ class MomentumTrainer(FMICLTrainer):
         if self.args.mini_batch_size is not None:
             raise InputError("--mini_batch_size is not possible with MoCo")
 
+    def describe_run(self) -> dict[str, Any]:
+        return super().describe_run() | {"encoder_momentum": self.encoder_momentum, "rising": self.rising}
+
     def momentum_now(self) -> float:
         """Share of itself that the copy keeps at this step."""
         if not self.rising:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,8 @@ from fmicl_text import checkpoints
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.saving import SavingTrainer
 
-MUST_NOT_CHANGE = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data")
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+MUST_NOT_CHANGE = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data", "base_weights")
 
 
 @contextmanager
@@ -36,6 +38,15 @@ def readable(checkpoint: str | Path) -> Iterator[None]:
         raise InputError(f"{checkpoint} cannot be read: {type(error).__name__} {reason}") from error
 
 
+def start_deaf_worker(then: Callable[[int], None] | None, worker: int) -> None:
+    """Start a worker of a DataLoader that outlives the signals which its process group gets: the step that they are to
+    end needs its batch."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if then is not None:
+        then(worker)
+
+
 class StopAfterSaving(TrainerCallback):
     """After a signal: a checkpoint at the end of the step, or of the epoch where that ends with it and something is
     due, then the end."""
@@ -44,7 +55,7 @@ class StopAfterSaving(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        due_at_its_end = "epoch" in (str(args.eval_strategy.value), str(args.save_strategy.value))
+        due_at_its_end = "epoch" in (args.eval_strategy, args.save_strategy, args.logging_strategy)
         if self.trainer.stopped_by and not (due_at_its_end and float(state.epoch).is_integer()):
             control.should_save = True
 
@@ -54,12 +65,7 @@ class StopAfterSaving(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer.stopped_by:
-            handler: Any = self.trainer.callback_handler
-            handler.on_train_end(args, state, control)  # loggers write out what they hold
-            name = signal.Signals(self.trainer.stopped_by).name
-            saved = self.trainer.checkpoint_folder(state.global_step)
-            told = f"stopped by {name} after step {state.global_step}; saved {saved}"
-            raise Interrupted(told, self.trainer.stopped_by)
+            self.trainer.stop()
 
 
 class ResumingTrainer(SavingTrainer):
@@ -84,6 +90,7 @@ class ResumingTrainer(SavingTrainer):
                 for checkpoints on the disk.
             Interrupted: After a signal; the checkpoint is written.
         """
+        self.ended_early = False
         folder = Path(str(self.args.output_dir))
         checkpoint, passed_over = self.on_first(lambda: checkpoints.find_checkpoint(folder, resume_from_checkpoint))
         self.on_first(lambda: self.prepare_folder(folder))
@@ -92,7 +99,8 @@ class ResumingTrainer(SavingTrainer):
             differences = self.on_first(lambda: self.differences(checkpoint))
             with readable(checkpoint):
                 state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
-                self.ended_early = checkpoints.stopped_early(state)
+            same_patience = checkpoints.run_of(checkpoint).get("callbacks") == self.run["callbacks"]
+            self.ended_early = checkpoints.stopped_early(state) and same_patience
             for line in (*passed_over, *differences):
                 warnings.warn(line, stacklevel=2)
         with self.heed_signals():
@@ -124,14 +132,60 @@ class ResumingTrainer(SavingTrainer):
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        """The base class would look for the best checkpoint where it once was; the folder may have moved."""
+        """The base class would look for the best checkpoint only where it once was; the folder may have moved."""
         where = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         if resume_from_checkpoint is not None and self.state.best_global_step:
             best = Path(resume_from_checkpoint).parent / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+            if best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+            elif self.state.best_model_checkpoint is None:
+                told = f"{best}, the best so far, is gone: training ends with a better one, or the last"
+                warnings.warn(told, stacklevel=2)
         return where
+
+    def _load_callback_state(self) -> None:
+        """The base class would take the callbacks' settings, too, from the checkpoint: a patience given now, for one,
+        would mean nothing."""
+        settings = self.callback_settings()
+        super()._load_callback_state()
+        for callback in self.callback_handler.callbacks:
+            vars(callback).update(settings.get(type(callback).__name__, {}))
+
+    def get_train_dataloader(self) -> Any:
+        loader: Any = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.worker_init_fn = partial(start_deaf_worker, inner.worker_init_fn)
+        return loader
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """With --eval_on_start (only it skips the scheduler) the base class would do so at every resume, too, at the
+        cost of early stopping's patience."""
+        if skip_scheduler and self.state.global_step:
+            return {}
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """With --save_strategy best the base class saves if this says so."""
+        return super()._determine_best_metric(metrics, trial) or self.stopped_by != 0
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """The last moment that knows the last weights: a signal may have come in the last evaluation."""
+        self.agree(torch.zeros((), dtype=torch.bool, device=self.args.device))
+        if self.stopped_by:
+            if not self.checkpoint_folder(self.state.global_step).is_dir():
+                self._save_checkpoint(self.model)
+            self.stop()
+        return super()._finalize_training(*args, **kwargs)
+
+    def stop(self) -> NoReturn:
+        """Leave training after a signal; the checkpoint is written."""
+        handler: Any = self.callback_handler
+        handler.on_train_end(self.args, self.state, self.control)  # loggers write out what they hold
+        name, step = signal.Signals(self.stopped_by).name, self.state.global_step
+        saved = self.checkpoint_folder(step)
+        raise Interrupted(f"stopped by {name} after step {step}; saved {saved}", self.stopped_by, saved)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """The base class would train one more step of a run that has ended."""
@@ -141,8 +195,8 @@ class ResumingTrainer(SavingTrainer):
             super()._run_epoch(*args, **kwargs)
 
     def agree(self, broken: torch.Tensor) -> bool:
-        """Whether the step is broken in some process. Every process asks, before each step of the optimizer; they agree
-        on a signal, too, that one of them has got.
+        """Whether the step is broken in some process. Every process asks, before each step of the optimizer and at the
+        end; they agree on a signal, too, that one of them has got.
 
         Args:
             broken: A bool on the device: whether it is in this process.
@@ -157,23 +211,29 @@ class ResumingTrainer(SavingTrainer):
 
     @contextmanager
     def heed_signals(self) -> Iterator[None]:
-        """Note SIGTERM and SIGINT, each once, for the end of the step."""
+        """Note the first SIGTERM or SIGINT for the end of the step; at the end, send one again that nothing heeded."""
         if threading.current_thread() is not threading.main_thread():  # where Python has no signals
             yield
             return
-        before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
         def note(number: int, frame: Any) -> None:
             self.signalled = number
-            signal.signal(number, before[signal.Signals(number)])
+            restore()
 
-        for number in before:
+        for number in SIGNALS:
             signal.signal(number, note)
         try:
             yield
+            restore()
+            if self.signalled:
+                signal.raise_signal(self.signalled)
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            restore()
             self.signalled = self.stopped_by = 0
 
     def _load_best_model(self) -> None:

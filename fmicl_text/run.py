@@ -14,7 +14,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from transformers import TrainerCallback
 
 from fmicl_text.card import write_card
-from fmicl_text.checkpoints import find_checkpoint, remove, write_whole
+from fmicl_text.checkpoints import checkpoints_in, find_checkpoint, remove, write_whole
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
@@ -84,8 +84,13 @@ def is_finished(args: FMICLTrainingArguments, settings: Mapping[str, Any]) -> bo
     if not args.resume_from_checkpoint or not results.is_file():
         return False
     try:
-        then = json.loads(results.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError):  # not one of ours, or damaged: it is written anew at the end
+        then = dict(json.loads(results.read_text(encoding="utf-8"))["settings"])
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # not one of ours, or damaged: it is written anew at the end
         return False
     now = json.loads(json.dumps(dict(settings)))
     return {**then, **NO_MATTER} == {**now, **NO_MATTER}
@@ -102,7 +107,9 @@ def run_training(trainer: FMICLTrainer) -> None:
     try:
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     except Interrupted as stop:
-        raise Interrupted(f"{stop}. To go on: {command_to_go_on()}", stop.signal_number) from stop
+        newest = stop.checkpoint == checkpoints_in(stop.checkpoint.parent)[-1]
+        told = f"{stop}. To go on: {command_to_go_on('auto' if newest else str(stop.checkpoint))}"
+        raise Interrupted(told, stop.signal_number, stop.checkpoint) from stop
 
 
 class ClearOutputDir(TrainerCallback):
@@ -117,7 +124,7 @@ def clear_output_dir(args: FMICLTrainingArguments) -> None:
     if args.overwrite_output_dir and args.process_index == 0:
         folder = Path(str(args.output_dir))
         (folder / RESULTS_FILE).unlink(missing_ok=True)
-        for checkpoint in folder.glob("checkpoint-*"):
+        for checkpoint in checkpoints_in(folder):
             remove(checkpoint)
 
 
@@ -163,8 +170,17 @@ def save_run(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:
     Args:
         trainer: After training; its `facts` are set.
         after: Metrics of the encoder that is saved.
+
+    Raises:
+        InputError: The disk is full, for one.
     """
-    trainer.save_model(_internal_call=True)
+    results = Path(str(trainer.args.output_dir)) / RESULTS_FILE
+    trainer.together(results, lambda: trainer.save_model(_internal_call=True))
+    trainer.together(results, lambda: write_record(trainer, after))
+
+
+def write_record(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:
+    """What `save_run` writes beside the encoder, in the first process."""
     if not trainer.is_world_process_zero():
         return
     folder, args, run = Path(str(trainer.args.output_dir)), trainer.args, run_record(trainer, after)

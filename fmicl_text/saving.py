@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,17 +17,22 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text import checkpoints
+from fmicl_text.adapters import base_weights
 from fmicl_text.errors import InputError
 from fmicl_text.loss import ContrastiveLoss
+from fmicl_text.model import ContrastiveModel
 from fmicl_text.pushing import PushingTrainer
 from fmicl_text.training_args import FMICLTrainingArguments
 
 T = TypeVar("T")
-SAME_NUMBERS = (
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "mini_batch_size", "seed", "max_steps"),
-    *("num_train_epochs", "learning_rate", "warmup_steps", "weight_decay", "save_only_model"),
+SAME = (  # arguments that decide the weights at the end
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "mini_batch_size", "train_sampling_strategy"),
+    *("seed", "data_seed", "max_steps", "num_train_epochs", "objective_name", "skip_nonfinite"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "momentum", "weight_decay", "max_grad_norm"),
+    *("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end", "metric_for_best_model"),
+    *("greater_is_better", "save_only_model"),
 )
-SAME_CHOICES = ("objective_name", "optim", "lr_scheduler_type", "train_sampling_strategy")
 PER_WEIGHT = 3.5  # bytes of a checkpoint over bytes of the weights: Adam's two moments, head, some for the rest
 
 
@@ -37,6 +43,7 @@ class SavingTrainer(PushingTrainer):
     for a run that goes on from it.
     """
 
+    model: ContrastiveModel
     loss: ContrastiveLoss
     args: FMICLTrainingArguments
     run: dict[str, Any]
@@ -79,11 +86,19 @@ class SavingTrainer(PushingTrainer):
         """What a run that goes on from this one's checkpoints must have in common with it to end with the same
         weights."""
         args = self.args
-        run: dict[str, Any] = {name: getattr(args, name) for name in SAME_NUMBERS}
-        run |= {name: str(getattr(args, name)) for name in SAME_CHOICES}
+        run: dict[str, Any] = {name: getattr(args, name, None) for name in SAME}
         run |= {"processes": args.world_size, "precision": self.accelerator.mixed_precision}
         run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
-        return run | self.loss.knobs | {"data": checkpoints.fingerprint(self.train_dataset)}
+        run |= {name: value for name, value in self.model.backbone.config.to_dict().items() if "drop" in name}
+        run |= self.loss.knobs | self.model.describe()
+        run |= {"base_weights": base_weights(self.model.backbone), "callbacks": self.callback_settings()}
+        run |= {"data": checkpoints.fingerprint(self.train_dataset)}
+        return dict(json.loads(json.dumps(run, default=str)))
+
+    def callback_settings(self) -> dict[str, dict[str, Any]]:
+        """By class, what the callbacks were built with, of those that checkpoints hold the state of."""
+        callbacks = [one for one in self.callback_handler.callbacks if isinstance(one, ExportableState)]
+        return {type(one).__name__: one.state()["args"] for one in callbacks}
 
     def checkpoint_folder(self, step: int) -> Path:
         """Where the checkpoint of a step is."""

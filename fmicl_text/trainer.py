@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text.checkpoints import newest_whole
 from fmicl_text.errors import InputError
-from fmicl_text.guards import CollapseWatch, describe_views
+from fmicl_text.guards import CollapseWatch, LeftOut, describe_views
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.resuming import ResumingTrainer
 from fmicl_text.training_args import LENGTH_STRATEGIES, FMICLTrainingArguments
@@ -65,9 +65,6 @@ class Position(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.micro_step = 0
         self.trainer.losses = []
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.num_overflows += self.trainer.accelerator.optimizer_step_was_skipped
 
 
 class FMICLTrainer(ResumingTrainer):
@@ -121,11 +118,9 @@ class FMICLTrainer(ResumingTrainer):
         self.evaluator = evaluator
         self.views = views
         self.training_log = TrainingLog()
-        self.collapse_watch = CollapseWatch(args.train_batch_size)
         self.views_checked = False
         self.losses: list[Tensor] = []  # of this step's micro-batches
         self.last_views: tuple[Tensor, Tensor] | None = None
-        self.num_skipped = self.num_overflows = 0
         self.finite_loss = torch.zeros((), device=args.device)
         self.micro_step = 0
         self.length_sampler: LengthSampler | None = None
@@ -137,8 +132,17 @@ class FMICLTrainer(ResumingTrainer):
             data_collator=data_collator,
             **kwargs,
         )
-        self.add_callback(Position(self))
+        for callback in (Position(self), LeftOut(), CollapseWatch(args.train_batch_size)):
+            self.add_callback(callback)
         self.check_engine()
+
+    @property
+    def left_out(self) -> LeftOut:
+        """The counter; the base class replaces it when it goes on from a checkpoint."""
+        return next(one for one in self.callback_handler.callbacks if isinstance(one, LeftOut))
+
+    def describe_run(self) -> dict[str, Any]:
+        return super().describe_run() | getattr(self.views, "describe", dict)()
 
     def check_engine(self) -> None:
         """InputError for what the launcher asked for and this trainer, or this machine, cannot do."""
@@ -303,7 +307,7 @@ class FMICLTrainer(ResumingTrainer):
         loss = torch.stack(self.losses).mean().item()
         broken = next((name for name, buffer in self.model.named_buffers() if not buffer.isfinite().all()), None)
         if self.args.skip_nonfinite and broken is None:
-            self.num_skipped += 1
+            self.left_out.nonfinite_steps += 1
             if not scaled:
                 for weight in self.model.parameters():
                     weight.grad = None
@@ -330,11 +334,7 @@ class FMICLTrainer(ResumingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the base class, with what `training_log` holds beside the loss."""
         if "loss" in logs:
-            logs |= self.training_log.take()
-            counts = {"nonfinite_steps": self.num_skipped, "overflow_steps": self.num_overflows}
-            logs |= {name: count for name, count in counts.items() if count}
-            if (words := self.collapse_watch.look(logs, self.state.global_step)) is not None:
-                warnings.warn(words, stacklevel=2)
+            logs |= self.training_log.take() | self.left_out.counts()
         super().log(logs, start_time)
 
     def evaluate(

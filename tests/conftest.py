@@ -91,3 +91,14 @@ def hub(monkeypatch):
         huggingface_hub.close_session()
         yield hub
         huggingface_hub.close_session()
+
+
+@pytest.fixture(scope="module")
+def whole(bert_folder, tmp_path_factory):
+    """The trainer of a run of 8 steps that nothing disturbed."""
+    from tests.test_signals import SAVING
+    from tests.test_trainer import make_trainer
+
+    trainer = make_trainer(bert_folder, tmp_path_factory.mktemp("whole"), **SAVING)
+    trainer.train()
+    return trainer

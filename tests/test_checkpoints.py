@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from fmicl_text import InputError
 from fmicl_text.checkpoints import (
@@ -138,6 +138,21 @@ def test_the_fingerprint_of_data_is_that_of_what_they_hold(tmp_path):
     assert len({first, *map(fingerprint, changed)}) == 3
     assert fingerprint([1, 2, 3]) == "3 rows"
     assert fingerprint(Dataset.from_dict(rows).to_iterable_dataset()) is None
+
+
+def test_how_data_are_cut_up_in_memory_does_not_matter():
+    tokens = [[[i, i + 1], [i]] for i in range(30)]
+    whole = Dataset.from_dict({"input_ids": tokens, "length": list(range(30))})
+    longer = Dataset.from_dict({"input_ids": [[[7]], *tokens, [[8]]], "length": [-1, *range(30), 30]})
+    layouts = {
+        "one piece": whole,
+        "three pieces": concatenate_datasets([whole.select(range(i, i + 10)) for i in (0, 10, 20)]),
+        "a slice": longer.select(range(1, 31)),
+        "rows picked": longer.select([*range(1, 20), *range(20, 31)]),
+    }
+    assert len({fingerprint(rows) for rows in layouts.values()}) == 1
+    last = concatenate_datasets([whole.select(range(29)), Dataset.from_dict({"input_ids": [[[9]]], "length": [29]})])
+    assert fingerprint(last) != fingerprint(whole)
 
 
 def test_who_stopped_early():

@@ -1,5 +1,6 @@
 """When numbers go wrong, training stops before they reach the weights, or leaves the step out; collapse is told of."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
+from fmicl_text.errors import Interrupted
 from fmicl_text.guards import CollapseWatch, describe_views
 from fmicl_text.loss import FMICLLoss, InfoNCELoss
 from fmicl_text.trainer import NonFiniteError
+from tests.test_signals import Signal
 from tests.test_trainer import make_trainer, same, weights
 
 
@@ -87,11 +90,37 @@ def test_an_overflow_of_fp16_is_left_to_the_scaler_and_logged(bert_folder, tmp_p
     trainer.accelerator.scaler = SimpleNamespace(scale=lambda loss: loss)
     skipped = property(lambda self: trainer.state.global_step == 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(trainer.accelerator), "optimizer_step_was_skipped", skipped)
+        patch.setattr(AcceleratedOptimizer, "step_was_skipped", skipped)
         patch.setattr(AcceleratedOptimizer, "step", lambda *args: None)
         patch.setattr(trainer, "_save_scaler", lambda folder: None)
         trainer.train()
     assert [e.get("overflow_steps") for e in trainer.state.log_history if "loss" in e] == [None, 1, 1]
+
+
+def test_a_loss_that_is_not_finite_stops_fp16_too_in_whichever_micro_step(bert_folder, tmp_path):
+    trainer = breaking(make_trainer(bert_folder, tmp_path, max_steps=2, gradient_accumulation_steps=2), step=1)
+    trainer.accelerator.scaler = SimpleNamespace(scale=lambda loss: loss)
+    with pytest.raises(NonFiniteError, match="at step 1"):
+        trainer.train()
+
+
+def test_a_run_that_was_cut_short_counts_on_and_knows_its_highest_rank(bert_folder, tmp_path):
+    settings = {"skip_nonfinite": True, "max_steps": 8}
+    cut = breaking(make_trainer(bert_folder, tmp_path, **settings), step=2)
+    cut.add_callback(Signal(4))
+    with pytest.raises(Interrupted):
+        cut.train()
+    resumed = make_trainer(bert_folder, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint="auto")
+    counts = [entry.get("nonfinite_steps") for entry in resumed.state.log_history if "loss" in entry]
+    assert counts == [None, *[1] * 7]
+    watch = CollapseWatch(64)
+    for step, rank in enumerate((30.0, 25.0)):
+        watch.look({"effective_rank": rank, "mean_cosine": 0.1}, step)
+    state = json.loads(json.dumps(watch.state()))
+    later = CollapseWatch(**state["args"])
+    vars(later).update(state["attributes"])
+    assert later.look({"effective_rank": 9.0, "mean_cosine": 0.1}, 2)
 
 
 def test_the_range_of_the_similarity_is_told():

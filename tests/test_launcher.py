@@ -52,8 +52,8 @@ def test_the_command_to_go_on(monkeypatch):
     """Without the flags that would start afresh, and with the one that goes on; as it was launched."""
     monkeypatch.setattr(sys, "argv", ["r.py", "--overwrite_output_dir", "--alpha", "4", "--resume_from_checkpoint=a/b"])
     monkeypatch.setattr(psutil.Process, "parents", lambda process: [])
-    assert command_to_go_on() == "python r.py --alpha 4 --resume_from_checkpoint auto"
+    assert command_to_go_on("auto") == "python r.py --alpha 4 --resume_from_checkpoint auto"
     launched = ("accelerate", "launch", "--cpu", "r.py", "--overwrite_output_dir", "True", "--output_dir", "my run")
     monkeypatch.setattr(psutil.Process, "parents", lambda process: [Parent("sh"), Parent(*launched)])
-    expected = "accelerate launch --cpu r.py --output_dir 'my run' --resume_from_checkpoint auto"
-    assert command_to_go_on() == expected
+    expected = "accelerate launch --cpu r.py --output_dir 'my run' --resume_from_checkpoint a/checkpoint-5"
+    assert command_to_go_on("a/checkpoint-5") == expected

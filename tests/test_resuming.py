@@ -1,8 +1,6 @@
 """Runs that are cut short go on as if nothing had happened; what would not be exact is refused, or said."""
 
-import os
 import shutil
-import signal
 import warnings
 from itertools import islice
 from pathlib import Path
@@ -11,28 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, TrainerCallback
 
 from fmicl_text import ContrastiveModel, FMICLTrainer, InputError, checkpoints
 from fmicl_text.errors import Interrupted
+from fmicl_text.model import build_text_encoder, set_pooling
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokens import Passes, training_rows
 from tests.conftest import sentences
+from tests.test_signals import SAVING, Signal
 from tests.test_trainer import make_trainer, same, weights
-
-SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8, "save_total_limit": 2}
 
 
 class Killed(BaseException):
     """What no handler of errors catches."""
-
-
-@pytest.fixture(scope="module")
-def whole(bert_folder, tmp_path_factory):
-    """A run of 8 steps that nothing disturbed: its trainer."""
-    trainer = make_trainer(bert_folder, tmp_path_factory.mktemp("whole"), **SAVING)
-    trainer.train()
-    return trainer
 
 
 def files(folder):
@@ -108,60 +97,6 @@ def test_a_finished_run_started_again_does_nothing(whole, bert_folder, tmp_path)
         assert files(tmp_path / "run") == before
 
 
-def falling(encoder):
-    """Scores that fall: the first is the best."""
-    falling.calls += 1
-    return {"sts_spearman": 1.0 / falling.calls}
-
-
-def early(folder, output_dir, patience=3, **settings):
-    settings = {"max_steps": 20, "save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True} | settings
-    trainer = make_trainer(folder, output_dir, evaluate=True, **settings)
-    trainer.evaluator = falling
-    trainer.add_callback(EarlyStoppingCallback(patience))
-    return trainer
-
-
-def test_early_stopping_remembers_its_patience(bert_folder, tmp_path):
-    """Evaluations at 2, 4, 6, 8; the third that is not better, at 8, ends it. Cut short at 4, and gone on with."""
-    falling.calls = 0
-    whole = early(bert_folder, tmp_path / "whole", save_total_limit=9)
-    whole.train()
-    assert whole.state.global_step == 8 and whole.state.best_global_step == 2
-    shutil.copytree(tmp_path / "whole", tmp_path / "run")
-    for step in (6, 8):
-        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
-    falling.calls = 2
-    resumed = early(bert_folder, tmp_path / "run", save_total_limit=9)
-    resumed.train(resume_from_checkpoint="auto")
-    assert resumed.state.global_step == 8 and same(weights(whole), weights(resumed))
-    assert resumed.state.best_model_checkpoint == str(tmp_path / "run" / "checkpoint-2")  # the folder has moved
-    again = early(bert_folder, tmp_path / "run", save_total_limit=9)
-    again.train(resume_from_checkpoint="auto")
-    assert again.state.global_step == 8 and same(weights(whole), weights(again))
-
-
-def test_the_best_and_the_newest_are_kept(bert_folder, tmp_path):
-    falling.calls = 0
-    trainer = early(bert_folder, tmp_path, patience=9, max_steps=10, save_total_limit=1)
-    trainer.train()
-    assert [path.name for path in checkpoints.checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
-
-
-def test_a_damaged_best_checkpoint_is_told_of(bert_folder, tmp_path):
-    class Harm(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 7:
-                (tmp_path / "checkpoint-2" / "config.json").write_text("{}")
-
-    falling.calls = 0
-    trainer = early(bert_folder, tmp_path, patience=9, max_steps=8)
-    trainer.add_callback(Harm())
-    with pytest.warns(UserWarning, match=r"checkpoint-2 is damaged \(config.json has 2 bytes.*its last weights"):
-        trainer.train()
-    assert trainer.state.best_global_step == 8
-
-
 @pytest.mark.parametrize(
     "changed, words",
     [
@@ -191,55 +126,58 @@ def test_other_differences_are_told_of(whole, bert_folder, tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"adam_beta2": 0.9}, "adam_beta2 0.999 -> 0.9"),
+        ({"max_grad_norm": 0.1}, "max_grad_norm 1.0 -> 0.1"),
+        ({"data_seed": 7}, "data_seed None -> 7"),
+        ({"lr_scheduler_kwargs": {"lr_end": 1e-4}, "lr_scheduler_type": "polynomial"}, "lr_scheduler_kwargs None -> "),
+        ({"bf16": True}, "precision no -> bf16"),
+    ],
+    ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
+)
+def test_no_setting_that_decides_the_weights_changes_without_a_word(whole, bert_folder, tmp_path, changed, words):
+    shutil.copytree(Path(whole.args.output_dir) / "checkpoint-6", tmp_path / "checkpoint-6")
+    with pytest.warns(UserWarning, match=rf"not exact: .*{words}"):
+        make_trainer(bert_folder, tmp_path, **SAVING | changed).train(resume_from_checkpoint="auto")
+
+
+def test_nor_does_the_model(whole, bert_folder, tmp_path):
+    shutil.copytree(Path(whole.args.output_dir) / "checkpoint-6", tmp_path / "checkpoint-6")
+    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
+    trainer.model.encoder[0].model.config.hidden_dropout_prob = 0.2
+    set_pooling(trainer.model.encoder, "cls")
+    with pytest.warns(UserWarning, match=r"hidden_dropout_prob 0.1 -> 0.2, pooling mean -> cls$"):
+        trainer.train(resume_from_checkpoint="auto")
+
+
+def test_adapters_go_on_over_the_weights_that_they_were_trained_over(bert_folder, tmp_path):
+    pytest.importorskip("peft")
+
+    def adapters(folder):
+        trainer = make_trainer(bert_folder, tmp_path / folder, **SAVING | {"save_strategy": "no"})
+        torch.manual_seed(3)
+        encoder = build_text_encoder(bert_folder, pooling="mean", lora_rank=2)
+        model = ContrastiveModel(encoder)
+        return FMICLTrainer(model, trainer.args, trainer.train_dataset, trainer.data_collator)
+
+    whole, cut, resumed, others = (adapters(folder) for folder in ("whole", "cut", "cut", "cut"))
+    whole.train()
+    cut.add_callback(Signal(5))
+    with pytest.raises(Interrupted):
+        cut.train()
+    torch.nn.init.zeros_(others.model.encoder[0].model.embeddings.word_embeddings.weight)
+    with pytest.raises(InputError, match="checkpoint-5 is of another run: base_weights"):
+        others.train(resume_from_checkpoint="auto")
+    resumed.train(resume_from_checkpoint="auto")
+    assert same(weights(whole), weights(resumed))
+
+
 def test_a_checkpoint_of_a_model_only_is_no_run(bert_folder, tmp_path):
     make_trainer(bert_folder, tmp_path, **SAVING, save_only_model=True).train()
     with pytest.raises(InputError, match=r"checkpoint-8 holds a model only \(--save_only_model\)"):
         make_trainer(bert_folder, tmp_path, **SAVING).train(resume_from_checkpoint="auto")
-
-
-class Signal(TrainerCallback):
-    """Sends this process a signal before a step."""
-
-    def __init__(self, step, number=signal.SIGTERM):
-        self.step, self.number = step, number
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step + 1 == self.step:
-            os.kill(os.getpid(), self.number)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [1, 5, 8])
-def test_a_signal_saves_and_the_run_goes_on_exactly(whole, bert_folder, tmp_path, step, number):
-    before = signal.getsignal(number)
-    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
-    trainer.add_callback(Signal(step, number))
-    words = f"stopped by {number.name} after step {step}; saved .*checkpoint-{step}$"
-    with pytest.raises(Interrupted, match=words) as stop:
-        trainer.train()
-    assert stop.value.signal_number == number and signal.getsignal(number) is before
-    assert checkpoints.fault(tmp_path / f"checkpoint-{step}") is None
-    resumed = make_trainer(bert_folder, tmp_path, **SAVING)
-    resumed.train(resume_from_checkpoint="auto")
-    assert resumed.state.global_step == 8 and same(weights(whole), weights(resumed))
-
-
-def test_a_signal_at_the_end_of_an_epoch_comes_after_its_evaluation(bert_folder, tmp_path):
-    """8 steps an epoch. Interrupted at 8, the evaluation of the epoch is done and the run ends as the whole one."""
-    settings = {"num_train_epochs": 2, "max_steps": -1, "eval_strategy": "epoch", "save_strategy": "no"}
-    whole, cut = (make_trainer(bert_folder, tmp_path / name, evaluate=True, **settings) for name in ("whole", "cut"))
-    whole.train()
-    cut.add_callback(Signal(8))
-    with pytest.raises(Interrupted, match="after step 8"):
-        cut.train()
-    resumed = make_trainer(bert_folder, tmp_path / "cut", evaluate=True, **settings)
-    resumed.train(resume_from_checkpoint="auto")
-    scores = [
-        {entry["step"]: entry["eval_sts_spearman"] for entry in run.state.log_history if "eval_sts_spearman" in entry}
-        for run in (whole, resumed)
-    ]
-    assert scores[0] == scores[1] and list(scores[0]) == [8, 16]
-    assert same(weights(whole), weights(resumed))
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(bert_folder, tmp_path, monkeypatch):
@@ -352,31 +290,6 @@ def test_a_run_that_finished_in_mid_epoch_takes_no_step_more(bert_folder, tmp_pa
     assert again.state.global_step == 5 and same(weights(whole), weights(again))
 
 
-def test_a_second_signal_does_what_it_always_did(bert_folder, tmp_path):
-    class Twice(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
-
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
-    trainer.add_callback(Twice())
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    assert trainer.stopped_by == trainer.signalled == 0
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
-
-
-def test_one_trainer_trains_again_after_a_signal(bert_folder, tmp_path):
-    trainer, stop = make_trainer(bert_folder, tmp_path, **SAVING), Signal(3)
-    trainer.add_callback(stop)
-    with pytest.raises(Interrupted):
-        trainer.train()
-    trainer.remove_callback(stop)
-    assert trainer.train(resume_from_checkpoint="auto").global_step == 8
-
-
 def test_checkpoints_ahead_of_the_run_are_left_alone(bert_folder, tmp_path):
     make_trainer(bert_folder, tmp_path, **SAVING | {"save_total_limit": 9}).train()
     trainer = make_trainer(bert_folder, tmp_path, **SAVING)
@@ -385,3 +298,32 @@ def test_checkpoints_ahead_of_the_run_are_left_alone(bert_folder, tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     steps = [checkpoints.step_of(path) for path in checkpoints.checkpoints_in(tmp_path)]
     assert steps == [4, 5, 6, 8]
+
+
+def test_what_a_killed_run_left_unfinished_is_cleared_away(bert_folder, tmp_path):
+    (tmp_path / "unfinished" / "checkpoint-9").mkdir(parents=True)
+    make_trainer(bert_folder, tmp_path, max_steps=1).train()
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_checkpoints_that_are_there_need_no_room(bert_folder, tmp_path, monkeypatch):
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
+    with pytest.raises(InputError, match=": 1 checkpoints take"):
+        make_trainer(bert_folder, tmp_path, **SAVING).train()
+
+
+def test_every_epoch_is_told_to_the_sampler(bert_folder, tmp_path):
+    trainer, seen = make_trainer(bert_folder, tmp_path, max_steps=20), []
+    trainer.length_sampler = SimpleNamespace(set_epoch=seen.append)
+    trainer.train()
+    assert seen == [0, 1, 2]
+
+
+def test_a_stream_that_has_nothing_for_a_worker_ends():
+    class Empty(list):
+        def set_epoch(self, number):
+            assert number < 3
+
+    assert list(Passes(Empty())) == []

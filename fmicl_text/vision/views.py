@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,9 +54,14 @@ class ImageViews:
             raise ValueError(f"size must be at least 1; got {size}")
         if len(mean) not in (1, 3) or len(std) != len(mean):
             raise ValueError(f"mean and std must have one or three values each; got {len(mean)} and {len(std)}")
+        self.preset, self.colour = preset, colour
         self.crop = CROPS[preset]
         self.steps = VIEWS[preset](colour)
         self.size, self.mean, self.std = size, mean, std
+
+    def describe(self) -> dict[str, Any]:
+        """What a run that goes on with another's training must have in common with it."""
+        return {"views": self.preset, "colour": self.colour, "mean": list(self.mean), "std": list(self.std)}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

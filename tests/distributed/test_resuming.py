@@ -12,7 +12,7 @@ from fmicl_text.errors import Interrupted
 from fmicl_text.trainer import NonFiniteError
 from tests.distributed.test_trainer import run_trainers
 from tests.test_guards import breaking
-from tests.test_resuming import Signal
+from tests.test_signals import Signal
 from tests.test_trainer import make_trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:the two views of every text are identical")
