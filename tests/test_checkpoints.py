@@ -175,3 +175,17 @@ def test_the_fingerprint_looks_at_the_last_row_too(tmp_path):
     first, second = (Dataset.from_dict({"text": rows}) for rows in (texts, [*texts[:-1], "other"]))
     assert fingerprint(first) != fingerprint(second)
     assert fingerprint(SimpleNamespace(fingerprint=lambda: 5)) == "5"
+
+
+def test_a_removal_that_is_cut_short_leaves_nothing_that_passes_for_a_checkpoint(tmp_path, monkeypatch):
+    place = checkpoint(tmp_path, 5)
+
+    def dies(folder, ignore_errors=False):
+        if not ignore_errors:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", dies)
+        with pytest.raises(KeyboardInterrupt):
+            remove(place)
+    assert checkpoints_in(tmp_path) == []

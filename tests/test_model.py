@@ -9,6 +9,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoding import encode_sentences
@@ -158,3 +159,9 @@ def test_a_home_relative_path_keeps_its_pooling(bert_folder, tmp_path, monkeypat
 def test_dropout_out_of_range(bert_folder):
     with pytest.raises(InputError, match=r"--dropout must be in \[0, 1\), got 1.0"):
         build_text_encoder(bert_folder, dropout=1.0)
+
+
+def test_progress_is_shown_again_after_loading(bert_folder):
+    transformers_logging.enable_progress_bar()
+    build_text_encoder(bert_folder)
+    assert transformers_logging.is_progress_bar_enabled()

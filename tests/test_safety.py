@@ -281,10 +281,12 @@ def test_a_dataset_that_is_a_script(canary, tmp_path):
         refused(read, train_file=str(script))
 
 
-@pytest.mark.parametrize("outside", ["../secret.txt", "{}/secret.txt"])
+@pytest.mark.parametrize("outside", ["../secret.txt", "{}/secret.txt", "../data-secret/secret.txt"])
 def test_a_dataset_that_names_files_outside_of_it(tmp_path, outside):
-    (tmp_path / "secret.txt").write_text("one secret\nanother\n")
-    (tmp_path / "data").mkdir()
+    for folder in ("data", "data-secret"):
+        (tmp_path / folder).mkdir()
+    for secret in ("secret.txt", "data-secret/secret.txt"):
+        (tmp_path / secret).write_text("one secret\nanother\n")
     names = f"configs:\n- config_name: default\n  data_files: {outside.format(tmp_path)}\n"
     (tmp_path / "data" / "README.md").write_text(f"---\n{names}---\n")
     for read in (load_training_text, load_images):

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.exceptions import DatasetGenerationError, DatasetsError
+from datasets.packaged_modules.json.json import JsonConfig
 from yaml import YAMLError
 
 from fmicl_text.errors import InputError
@@ -150,12 +151,10 @@ def _read_file(train_file: str, streaming: bool) -> Any:
     if suffix not in _LOADERS or train_file.lower().endswith(".parquet.gz"):
         raise InputError(f"--train_file {train_file}: unknown kind of file, accepted are {_ACCEPTED}")
     with _open(train_file) as file:
-        start = file.read(2**16)
-    if not start:
-        raise _no_sentences(train_file)
-    # Of lines that begin with null pyarrow would crash the process, behind a byte that is no UTF-8 too.
-    if suffix == ".jsonl" and start.removeprefix(b"\xef\xbb\xbf").strip()[:1] not in (b"{", b"[", b""):
-        raise InputError(f"{train_file} cannot be read as .jsonl: {_first_fault(train_file)}")
+        if not file.read(1):
+            raise _no_sentences(train_file)
+    if suffix == ".jsonl":
+        _check_block_starts(train_file)
     builder, options = _LOADERS[suffix]
     # data_files are patterns: a[1].txt as it stands would match no file and train on nothing.
     data_files = glob.escape(train_file)
@@ -164,6 +163,20 @@ def _read_file(train_file: str, streaming: bool) -> Any:
     if builder == "csv" and "__index_level_0__" in _features(dataset):
         raise InputError(f"{train_file}: line 2 has more cells than the header{_CELL_HINTS[suffix]}")
     return dataset
+
+
+def _check_block_starts(train_file: str) -> None:
+    """Raise for a block of JSON lines, as the loader cuts them up, that begins with null: pyarrow would crash the
+    process, behind a byte that is no UTF-8 too. An array is read as a whole."""
+    with _open(train_file) as file:
+        while start := file.read(2**16):
+            first = start.removeprefix(b"\xef\xbb\xbf").strip()[:1]
+            if first == b"[":
+                return
+            if first not in (b"{", b""):
+                raise InputError(f"{train_file} cannot be read as .jsonl: {_first_fault(train_file)}")
+            file.seek(max(0, JsonConfig.chunksize - len(start)), io.SEEK_CUR)
+            file.readline()
 
 
 def _suffix(train_file: str) -> str:

@@ -19,10 +19,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:the two views of every text are 
 SAVING = {"save_strategy": "steps", "save_steps": 4, "max_steps": 6}
 
 
-def train(folder, output_dir, signal_at=None, resume=None, **settings):
+def train(folder, output_dir, signal_at=None, to_all=False, resume=None, **settings):
     """Weights after the last step; what ended training before it."""
     trainer = make_trainer(folder, output_dir, **SAVING | settings)
-    if signal_at is not None and os.environ["RANK"] == "1":
+    if signal_at is not None and (to_all or os.environ["RANK"] == "1"):
         trainer.add_callback(Signal(signal_at))
     try:
         trainer.train(resume_from_checkpoint=resume)
@@ -45,6 +45,12 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_go_on_ex
         assert all(torch.equal(a[name], b[name]) for name in a)
     refusal = train(bert_folder, tmp_path / "cut", resume="auto", per_device_train_batch_size=8)
     assert "is of another run: processes 2 -> 1, data" not in refusal and "processes 2 -> 1" in refusal
+
+
+@pytest.mark.parametrize("to_all", [False, True], ids=["one process", "all"])
+def test_a_signal_in_the_last_step_or_to_all_processes(bert_folder, tmp_path, to_all):
+    told = run_trainers(2, bert_folder, tmp_path, function=train, signal_at=6, to_all=to_all, save_strategy="no")
+    assert [words.split(";")[0] for words in told] == ["Interrupted stopped by SIGTERM after step 6"] * 2
 
 
 def one_breaks(folder, output_dir):

@@ -429,3 +429,15 @@ def test_datasets_does_not_log_what_the_error_says(tmp_path: Path, caplog: pytes
     finally:
         logger.removeHandler(caplog.handler)
     assert logger.level == before
+
+
+def test_a_null_where_the_loader_cuts_a_file_does_not_crash_the_process(tmp_path):
+    """It reads 10 MiB and the rest of a line at a time; of a block that begins with null pyarrow dies."""
+    file, row = tmp_path / "rows.jsonl", '{"text": "' + "one " * 25_000 + '"}\n'
+    num_rows = 10 * 2**20 // len(row) + 1
+    file.write_text(row * num_rows + "null\n" + row)
+    with pytest.raises(InputError, match=rf"line {num_rows + 1} is not an object"):
+        load_training_text(str(file))
+    array = [{"text": f"{i} " + "one " * 25_000} for i in range(num_rows + 10)]
+    file.write_text(json.dumps(array, indent=1))
+    assert len(load_training_text(str(file)).dataset) == num_rows + 10
