@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from fmicl_text.adapters import add_lora, is_adapter, merged, plain_saving, quantisation
+from fmicl_text.adapters import add_lora, base_weights, is_adapter, merged, plain_saving, quantisation
 from fmicl_text.dropout import cheapen_dropout
 from fmicl_text.errors import InputError
 from fmicl_text.loading import NO_CODE, explain, folder_or_name, hub_commit, hub_name, one_line_loading, refuse_links
@@ -84,6 +84,11 @@ class ContrastiveModel(nn.Module):
             "size": self.encoder.max_seq_length,
         }
 
+    def describe_training(self) -> dict[str, Any]:
+        """What decides how training goes on, beside the weights that a checkpoint holds."""
+        dropout = {name: value for name, value in self.backbone.config.to_dict().items() if "drop" in name}
+        return dropout | self.describe() | {"adapters_over": base_weights(self.backbone)}
+
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
         """Write the encoder as a SentenceTransformer folder, with the weights of `state` (of this whole module); those
         of adapters merged into the others."""
@@ -113,7 +118,7 @@ class ContrastiveModel(nn.Module):
         """Take all weights from a checkpoint folder, in place.
 
         Raises:
-            InputError: It is damaged, or of another kind of run: with another head, or none.
+            InputError: It is damaged, or of another kind of run: with another head, or none, or another model.
         """
         own = self.state_dict()
         state: dict[str, Tensor] = {}
@@ -129,6 +134,9 @@ class ContrastiveModel(nn.Module):
         if differing := sorted(state.keys() ^ own.keys()):
             whose = "this run" if differing[0] in state else "the run that wrote it"
             raise InputError(f"{folder} does not fit: {whose} had no {differing[0]} (another head or method?)")
+        if other := next((name for name, weight in state.items() if weight.shape != own[name].shape), None):
+            told = f"{other} is {list(state[other].shape)} there and {list(own[other].shape)} here"
+            raise InputError(f"{folder} does not fit: {told} (another model, or size of head, adapters or queue?)")
         self.load_state_dict(state, strict=False)
 
 

@@ -23,7 +23,7 @@ from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.saving import SavingTrainer
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-MUST_NOT_CHANGE = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data", "base_weights")
+MUST_NOT_CHANGE = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data", "adapters_over")
 
 
 @contextmanager
@@ -175,7 +175,8 @@ class ResumingTrainer(SavingTrainer):
         self.agree(torch.zeros((), dtype=torch.bool, device=self.args.device))
         if self.stopped_by:
             if not self.checkpoint_folder(self.state.global_step).is_dir():
-                self._save_checkpoint(self.model)
+                model: Any = self.model
+                self._save_checkpoint(model)
             self.stop()
         return super()._finalize_training(*args, **kwargs)
 

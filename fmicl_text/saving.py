@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,10 +16,8 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text import checkpoints
-from fmicl_text.adapters import base_weights
 from fmicl_text.errors import InputError
 from fmicl_text.loss import ContrastiveLoss
-from fmicl_text.model import ContrastiveModel
 from fmicl_text.pushing import PushingTrainer
 from fmicl_text.training_args import FMICLTrainingArguments
 
@@ -43,7 +40,6 @@ class SavingTrainer(PushingTrainer):
     for a run that goes on from it.
     """
 
-    model: ContrastiveModel
     loss: ContrastiveLoss
     args: FMICLTrainingArguments
     run: dict[str, Any]
@@ -89,11 +85,9 @@ class SavingTrainer(PushingTrainer):
         run: dict[str, Any] = {name: getattr(args, name, None) for name in SAME}
         run |= {"processes": args.world_size, "precision": self.accelerator.mixed_precision}
         run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
-        run |= {name: value for name, value in self.model.backbone.config.to_dict().items() if "drop" in name}
-        run |= self.loss.knobs | self.model.describe()
-        run |= {"base_weights": base_weights(self.model.backbone), "callbacks": self.callback_settings()}
+        run |= self.loss.knobs | {"callbacks": self.callback_settings()}
         run |= {"data": checkpoints.fingerprint(self.train_dataset)}
-        return dict(json.loads(json.dumps(run, default=str)))
+        return run
 
     def callback_settings(self) -> dict[str, dict[str, Any]]:
         """By class, what the callbacks were built with, of those that checkpoints hold the state of."""

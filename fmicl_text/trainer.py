@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
@@ -142,7 +143,8 @@ class FMICLTrainer(ResumingTrainer):
         return next(one for one in self.callback_handler.callbacks if isinstance(one, LeftOut))
 
     def describe_run(self) -> dict[str, Any]:
-        return super().describe_run() | getattr(self.views, "describe", dict)()
+        run = super().describe_run() | self.model.describe_training() | getattr(self.views, "describe", dict)()
+        return dict(json.loads(json.dumps(run, default=str)))  # as the manifest will give it back
 
     def check_engine(self) -> None:
         """InputError for what the launcher asked for and this trainer, or this machine, cannot do."""

@@ -145,10 +145,15 @@ def test_lora_resumes_bit_exactly(bert_folder, tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     a, b = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
-    with pytest.raises(InputError, match="checkpoint-2 does not fit"):
-        make_trainer(bert_folder, "mean", tmp_path, max_steps=4).train(
-            resume_from_checkpoint=str(tmp_path / "checkpoint-2")
-        )
+    without = make_trainer(bert_folder, "mean", tmp_path, max_steps=4)
+    with pytest.raises(InputError, match=r"checkpoint-2 is of another run: adapters_over [0-9a-f]* -> None"):
+        without.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    without.args.resume_changed = True
+    with pytest.warns(UserWarning, match="not exact"), pytest.raises(InputError, match="checkpoint-2 does not fit"):
+        without.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    other_rank = make_trainer(bert_folder, "mean", tmp_path, **settings | {"lora_rank": 2})
+    with pytest.raises(InputError, match=r"does not fit: .*lora_A.* is \[4, 32\] there and \[2, 32\] here"):
+        other_rank.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_what_lora_refuses(bert_folder, monkeypatch):

@@ -168,7 +168,7 @@ def test_adapters_go_on_over_the_weights_that_they_were_trained_over(bert_folder
     with pytest.raises(Interrupted):
         cut.train()
     torch.nn.init.zeros_(others.model.encoder[0].model.embeddings.word_embeddings.weight)
-    with pytest.raises(InputError, match="checkpoint-5 is of another run: base_weights"):
+    with pytest.raises(InputError, match="checkpoint-5 is of another run: adapters_over"):
         others.train(resume_from_checkpoint="auto")
     resumed.train(resume_from_checkpoint="auto")
     assert same(weights(whole), weights(resumed))
