@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
-from fmicl_text.checkpoints import write_whole
 from fmicl_text.evaluation.report import before_after_table, markdown_table
+from fmicl_text.files import write_whole
 
 RESULTS_FOLDER = ".eval_results"
 CURVE = "training_curve.png"

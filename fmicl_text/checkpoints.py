@@ -17,6 +17,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text.errors import InputError
+from fmicl_text.files import sync
 
 MANIFEST = "manifest.json"  # {format, run: what must be the same to go on, files: {name: {bytes, sha256}}}
 UNFINISHED = "unfinished"  # folder beside the checkpoints; what a killed run leaves in it is worth nothing
@@ -53,15 +54,6 @@ def seal(folder: Path, run: Mapping[str, Any]) -> None:
     manifest.write_text(json.dumps({"format": 1, "run": dict(run), "files": files}, indent=1), encoding="utf-8")
     for path in (manifest, folder):
         sync(path)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def move_into_place(folder: Path, place: Path) -> None:
@@ -137,28 +129,6 @@ def find_checkpoint(output_dir: Path, named: str | bool | None) -> tuple[Path | 
     if wanted == "auto":
         return None, []
     raise InputError(f"--resume_from_checkpoint {named}: {output_dir} holds no checkpoint")
-
-
-def move_files(folder: Path, place: Path) -> None:
-    """Move every file of a folder to where it belongs in another: each is there as it was, or as it is to be. A link
-    that is there is replaced, not followed."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        target = place / path.relative_to(folder)
-        if target.parent.is_symlink():
-            target.parent.unlink()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sync(path)
-        os.replace(path, target)
-    shutil.rmtree(folder)
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write a text file that is there as it was, or as it is to be."""
-    beside = path.with_name(f".{path.name}.unfinished")
-    beside.unlink(missing_ok=True)  # it may be a link
-    beside.write_text(content, encoding="utf-8")
-    sync(beside)
-    os.replace(beside, path)
 
 
 def newest_whole(output_dir: Path) -> Path | None:

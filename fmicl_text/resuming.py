@@ -72,8 +72,8 @@ class ResumingTrainer(SavingTrainer):
     """The part of `FMICLTrainer` that goes on from checkpoints and heeds signals.
 
     `train(resume_from_checkpoint=...)` takes a folder; True or "auto", for the newest whole one ("auto" starts afresh
-    where there is none). On SIGTERM and SIGINT every process ends the same step,
-    together they save a checkpoint and raise `Interrupted`; a second signal does what it does without this.
+    where there is none). On SIGTERM and SIGINT every process ends the same step, together they save a checkpoint and
+    raise `Interrupted`; a second signal does what it does without this.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

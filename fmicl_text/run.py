@@ -14,10 +14,11 @@ from filelock import BaseFileLock, FileLock, Timeout
 from transformers import TrainerCallback
 
 from fmicl_text.card import write_card
-from fmicl_text.checkpoints import checkpoints_in, find_checkpoint, remove, write_whole
+from fmicl_text.checkpoints import checkpoints_in, find_checkpoint, remove
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
+from fmicl_text.files import write_whole
 from fmicl_text.launcher import command_to_go_on, launcher_arguments, launcher_processes
 from fmicl_text.loading import hub_revision, refuse_links
 from fmicl_text.record import run_record
@@ -107,6 +108,8 @@ def run_training(trainer: FMICLTrainer) -> None:
     try:
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     except Interrupted as stop:
+        if trainer.args.save_only_model:  # nothing goes on from that
+            raise
         newest = stop.checkpoint == checkpoints_in(stop.checkpoint.parent)[-1]
         told = f"{stop}. To go on: {command_to_go_on('auto' if newest else str(stop.checkpoint))}"
         raise Interrupted(told, stop.signal_number, stop.checkpoint) from stop

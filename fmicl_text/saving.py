@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text import checkpoints
 from fmicl_text.errors import InputError
+from fmicl_text.files import move_files
 from fmicl_text.loss import ContrastiveLoss
 from fmicl_text.pushing import PushingTrainer
 from fmicl_text.training_args import FMICLTrainingArguments
@@ -169,7 +170,7 @@ class SavingTrainer(PushingTrainer):
         beside = place / checkpoints.UNFINISHED / "encoder"
         super().save_model(str(beside), _internal_call=True)
         if self.args.should_save:
-            checkpoints.move_files(beside, place)
+            move_files(beside, place)
             shutil.rmtree(beside.parent)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub()

@@ -12,15 +12,14 @@ from fmicl_text.checkpoints import (
     fault,
     find_checkpoint,
     fingerprint,
-    move_files,
     move_into_place,
     newest_whole,
     remove,
     run_of,
     seal,
     stopped_early,
-    write_whole,
 )
+from fmicl_text.files import move_files, write_whole
 
 
 def checkpoint(folder, step):

@@ -23,7 +23,7 @@ ALLOWED = {
     "adapters": {"errors"},
     "loading": {"errors"},
     "model": {"adapters", "dropout", "errors", "loading"},
-    "evaluation/": {"divergences", "errors", "loading", "model", "similarity", "text", "evaluation"},
+    "evaluation/": {"divergences", "errors", "files", "loading", "model", "similarity", "text", "evaluation"},
     "text/": {"errors", "loading", "text"},
     "vision/": {
         *("arguments", "errors", "evaluation", "loading", "loss", "model", "momentum", "trainer", "training_args"),
@@ -32,19 +32,23 @@ ALLOWED = {
     "training_args": {"distributed", "divergences", "similarity", "loss"},
     "record": {"evaluation"},
     "training_log": {"evaluation", "loss"},
-    "checkpoints": {"errors"},
+    "files": set(),
+    "checkpoints": {"errors", "files"},
     "guards": {"loss", "similarity"},
     "pushing": {"card", "hub", "record"},
-    "saving": {"checkpoints", "errors", "loss", "pushing", "training_args"},
+    "saving": {"checkpoints", "errors", "files", "loss", "pushing", "training_args"},
     "resuming": {"checkpoints", "errors", "saving"},
     "trainer": {"checkpoints", "errors", "guards", "model", "resuming", "training_args", "training_log"},
     "momentum": {"distributed", "errors", "model", "similarity", "trainer"},
     "arguments": {"errors", "model", "quickstart", "training_args"},
     "hub": {"errors"},
-    "card": {"checkpoints", "evaluation"},
+    "card": {"evaluation", "files"},
     "integrations/": {"card", "divergences", "loss"},
     "launcher": set(),
-    "run": {"card", "checkpoints", "errors", "evaluation", "launcher", "loading", "record", "trainer", "training_args"},
+    "run": {
+        *("card", "checkpoints", "errors", "evaluation", "files", "launcher", "loading", "record", "trainer"),
+        "training_args",
+    },
 }
 
 

@@ -212,7 +212,7 @@ def test_saving_keeps_what_is_there_until_all_is_written(bert_folder, tmp_path, 
     trainer = make_trainer(bert_folder, tmp_path)
     trainer.save_model()
     before = files(tmp_path)
-    monkeypatch.setattr("fmicl_text.checkpoints.move_files", lambda *args: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr("fmicl_text.saving.move_files", lambda *args: (_ for _ in ()).throw(Killed))
     torch.nn.init.zeros_(next(trainer.model.parameters()))
     with pytest.raises(Killed):
         trainer.save_model()

@@ -6,7 +6,6 @@ python -m fmicl_text.evaluation.report sts-kl.json sts-js.json mteb.json --plot 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from fmicl_text.errors import InputError, OneLineParser, check_plottable, one_line_errors
 from fmicl_text.evaluation.plots import plot_scores
+from fmicl_text.files import write_whole
 
 PACKAGES = ("fmicl_text", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "scipy", "mteb")
 SEVEN_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
@@ -80,9 +80,7 @@ def cell(value: Any) -> str:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(Path(path), json.dumps(content, indent=2, default=str) + "\n")
 
 
 def named_model(argument: str) -> tuple[str, str]:
