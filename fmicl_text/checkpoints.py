@@ -79,7 +79,8 @@ def remove(checkpoint: Path) -> None:
 def fault(checkpoint: Path) -> str | None:
     """The first thing that is wrong with a checkpoint; None if every file is what its manifest says."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files, _ = manifest["files"], dict(manifest["run"])
         for name, is_to_be in files.items():
             path = checkpoint / name
             if not path.is_file():

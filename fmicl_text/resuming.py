@@ -99,7 +99,8 @@ class ResumingTrainer(SavingTrainer):
             differences = self.on_first(lambda: self.differences(checkpoint))
             with readable(checkpoint):
                 state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
-            same_patience = checkpoints.run_of(checkpoint).get("callbacks") == self.run["callbacks"]
+            patience = self.run["callbacks"]
+            same_patience = checkpoints.run_of(checkpoint).get("callbacks", patience) == patience
             self.ended_early = checkpoints.stopped_early(state) and same_patience
             for line in (*passed_over, *differences):
                 warnings.warn(line, stacklevel=2)
@@ -113,7 +114,7 @@ class ResumingTrainer(SavingTrainer):
             InputError: Data, batches or processes are others, and that was not asked for.
         """
         then = checkpoints.run_of(checkpoint)
-        if then["save_only_model"]:
+        if then.get("save_only_model"):
             raise InputError(f"{checkpoint} holds a model only (--save_only_model), not what going on from it takes")
         differing = [name for name, value in self.run.items() if then.get(name, value) != value]
         told = {name: f"{name} {then[name]} -> {self.run[name]}" for name in differing}

@@ -38,16 +38,25 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+UNREADABLE = "its manifest.json cannot be read"
 DAMAGE = {
     "file missing": (lambda c: (c / "1_Pooling" / "config.json").unlink(), "1_Pooling/config.json is missing"),
     "cut short": (lambda c: (c / "model.safetensors").write_text("mod"), "model.safetensors has 3 bytes, not 28"),
     "bit flipped": (lambda c: flip_a_bit(c / "model.safetensors"), "model.safetensors has changed"),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), "it has no manifest.json"),
-    "empty manifest": (lambda c: (c / "manifest.json").write_text(""), "its manifest.json cannot be read"),
-    "a list": (lambda c: (c / "manifest.json").write_text("[1]"), "its manifest.json cannot be read"),
-    "files a list": (lambda c: (c / "manifest.json").write_text('{"files": [1]}'), "its manifest.json cannot be read"),
-    "not text": (lambda c: (c / "manifest.json").write_bytes(b"\xff\xfe"), "its manifest.json cannot be read"),
-    "no state": (lambda c: (c / "manifest.json").write_text('{"files": {}}'), "trainer_state.json is missing"),
+    "empty manifest": (lambda c: (c / "manifest.json").write_text(""), UNREADABLE),
+    "a list": (lambda c: (c / "manifest.json").write_text("[1]"), UNREADABLE),
+    "files a list": (lambda c: (c / "manifest.json").write_text('{"files": [1], "run": {}}'), UNREADABLE),
+    "not text": (lambda c: (c / "manifest.json").write_bytes(b"\xff\xfe"), UNREADABLE),
+    "no state": (
+        lambda c: (c / "manifest.json").write_text('{"files": {}, "run": {}}'),
+        "trainer_state.json is missing",
+    ),
+    "no run": (lambda c: (c / "manifest.json").write_text('{"files": {}}'), UNREADABLE),
+    "run a list": (
+        lambda c: (c / "manifest.json").write_text('{"files": {}, "run": [1]}'),
+        UNREADABLE,
+    ),
 }
 
 

@@ -156,5 +156,5 @@ def test_the_commit_of_data_from_the_hub_is_recorded():
 def test_no_command_is_given_where_nothing_goes_on(bert_folder, tmp_path):
     trainer = make_trainer(bert_folder, tmp_path, **SAVING, save_only_model=True)
     trainer.add_callback(Signal(3))
-    with pytest.raises(Interrupted, match="saved .*checkpoint-3$"):
+    with pytest.raises(Interrupted, match=r"saved .*checkpoint-3$"):
         run_training(trainer)
