@@ -116,7 +116,8 @@ class ResumingTrainer(SavingTrainer):
         then = checkpoints.run_of(checkpoint)
         if then.get("save_only_model"):
             raise InputError(f"{checkpoint} holds a model only (--save_only_model), not what going on from it takes")
-        differing = [name for name, value in self.run.items() if then.get(name, value) != value]
+        same = self.run | {"save_only_model": False}  # as then, and of no matter to the weights
+        differing = [name for name, value in same.items() if then.get(name, value) != value]
         told = {name: f"{name} {then[name]} -> {self.run[name]}" for name in differing}
         if (refused := [told[name] for name in MUST_NOT_CHANGE if name in told]) and not self.args.resume_changed:
             raise InputError(

@@ -29,9 +29,10 @@ SAME = (  # arguments that decide the weights at the end
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "momentum", "weight_decay", "max_grad_norm"),
     *("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end", "metric_for_best_model"),
-    *("greater_is_better", "save_only_model"),
+    "greater_is_better",
 )
 PER_WEIGHT = 3.5  # bytes of a checkpoint over bytes of the weights: Adam's two moments, head, some for the rest
+MODEL_ONLY = 1.5
 
 
 class SavingTrainer(PushingTrainer):
@@ -72,7 +73,8 @@ class SavingTrainer(PushingTrainer):
         weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
         to_come = max(1, (self.args.save_total_limit or 1) + 1 - len(checkpoints.checkpoints_in(folder)))
         place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        needed, free = to_come * PER_WEIGHT * weights, shutil.disk_usage(place).free
+        per_weight = MODEL_ONLY if self.args.save_only_model else PER_WEIGHT
+        needed, free = to_come * per_weight * weights, shutil.disk_usage(place).free
         if free < needed:
             raise InputError(
                 f"--output_dir {folder}: {to_come} checkpoints take about {needed / 2**20:.0f} MiB, the disk has "
@@ -87,7 +89,7 @@ class SavingTrainer(PushingTrainer):
         run |= {"processes": args.world_size, "precision": self.accelerator.mixed_precision}
         run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
         run |= self.loss.knobs | {"callbacks": self.callback_settings()}
-        run |= {"data": checkpoints.fingerprint(self.train_dataset)}
+        run |= {"data": checkpoints.fingerprint(self.train_dataset), "save_only_model": args.save_only_model}
         return run
 
     def callback_settings(self) -> dict[str, dict[str, Any]]:

@@ -327,3 +327,21 @@ def test_a_stream_that_has_nothing_for_a_worker_ends():
             assert number < 3
 
     assert list(Passes(Empty())) == []
+
+
+def test_going_on_without_the_optimizer_in_later_checkpoints_changes_nothing(whole, bert_folder, tmp_path):
+    shutil.copytree(Path(whole.args.output_dir) / "checkpoint-6", tmp_path / "checkpoint-6")
+    resumed = make_trainer(bert_folder, tmp_path, **SAVING, save_only_model=True)
+    with warnings.catch_warnings(action="error"):
+        resumed.train(resume_from_checkpoint="auto")
+    assert same(weights(whole), weights(resumed))
+
+
+def test_checkpoints_of_the_model_only_need_less_room(bert_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
+    told = []
+    for only in (False, True):
+        with pytest.raises(InputError, match="checkpoints take about") as refusal:
+            make_trainer(bert_folder, tmp_path, head="simcse", **SAVING, save_only_model=only).train()
+        told.append(str(refusal.value))
+    assert told[0] != told[1]
