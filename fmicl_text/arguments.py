@@ -63,7 +63,8 @@ class DataArguments:
     """Training text, and the graded pairs that choose the checkpoint."""
 
     train_file: str | None = field(
-        default=None, metadata={"help": ".txt, .txt.gz, .csv, .tsv, .jsonl or .parquet (default: the package's)."}
+        default=None,
+        metadata={"help": ".txt, .csv, .tsv, .jsonl, these also .gz, or .parquet (default: the package's)."},
     )
     dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub instead of a file."})
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
@@ -86,7 +87,7 @@ class DataArguments:
             raise ValueError(f"--max_seq_length must be at least 3, got {self.max_seq_length}")
 
 
-class OneLineParser(HfArgumentParser):
+class FlagParser(HfArgumentParser):
     """HfArgumentParser that says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
@@ -139,7 +140,7 @@ def parse_groups(
     Raises:
         InputError: An unknown key or flag, or a value that is not accepted; names it.
     """
-    parser = OneLineParser(groups, allow_abbrev=False)
+    parser = FlagParser(groups, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of flags; the command line wins.")
     argv = list(sys.argv[1:] if argv is None else argv)
     check_filled(argv)
@@ -244,7 +245,7 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: FMICLTr
     return "\n".join(lines)
 
 
-def known_flags(parser: OneLineParser) -> dict[str, bool]:
+def known_flags(parser: FlagParser) -> dict[str, bool]:
     """The names that a YAML file may hold, and whether a list may be the value."""
     return {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
 

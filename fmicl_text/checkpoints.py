@@ -1,9 +1,9 @@
-"""Checkpoint folders that are whole or not there: written beside, moved into place, checked before they are trusted."""
+"""Checkpoint folders that are whole or not there: written beside, moved into place, checked before they are trusted;
+and what a run's data are known by."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -149,31 +149,16 @@ def stopped_early(state: TrainerState) -> bool:
     return bool(said_stop) and state.global_step < state.max_steps
 
 
-class HashedFile(io.RawIOBase):
-    """A file that is written to nowhere but a hash."""
-
-    def __init__(self) -> None:
-        self.digest = hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        return len(data)
-
-
 def fingerprint(rows: Any) -> str | None:
     """A hash of all training data in an Arrow data set; of others what their method `fingerprint` says, or the number
     of rows; None of a stream, which has no end to look at."""
     if isinstance(rows, datasets.Dataset):
-        sink = HashedFile()
-        schema = pa.schema(list(rows.features.arrow_schema))  # without the metadata
-        with pa.ipc.new_stream(pa.PythonFile(sink, mode="w"), schema) as stream:
-            for batch in rows.with_format("arrow").iter(batch_size=10_000):
-                plain = batch.replace_schema_metadata(None).combine_chunks()
-                stream.write_table(plain.take(pa.array(range(len(plain)))))  # without what a slice drags along
-        return sink.digest.hexdigest()
+        digest = hashlib.sha256(pa.schema(list(rows.features.arrow_schema)).serialize())  # without the metadata
+        for table in rows.with_format("arrow").iter(batch_size=10_000):
+            plain = table.replace_schema_metadata(None).combine_chunks()
+            for batch in plain.take(pa.array(range(len(plain)))).to_batches():  # without what a slice drags along
+                digest.update(batch.serialize())
+        return digest.hexdigest()
     if hasattr(rows, "fingerprint"):
         return str(rows.fingerprint())
     return f"{len(rows)} rows" if isinstance(rows, Sized) else None

@@ -11,10 +11,16 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from fmicl_text.errors import InputError
 from fmicl_text.loss import ContrastiveLoss
 from fmicl_text.similarity import SIMILARITIES, unit_rows
 
 ROWS = 512  # of a batch; a message need not look at all pairs
+FEW_ROWS = 32  # in a batch of fewer the effective rank is small, and noise
+
+
+class NonFiniteError(InputError):
+    """The loss, a gradient or a weight is inf or nan; no weight was changed by it and nothing saved."""
 
 
 @torch.no_grad()
@@ -55,30 +61,27 @@ class CollapseWatch(TrainerCallback, ExportableState):
     """Looks at every logged `effective_rank` and `mean_cosine`, and warns when a collapse begins.
 
     That is an effective rank below a third of the highest so far, or below 2, or a mean cosine above 0.99, as long as
-    it does not get better: many an encoder starts there, and leaves at once. Batches below 32 rows are not looked at;
-    their effective rank is small, and noise.
-
-    Args:
-        batch: Rows of a batch.
+    it does not get better: many an encoder starts there, and leaves at once. Batches below `FEW_ROWS` are
+    not looked at.
     """
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    def __init__(self) -> None:
         self.highest = 0.0
         self.before: tuple[float, float] | None = None
         self.told = False
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.train_batch_size < FEW_ROWS:
+            return
         if (words := self.look(kwargs["logs"], state.global_step)) is not None:
             warnings.warn(words, stacklevel=2)
 
     def state(self) -> dict[str, Any]:
-        attributes = {name: value for name, value in vars(self).items() if name != "batch"}
-        return {"args": {"batch": self.batch}, "attributes": attributes}
+        return {"args": {}, "attributes": dict(vars(self))}
 
     def look(self, logs: Mapping[str, float], step: int) -> str | None:
         """What to tell at the step of these logs; None where all is well, or told already."""
-        if self.batch < 32 or not {"effective_rank", "mean_cosine"} <= logs.keys():
+        if not {"effective_rank", "mean_cosine"} <= logs.keys():
             return None
         rank, cosine = logs["effective_rank"], logs["mean_cosine"]
         self.highest = max(self.highest, rank)

@@ -7,7 +7,21 @@ from typing import Any
 
 from fmicl_text.evaluation.report import library_versions
 
-NOT_SAID = {"name": "the evaluator's own data", "dataset_id": None, "task": None, "split": None, "revision": None}
+
+def scored_on(
+    name: str,
+    dataset_id: str | None = None,
+    task: str | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+) -> dict[str, str | None]:
+    """What metrics are of, for the record and the card.
+
+    Args:
+        name: For people.
+        dataset_id, task, split, revision: Where the data can be looked up on the Hub, and its commit; MTEB's name.
+    """
+    return {"name": name, "dataset_id": dataset_id, "task": task, "split": split, "revision": revision}
 
 
 def scores_at(trainer: Any, step: int) -> dict[str, float]:
@@ -26,7 +40,12 @@ def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
     """
     args, state = trainer.args, trainer.state
     settings = {name: getattr(args, name) for name in ("per_device_train_batch_size", "learning_rate")}
-    facts = {"settings": settings, "before": {}, "data": {"source": "not recorded"}, "scored_on": NOT_SAID}
+    facts = {
+        "settings": settings,
+        "before": {},
+        "data": {"source": "not recorded"},
+        "scored_on": scored_on("the evaluator's own data"),
+    }
     facts |= trainer.facts
     history = [{"step": 0, **facts["before"]}, *state.log_history]
     if after and not any(name in entry for entry in state.log_history for name in after):

@@ -96,24 +96,27 @@ class ResumingTrainer(SavingTrainer):
         self.on_first(lambda: self.prepare_folder(folder))
         self.run = self.on_first(self.describe_run)
         if checkpoint is not None:
-            differences = self.on_first(lambda: self.differences(checkpoint))
+            then = self.on_first(lambda: checkpoints.run_of(checkpoint))
+            differences = self.differences(checkpoint, then)
             with readable(checkpoint):
                 state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
-            patience = self.run["callbacks"]
-            same_patience = checkpoints.run_of(checkpoint).get("callbacks", patience) == patience
-            self.ended_early = checkpoints.stopped_early(state) and same_patience
+            same_callbacks = then.get("callbacks", self.run["callbacks"]) == self.run["callbacks"]
+            self.ended_early = checkpoints.stopped_early(state) and same_callbacks
             for line in (*passed_over, *differences):
                 warnings.warn(line, stacklevel=2)
         with self.heed_signals():
             return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
-    def differences(self, checkpoint: Path) -> list[str]:
+    def differences(self, checkpoint: Path, then: dict[str, Any]) -> list[str]:
         """Lines that say why a run that goes on from a checkpoint will not end as the one that wrote it.
+
+        Args:
+            checkpoint: Its folder.
+            then: What its manifest says of the run that wrote it.
 
         Raises:
             InputError: Data, batches or processes are others, and that was not asked for.
         """
-        then = checkpoints.run_of(checkpoint)
         if then.get("save_only_model"):
             raise InputError(f"{checkpoint} holds a model only (--save_only_model), not what going on from it takes")
         same = self.run | {"save_only_model": False}  # as then, and of no matter to the weights
@@ -265,4 +268,4 @@ class ResumingTrainer(SavingTrainer):
 
     def load_weights(self, checkpoint: str) -> None:
         """Take all weights of a checkpoint folder, in place."""
-        raise NotImplementedError
+        self.model.load_checkpoint(checkpoint)

@@ -20,7 +20,7 @@ from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
 from fmicl_text.files import write_whole
 from fmicl_text.launcher import command_to_go_on, launcher_arguments, launcher_processes
-from fmicl_text.loading import hub_revision, refuse_links
+from fmicl_text.loading import refuse_links
 from fmicl_text.record import run_record
 from fmicl_text.trainer import FMICLTrainer
 from fmicl_text.training_args import FMICLTrainingArguments
@@ -135,35 +135,6 @@ def end_together(trainer: FMICLTrainer) -> None:
     """Leave the other processes when all are done: torch may abort in one that is gone while others still talk."""
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-
-
-def data_facts(data: Any) -> dict[str, Any]:
-    """What a run says and records of its training text (`text.data.TextData`); unknown, when streaming, is left out."""
-    facts = {
-        "source": data.source,
-        "revision": hub_revision(data.dataset),
-        "columns": " ".join(data.columns),
-        "rows": None if data.num_skipped is None else len(data.dataset),
-        "blank rows skipped": data.num_skipped,
-        "share of duplicates": None if data.duplicate_share is None else round(data.duplicate_share, 4),
-    }
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def scored_on(
-    name: str,
-    dataset_id: str | None = None,
-    task: str | None = None,
-    split: str | None = None,
-    revision: str | None = None,
-) -> dict[str, str | None]:
-    """What metrics are of, for the record and the card.
-
-    Args:
-        name: For people.
-        dataset_id, task, split, revision: Where the data can be looked up on the Hub, and its commit; MTEB's name.
-    """
-    return {"name": name, "dataset_id": dataset_id, "task": task, "split": split, "revision": revision}
 
 
 def save_run(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:

@@ -11,14 +11,16 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text import checkpoints
 from fmicl_text.errors import InputError
 from fmicl_text.files import move_files
+from fmicl_text.guards import NonFiniteError
 from fmicl_text.loss import ContrastiveLoss
+from fmicl_text.model import ContrastiveModel
 from fmicl_text.pushing import PushingTrainer
 from fmicl_text.training_args import FMICLTrainingArguments
 
@@ -42,6 +44,7 @@ class SavingTrainer(PushingTrainer):
     for a run that goes on from it.
     """
 
+    model: ContrastiveModel
     loss: ContrastiveLoss
     args: FMICLTrainingArguments
     run: dict[str, Any]
@@ -126,7 +129,7 @@ class SavingTrainer(PushingTrainer):
     def write_checkpoint(self, folder: Path, place: Path) -> None:
         """Everything that going on takes, but the manifest, into a folder beside the place where it will be."""
         state, args = self.state, self.args
-        self.save_model(str(folder), _internal_call=True)
+        super().save_model(str(folder), _internal_call=True)
         best = self.checkpoint_folder(state.best_global_step or 0)
         if best == place or best.is_dir():
             state.best_model_checkpoint = str(best)
@@ -163,12 +166,27 @@ class SavingTrainer(PushingTrainer):
             checkpoints.remove(path)
         shutil.rmtree(folder.parent)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the encoder as a SentenceTransformer folder. The base class would write the wrapper's bare state
+        dict, and a pickle of the arguments that can hold a Hub token.
+
+        Args:
+            output_dir: The folder, by default that of the arguments.
+            state_dict: Whole weights of the model, where an engine has sharded its own."""
+        if not self.args.should_save:  # with FSDP every process gets here
+            return
+        state = self.model.state_dict() if state_dict is None else state_dict
+        broken = [name for name, weight in state.items() if not weight.isfinite().all()]
+        if broken:
+            raise NonFiniteError(f"step {self.state.global_step}: {broken[0]} is not finite; nothing was written")
+        folder = str(output_dir or self.args.output_dir)
+        self.model.save_encoder(folder, state)
+        if Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
+            self.model.save_training_only(folder, state)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the encoder into a folder; what is there stays whole until all of it is written."""
         place = Path(str(output_dir or self.args.output_dir))
-        if place.parent.name == checkpoints.UNFINISHED:
-            super().save_model(str(place), _internal_call=True)
-            return
         beside = place / checkpoints.UNFINISHED / "encoder"
         super().save_model(str(beside), _internal_call=True)
         if self.args.should_save:

@@ -16,56 +16,15 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text.checkpoints import newest_whole
 from fmicl_text.errors import InputError
-from fmicl_text.guards import CollapseWatch, LeftOut, describe_views
+from fmicl_text.guards import CollapseWatch, LeftOut, NonFiniteError, describe_views
 from fmicl_text.model import ContrastiveModel
+from fmicl_text.position import LengthSampler, Position
 from fmicl_text.resuming import ResumingTrainer
 from fmicl_text.training_args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training_log import TrainingLog
-
-
-class NonFiniteError(InputError):
-    """The loss, a gradient or a weight is inf or nan; no weight was changed by it and nothing saved."""
-
-
-class LengthSampler(LengthGroupedSampler):
-    """Batches of like length in an order that (seed, epoch) determine: the same in every process and after a resume.
-
-    The base class draws it from the global random state. accelerate would set the epoch, but not after a resume on
-    several processes, where it wraps the sampler more deeply: `Position` does."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of an epoch, counted from 0."""
-        self.generator.manual_seed(self.seed + epoch)
-
-
-class Position(TrainerCallback):
-    """Tells a trainer where it stands: the epoch for its length sampler and its dataset (accelerate tells neither on
-    several processes), the first micro-step of a step for dropout."""
-
-    def __init__(self, trainer: FMICLTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.length_sampler is not None:
-            self.trainer.length_sampler.set_epoch(int(state.epoch or 0))
-        dataset: Any = self.trainer.train_dataset
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(int(state.epoch or 0))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.micro_step = 0
-        self.trainer.losses = []
 
 
 class FMICLTrainer(ResumingTrainer):
@@ -133,7 +92,7 @@ class FMICLTrainer(ResumingTrainer):
             data_collator=data_collator,
             **kwargs,
         )
-        for callback in (Position(self), LeftOut(), CollapseWatch(args.train_batch_size)):
+        for callback in (Position(self), LeftOut(), CollapseWatch()):
             self.add_callback(callback)
         self.check_engine()
 
@@ -382,24 +341,3 @@ class FMICLTrainer(ResumingTrainer):
             yield
         finally:
             model.reshard()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the encoder as a SentenceTransformer folder. The base class would write the wrapper's bare state
-        dict, and a pickle of the arguments that can hold a Hub token.
-
-        Args:
-            output_dir: The folder, by default that of the arguments.
-            state_dict: Whole weights of the model, where an engine has sharded its own."""
-        if not self.args.should_save:  # with FSDP every process gets here
-            return
-        state = self.model.state_dict() if state_dict is None else state_dict
-        broken = [name for name, weight in state.items() if not weight.isfinite().all()]
-        if broken:
-            raise NonFiniteError(f"step {self.state.global_step}: {broken[0]} is not finite; nothing was written")
-        folder = str(output_dir or self.args.output_dir)
-        self.model.save_encoder(folder, state)
-        if Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
-            self.model.save_training_only(folder, state)
-
-    def load_weights(self, checkpoint: str) -> None:
-        self.model.load_checkpoint(checkpoint)

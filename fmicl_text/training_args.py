@@ -128,6 +128,10 @@ class FMICLTrainingArguments(TrainingArguments):
         accelerator: Any = self.accelerator_config
         if accelerator.dispatch_batches is None:
             accelerator.dispatch_batches = False  # it joins streamed batches, which differ in padding
+        if self.save_total_limit == 1 and self.metric_for_best_model and self.eval_strategy != "no":
+            self.save_total_limit = 2  # the best and the newest: transformers would remove the newest at the end
+        if str(self.resume_from_checkpoint).lower() == "false":
+            self.resume_from_checkpoint = None
         self.check_ranges()
         with warnings.catch_warnings(action="ignore"):  # the trainer's own call warns
             self.build_loss()
@@ -168,10 +172,6 @@ class FMICLTrainingArguments(TrainingArguments):
                 raise ValueError(f"--early_stopping_patience must be at least 1, got {self.early_stopping_patience}")
             if not self.load_best_model_at_end:
                 raise ValueError("--early_stopping_patience needs --load_best_model_at_end True")
-        if self.save_total_limit == 1 and self.metric_for_best_model and self.eval_strategy != "no":
-            self.save_total_limit = 2  # the best and the newest: transformers would remove the newest at the end
-        if str(self.resume_from_checkpoint).lower() == "false":
-            self.resume_from_checkpoint = None
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise ValueError("--overwrite_output_dir would remove what --resume_from_checkpoint reads: give one")
 

@@ -20,15 +20,14 @@ from fmicl_text.evaluation.report import before_after_table
 from fmicl_text.evaluation.sts import STSB_HUB_NAME, load_pairs, load_stsb
 from fmicl_text.loading import hub_revision
 from fmicl_text.model import ContrastiveModel, build_text_encoder
+from fmicl_text.record import scored_on
 from fmicl_text.run import (
     check_processes,
     claim_output_dir,
-    data_facts,
     end_together,
     is_finished,
     run_training,
     save_run,
-    scored_on,
 )
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokens import training_rows
@@ -69,7 +68,7 @@ def main() -> None:
             at_least=args.train_batch_size * args.world_size,
         )
         rows, collator = training_rows(data, encoder.tokenizer, data_args.max_seq_length, data_args.tokenize_once)
-    facts = data_facts(data)
+    facts = data.facts()
     say("Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
     if data_args.sts_dev_file:
         pairs, graded = load_pairs(data_args.sts_dev_file), scored_on(Path(data_args.sts_dev_file).name)

@@ -17,6 +17,7 @@ from transformers import ViTImageProcessorPil, set_seed
 from fmicl_text.arguments import resolved_settings
 from fmicl_text.errors import one_line_errors
 from fmicl_text.evaluation.report import markdown_table
+from fmicl_text.record import scored_on
 from fmicl_text.run import (
     check_processes,
     claim_output_dir,
@@ -24,7 +25,6 @@ from fmicl_text.run import (
     is_finished,
     run_training,
     save_run,
-    scored_on,
 )
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.arguments import parse_vision_args

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -114,7 +115,7 @@ def test_a_run_that_was_cut_short_counts_on_and_knows_its_highest_rank(bert_fold
     resumed.train(resume_from_checkpoint="auto")
     counts = [entry.get("nonfinite_steps") for entry in resumed.state.log_history if "loss" in entry]
     assert counts == [None, *[1] * 7]
-    watch = CollapseWatch(64)
+    watch = CollapseWatch()
     for step, rank in enumerate((30.0, 25.0)):
         watch.look({"effective_rank": rank, "mean_cosine": 0.1}, step)
     state = json.loads(json.dumps(watch.state()))
@@ -132,13 +133,15 @@ def test_the_range_of_the_similarity_is_told():
 
 
 def told(ranks, cosines=None, batch=64):
-    watch = CollapseWatch(batch)
+    """The steps at which a log of these values is warned of."""
+    watch, args, steps = CollapseWatch(), SimpleNamespace(train_batch_size=batch), []
     cosines = cosines or [0.1] * len(ranks)
-    return [
-        step
-        for step, (rank, cosine) in enumerate(zip(ranks, cosines, strict=True))
-        if watch.look({"effective_rank": rank, "mean_cosine": cosine}, step)
-    ]
+    for step, (rank, cosine) in enumerate(zip(ranks, cosines, strict=True)):
+        logs = {"effective_rank": rank, "mean_cosine": cosine}
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            watch.on_log(args, SimpleNamespace(global_step=step), None, logs=logs)
+        steps += [step] * len(caught)
+    return steps
 
 
 def test_a_collapse_is_told_of_once_when_it_begins():
@@ -152,16 +155,17 @@ def test_what_is_no_collapse():
     assert told([1.3, 1.9, 4.0, 20.0, 35.0], [0.995, 0.993, 0.9, 0.3, 0.1]) == []  # many an encoder before training
     assert told([60.0, 45.0, 30.0, 25.0]) == []
     assert told([31.7, 1.0], batch=8) == []
-    assert CollapseWatch(64).look({"eval_sts_spearman": 80.0}, 5) is None
+    assert CollapseWatch().look({"eval_sts_spearman": 80.0}, 5) is None
 
 
-def test_the_words_name_what_helps(bert_folder, tmp_path):
-    watch = CollapseWatch(64)
+def test_the_words_name_what_helps():
+    watch = CollapseWatch()
     watch.look({"effective_rank": 30.0, "mean_cosine": 0.1}, 25)
     words = watch.look({"effective_rank": 5.0, "mean_cosine": 0.4}, 50)
     assert words.startswith(
         "step 50: embeddings are collapsing, effective rank 5.0 (highest so far 30.0), mean cosine 0.400"
     )
+    assert words.endswith("(kl, js, pearson, vlc), a lower --learning_rate, a larger --alpha")
 
 
 def test_small_batches_and_moderate_cosines_are_no_collapse():

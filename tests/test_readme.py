@@ -9,11 +9,12 @@ from fmicl_text import DIVERGENCES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXTS = [README, *((ROOT / folder / "README.md").read_text(encoding="utf-8") for folder in ("eval", "recipes"))]
+FOLDERS = ("", "eval", "recipes", "tests")
+TEXTS = [(ROOT / folder / "README.md").read_text(encoding="utf-8") for folder in FOLDERS]
 EXAMPLES = [example for text in TEXTS for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 LINKS = [
     (folder, target)
-    for folder, text in zip(("", "eval", "recipes"), TEXTS, strict=True)
+    for folder, text in zip(FOLDERS, TEXTS, strict=True)
     for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text)
 ]
 

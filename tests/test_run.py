@@ -1,7 +1,6 @@
 """Claiming the output folder."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock, Timeout
@@ -12,7 +11,6 @@ from fmicl_text.run import (
     check_processes,
     claim_output_dir,
     clear_output_dir,
-    data_facts,
     is_finished,
     run_training,
     save_run,
@@ -69,7 +67,7 @@ def test_the_folder_is_held_until_the_process_ends(tmp_path):
         FileLock(tmp_path / ".lock").acquire(timeout=0)
 
 
-def test_links_in_the_folder_are_refused_however_deep(tmp_path):
+def test_links_in_the_folder_are_refused_in_it_and_in_its_folders(tmp_path):
     (tmp_path / "precious").write_text("")
     (tmp_path / "out" / "1_Pooling").mkdir(parents=True)
     (tmp_path / "out" / "1_Pooling" / "config.json").symlink_to(tmp_path / "precious")
@@ -141,16 +139,6 @@ def test_a_process_of_several_that_is_alone_is_refused(tmp_path, monkeypatch):
         InputError, match=r"2 processes were asked for, but this one trains with 1: on CPUs .*--use_cpu True"
     ):
         check_processes(args)
-
-
-def test_the_commit_of_data_from_the_hub_is_recorded():
-    address = f"hf://datasets/someone/texts@{'0f' * 20}/train.txt"
-    info = SimpleNamespace(download_checksums={address: {}})
-    stream = {"num_skipped": None, "duplicate_share": None}
-    data = SimpleNamespace(source="s", columns=("text",), dataset=SimpleNamespace(info=info), **stream)
-    assert data_facts(data) == {"source": "s", "revision": "0f" * 20, "columns": "text"}
-    info.download_checksums = None
-    assert data_facts(data) == {"source": "s", "columns": "text"}
 
 
 def test_no_command_is_given_where_nothing_goes_on(bert_folder, tmp_path):

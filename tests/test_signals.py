@@ -19,14 +19,15 @@ SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8, "save_total
 
 
 class Signal(TrainerCallback):
-    """Sends this process a signal before a step."""
+    """Sends this process signals before a step."""
 
-    def __init__(self, step, number=signal.SIGTERM):
-        self.step, self.number = step, number
+    def __init__(self, step, *numbers):
+        self.step, self.numbers = step, numbers or (signal.SIGTERM,)
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step + 1 == self.step:
-            os.kill(os.getpid(), self.number)
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
 
 
 def logged(trainer, name):
@@ -65,16 +66,11 @@ def test_a_signal_at_the_end_of_an_epoch_comes_after_its_evaluation(bert_folder,
     assert same(weights(whole), weights(resumed))
 
 
-def test_a_second_signal_does_what_it_always_did(bert_folder, tmp_path):
-    class Twice(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
-
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_what_it_always_did(bert_folder, tmp_path, first):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     trainer = make_trainer(bert_folder, tmp_path, **SAVING)
-    trainer.add_callback(Twice())
+    trainer.add_callback(Signal(3, first, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert trainer.stopped_by == trainer.signalled == 0
@@ -88,19 +84,6 @@ def test_one_trainer_trains_again_after_a_signal(bert_folder, tmp_path):
         trainer.train()
     trainer.remove_callback(stop)
     assert trainer.train(resume_from_checkpoint="auto").global_step == 8
-
-
-def test_two_signals_of_different_kinds_are_two(bert_folder, tmp_path):
-    class Both(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-                os.kill(os.getpid(), signal.SIGINT)
-
-    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
-    trainer.add_callback(Both())
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
 
 
 class SignalInEvaluation(TrainerCallback):

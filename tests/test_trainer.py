@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import warnings
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from transformers import Trainer
 
 from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, InputError, build_text_encoder
 from fmicl_text.evaluation.evaluator import STSEvaluator
+from fmicl_text.momentum import MomentumTrainer
 from fmicl_text.text.collator import TextViewCollator, TokenCollator
 from fmicl_text.text.tokens import tokenise_once
 from fmicl_text.trainer import NonFiniteError
@@ -267,6 +270,13 @@ def test_weights_that_are_not_finite_are_not_written(bert_folder, tmp_path):
 def test_a_data_set_smaller_than_a_batch_is_refused(bert_folder, tmp_path):
     with pytest.raises(InputError, match="5 training examples do not fill one batch of 8"):
         make_trainer(bert_folder, tmp_path, dataset=Dataset.from_dict({"text": sentences(5)}))
+
+
+def test_what_is_overridden_is_there():
+    """A method that transformers renames would leave one that nobody calls."""
+    kinds = [kind for kind in MomentumTrainer.__mro__ if kind.__module__.startswith("fmicl_text")]
+    ours = {name for kind in kinds for name in vars(kind) if re.match("_[a-z]", name)}
+    assert "_finalize_training" in ours and ours <= set(dir(Trainer))
 
 
 def test_an_evaluator_is_asked_for(bert_folder, tmp_path):

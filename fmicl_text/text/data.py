@@ -27,7 +27,7 @@ from datasets.packaged_modules.json.json import JsonConfig
 from yaml import YAMLError
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import load_named_dataset
+from fmicl_text.loading import hub_revision, load_named_dataset
 
 # With pandas' na_filter the cells null, NA and nan would become None.
 _CSV: dict[str, Any] = {"keep_default_na": False, "na_filter": False}
@@ -73,6 +73,18 @@ class TextData:
     num_skipped: int | None
     duplicate_share: float | None
     source: str
+
+    def facts(self) -> dict[str, Any]:
+        """What a run says and records of it; what is unknown, when streaming, is left out."""
+        facts = {
+            "source": self.source,
+            "revision": hub_revision(self.dataset),
+            "columns": " ".join(self.columns),
+            "rows": None if self.num_skipped is None else len(self.dataset),
+            "blank rows skipped": self.num_skipped,
+            "share of duplicates": None if self.duplicate_share is None else round(self.duplicate_share, 4),
+        }
+        return {name: value for name, value in facts.items() if value is not None}
 
 
 def load_training_text(

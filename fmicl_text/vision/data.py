@@ -174,7 +174,7 @@ class TrainingRows(Dataset):
         self.images, self.size, self.crop, self.seed, self.epoch = images, size, crop, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the DataLoader; epochs count from 0."""
+        """Called by `position.Position`; epochs count from 0."""
         self.epoch = epoch
 
     def fingerprint(self) -> str:

@@ -566,7 +566,6 @@ CASES = {
     },
 }
 
-# What is wrong today, in files that say so here.
 COMMANDS = [
     pytest.param(program, flags, said, id=f"{program} {flags}")
     for program, cases in CASES.items()

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -441,3 +442,12 @@ def test_a_null_where_the_loader_cuts_a_file_does_not_crash_the_process(tmp_path
     array = [{"text": f"{i} " + "one " * 25_000} for i in range(num_rows + 10)]
     file.write_text(json.dumps(array, indent=1))
     assert len(load_training_text(str(file)).dataset) == num_rows + 10
+
+
+def test_the_commit_of_data_from_the_hub_is_recorded():
+    address = f"hf://datasets/someone/texts@{'0f' * 20}/train.txt"
+    info = SimpleNamespace(download_checksums={address: {}})
+    data = TextData(SimpleNamespace(info=info), ("text",), None, None, "s")
+    assert data.facts() == {"source": "s", "revision": "0f" * 20, "columns": "text"}
+    info.download_checksums = None
+    assert data.facts() == {"source": "s", "columns": "text"}
