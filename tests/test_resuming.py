@@ -1,5 +1,7 @@
 """Runs that are cut short go on as if nothing had happened; what would not be exact is refused, or said."""
 
+import errno
+import os
 import shutil
 import warnings
 from itertools import islice
@@ -180,17 +182,22 @@ def test_a_checkpoint_of_a_model_only_is_no_run(bert_folder, tmp_path):
         make_trainer(bert_folder, tmp_path, **SAVING).train(resume_from_checkpoint="auto")
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(bert_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "owner, name, number", [(torch, "save", errno.ENOSPC), (os, "makedirs", errno.EROFS)], ids=["full", "read-only"]
+)
+def test_a_disk_that_takes_no_more_keeps_the_last_good_checkpoint(
+    bert_folder, tmp_path, monkeypatch, owner, name, number
+):
     trainer = make_trainer(bert_folder, tmp_path, **SAVING)
-    original = torch.save
+    original = getattr(owner, name)
 
-    def full(content, path, *args, **kwargs):
+    def fails_at_step_4(*args, **kwargs):
         if trainer.state.global_step == 4:
-            raise OSError(28, "No space left on device")
-        return original(content, path, *args, **kwargs)
+            raise OSError(number, os.strerror(number))
+        return original(*args, **kwargs)
 
-    monkeypatch.setattr(torch, "save", full)
-    words = r"checkpoint-4 could not be written: No space left on device; last good checkpoint: .*checkpoint-2$"
+    monkeypatch.setattr(owner, name, fails_at_step_4)
+    words = rf"checkpoint-4 could not be written: {os.strerror(number)}; last good checkpoint: .*checkpoint-2$"
     with pytest.raises(InputError, match=words):
         trainer.train()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]
@@ -219,14 +226,16 @@ def test_saving_keeps_what_is_there_until_all_is_written(bert_folder, tmp_path, 
     assert {name: content for name, content in files(tmp_path).items() if "unfinished" not in name} == before
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("step", [3, 6, 9], ids=["first pass", "end of it", "second pass"])
-def test_a_stream_is_gone_on_with_exactly(bert_folder, tmp_path, step):
+def test_a_stream_is_gone_on_with_exactly(bert_folder, tmp_path, step, workers):
     """5 batches of 8 and a rest of 3 a pass."""
     (tmp_path / "text.txt").write_text("\n".join(sentences(43)))
     data = load_training_text(str(tmp_path / "text.txt"), streaming=True, shuffle_seed=1)
 
     def run(folder):
-        trainer = make_trainer(bert_folder, tmp_path / folder, save_strategy="no", max_steps=12)
+        settings = {"save_strategy": "no", "max_steps": 12, "dataloader_num_workers": workers}
+        trainer = make_trainer(bert_folder, tmp_path / folder, **settings)
         tokenizer = trainer.model.encoder.tokenizer
         trainer.train_dataset, trainer.data_collator = training_rows(data, tokenizer, 32, False)
         return trainer
@@ -262,6 +271,8 @@ def test_a_stream_begins_anew_in_another_order(tmp_path):
         {"optim": "sgd", "lr_scheduler_type": "cosine", "warmup_steps": 3},
         {"objective": "infonce", "gamma": None, "alpha": None},
         {"head": "simcse", "max_steps": 20},
+        {"num_train_epochs": 3, "max_steps": -1, "gradient_accumulation_steps": 3},  # 2 2/3 steps an epoch
+        {"num_train_epochs": 2, "max_steps": -1, "save_strategy": "epoch", "eval_strategy": "epoch", "evaluate": True},
     ],
     ids=lambda settings: " ".join(settings),
 )

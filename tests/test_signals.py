@@ -115,6 +115,23 @@ def test_a_signal_in_an_evaluation_is_heeded(bert_folder, tmp_path, save_strateg
     assert list(logged(whole, "eval_sts_spearman")) == [2, 4, 6, 8]
 
 
+def test_a_signal_in_a_save_is_heeded_after_the_next_step(whole, bert_folder, tmp_path, monkeypatch):
+    trainer, seal = make_trainer(bert_folder, tmp_path, **SAVING), checkpoints.seal
+
+    def told_to_stop(*args):
+        if trainer.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        seal(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "seal", told_to_stop)
+        with pytest.raises(Interrupted, match="after step 5"):
+            trainer.train()
+    resumed = make_trainer(bert_folder, tmp_path, **SAVING)
+    resumed.train(resume_from_checkpoint="auto")
+    assert same(weights(whole), weights(resumed))
+
+
 def test_a_signal_that_comes_after_all_is_done_is_not_swallowed(bert_folder, tmp_path):
     class AtTheEnd(TrainerCallback):
         def on_train_end(self, args, state, control, **kwargs):
