@@ -217,11 +217,13 @@ class ResumingTrainer(SavingTrainer):
 
     @contextmanager
     def heed_signals(self) -> Iterator[None]:
-        """Note the first SIGTERM or SIGINT for the end of the step; at the end, send one again that nothing heeded."""
+        """Note the first SIGTERM or SIGINT for the end of the step; at the end, send one again that nothing heeded. One
+        that is ignored, as a shell has it for what runs in the background, stays ignored."""
         if threading.current_thread() is not threading.main_thread():  # where Python has no signals
             yield
             return
         before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
+        before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
         def restore() -> None:
             for number, handler in before.items():
@@ -231,7 +233,7 @@ class ResumingTrainer(SavingTrainer):
             self.signalled = number
             restore()
 
-        for number in SIGNALS:
+        for number in before:
             signal.signal(number, note)
         try:
             yield

@@ -30,6 +30,14 @@ class Signal(TrainerCallback):
                 os.kill(os.getpid(), number)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """SIGINT as at a terminal; in the background a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def logged(trainer, name):
     """What a trainer has logged by this name, by step."""
     return {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}
@@ -75,6 +83,13 @@ def test_a_second_signal_does_what_it_always_did(bert_folder, tmp_path, first):
         trainer.train()
     assert trainer.stopped_by == trainer.signalled == 0
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(bert_folder, tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
+    trainer.add_callback(Signal(3, signal.SIGINT))
+    assert trainer.train().global_step == 8 and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_one_trainer_trains_again_after_a_signal(bert_folder, tmp_path):
