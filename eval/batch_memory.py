@@ -14,17 +14,18 @@ from pathlib import Path
 
 import torch
 
-from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
-from fmicl_text.errors import OneLineParser, check_writable, one_line_errors, whole_number
+from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
+from fmicl_text.cli.checks import check_writable, whole_number
+from fmicl_text.cli.parser import OneLineParser, one_line_errors
 from fmicl_text.evaluation.benchmark import MIB, peak_extra_mib
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.collator import TokenCollator
 from fmicl_text.text.data import load_training_text
-from fmicl_text.text.tokens import tokenise_once
+from fmicl_text.text.tokenization import tokenise_once
 
 
-def one_step(folder: str, model: ContrastiveModel, batch: int, mini_batch: int, progress: bool) -> None:
+def one_step(folder: str, model: TextContrastiveModel, batch: int, mini_batch: int, progress: bool) -> None:
     encoder = model.encoder
     rows = tokenise_once(load_training_text(train_file=str(SENTENCES)).dataset, encoder.tokenizer, ["text"], 32)
     args = FMICLTrainingArguments(
@@ -51,7 +52,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = ContrastiveModel(build_text_encoder(str(ENCODER), pooling="mean")).to(device)
+    model = TextContrastiveModel(build_text_encoder(str(ENCODER), pooling="mean")).to(device)
     width = model.encoder.get_embedding_dimension()
     table = []
     with tempfile.TemporaryDirectory() as folder:

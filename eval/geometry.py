@@ -29,16 +29,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from fmicl_text.divergences import DIVERGENCES
-from fmicl_text.errors import (
-    InputError,
-    OneLineParser,
-    check_plottable,
-    check_writable,
-    flags_called,
-    one_line_errors,
-    whole_number,
-)
+from fmicl_text.cli.checks import check_plottable, check_writable, whole_number
+from fmicl_text.cli.parser import OneLineParser, flags_called, one_line_errors
+from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
 from fmicl_text.evaluation.geometry import describe_geometry, is_collapsed
@@ -47,9 +40,10 @@ from fmicl_text.evaluation.plots import plot_geometry
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, write_json
 from fmicl_text.evaluation.sts import POSITIVE_SCORE, embed_pairs, load_pairs
 from fmicl_text.evaluation.synthetic import SYNTHETIC
-from fmicl_text.model import POOLINGS
+from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.data import load_training_text
+from fmicl_text.text.model import POOLINGS
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.data import Images, check_channels, load_digits, load_images
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder

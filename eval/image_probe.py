@@ -19,14 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmicl_text.errors import (
-    OneLineParser,
-    check_writable,
-    flags_called,
-    one_line_errors,
-    positive_number,
-    whole_number,
-)
+from fmicl_text.cli.checks import check_writable, positive_number, whole_number
+from fmicl_text.cli.parser import OneLineParser, flags_called, one_line_errors
 from fmicl_text.evaluation.encoders import training_facts
 from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, linear_accuracy, logistic_accuracy
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, spread, write_json

@@ -25,19 +25,13 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor, nn
 
 from fmicl_text import DIVERGENCES, FMICLLoss
-from fmicl_text.blockwise import blocks
-from fmicl_text.errors import (
-    OneLineParser,
-    check_plottable,
-    check_writable,
-    one_line_errors,
-    positive_number,
-    whole_number,
-)
+from fmicl_text.cli.checks import check_plottable, check_writable, positive_number, whole_number
+from fmicl_text.cli.parser import OneLineParser, one_line_errors
 from fmicl_text.evaluation.benchmark import interleaved_seconds, median_ratio, peak_extra_mib, plot_scaling
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
-from fmicl_text.loss import CPU_BLOCK, GPU_BLOCK
-from fmicl_text.similarity import log_ratio, unit_rows
+from fmicl_text.losses.blockwise import blocks
+from fmicl_text.losses.contrastive import CPU_BLOCK, GPU_BLOCK
+from fmicl_text.losses.similarity import log_ratio, unit_rows
 
 QUADRATIC = ("plain", "pdist", "MNRL")  # contestants that hold N x N numbers
 

@@ -23,11 +23,13 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from fmicl_text.errors import InputError, OneLineParser, check_writable, one_line_errors, whole_number
+from fmicl_text.cli.checks import check_writable, whole_number
+from fmicl_text.cli.parser import OneLineParser, one_line_errors
+from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, score_rows, write_json
 from fmicl_text.loading import quiet_loading
-from fmicl_text.model import POOLINGS
+from fmicl_text.text.model import POOLINGS
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 

@@ -7,7 +7,8 @@ The formulas (fmicl_text/evaluation/scaling.py) are held against counters of byt
 processes by tests/evaluation/test_scaling.py; beyond that they are extrapolated.
 """
 
-from fmicl_text.errors import OneLineParser, one_line_errors, whole_number
+from fmicl_text.cli.checks import whole_number
+from fmicl_text.cli.parser import OneLineParser, one_line_errors
 from fmicl_text.evaluation.report import markdown_table
 from fmicl_text.evaluation.scaling import ddp_bytes, fmicl_cost, infonce_cost
 

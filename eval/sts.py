@@ -19,13 +19,15 @@ from typing import Any
 
 from datasets import Dataset
 
-from fmicl_text.errors import InputError, OneLineParser, check_writable, one_line_errors, whole_number
+from fmicl_text.cli.checks import check_writable, whole_number
+from fmicl_text.cli.parser import OneLineParser, one_line_errors
+from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, score_rows, write_json
 from fmicl_text.evaluation.sts import load_pairs
 from fmicl_text.evaluation.tasks import STS_TASKS, SentEvalFiles, evaluate_task, load_task
-from fmicl_text.model import POOLINGS
+from fmicl_text.text.model import POOLINGS
 
 
 def parse_args() -> argparse.Namespace:

@@ -25,16 +25,17 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
-from fmicl_text.dropout import CheapDropout
-from fmicl_text.errors import OneLineParser, check_writable, flags_called, one_line_errors, whole_number
+from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
+from fmicl_text.cli.checks import check_writable, whole_number
+from fmicl_text.cli.parser import OneLineParser, flags_called, one_line_errors
 from fmicl_text.evaluation.benchmark import median_ratio, wait_for
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
-from fmicl_text.model import POOLINGS
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.collator import TokenCollator
 from fmicl_text.text.data import load_training_text
-from fmicl_text.text.tokens import tokenise_once
+from fmicl_text.text.dropout import CheapDropout
+from fmicl_text.text.model import POOLINGS
+from fmicl_text.text.tokenization import tokenise_once
 
 PEER = "SentenceTransformerTrainer"
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -108,7 +109,7 @@ def main() -> None:
                 folder, eval_strategy="no", load_best_model_at_end=False, **shared, **OPTIONS[name]
             )
             tokens = tokenise_once(rows, encoder.tokenizer, [column], args.max_seq_length)
-            model = ContrastiveModel(encoder)
+            model = TextContrastiveModel(encoder)
             if name.endswith("torch's dropout"):
                 for module in model.modules():
                     if isinstance(module, CheapDropout):

@@ -20,7 +20,8 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fmicl_text.errors import OneLineParser, check_writable, one_line_errors, whole_number
+from fmicl_text.cli.checks import check_writable, whole_number
+from fmicl_text.cli.parser import OneLineParser, one_line_errors
 from fmicl_text.evaluation.benchmark import median_ratio
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.vision.views import ImageViews

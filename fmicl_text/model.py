@@ -1,4 +1,4 @@
-"""What is wrapped and trained: a SentenceTransformer and a head that only training sees."""
+"""The trained module, base of every modality: an encoder plus a training-only projection head."""
 
 from __future__ import annotations
 
@@ -6,225 +6,127 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from fmicl_text.adapters import add_lora, base_weights, is_adapter, merged, plain_saving, quantisation
-from fmicl_text.dropout import cheapen_dropout
 from fmicl_text.errors import InputError
-from fmicl_text.loading import NO_CODE, explain, folder_or_name, hub_commit, hub_name, one_line_loading, refuse_links
+from fmicl_text.loading import explain
 
-TRAINING_FILE = "training_only.safetensors"  # in a checkpoint, of what is no part of the encoder
-POOLINGS = Pooling.POOLING_MODES
-
-
-def no_head(width: int) -> nn.Module:
-    """The embeddings as they are."""
-    return nn.Identity()
-
-
-def simcse_head(width: int) -> nn.Module:
-    """SimCSE's head: a dense layer of the same width and tanh, initialised as BERT's own layers."""
-    dense = nn.Linear(width, width)
-    nn.init.normal_(dense.weight, std=0.02)
-    nn.init.zeros_(dense.bias)
-    return nn.Sequential(dense, nn.Tanh())
-
-
-HEADS = {"none": no_head, "simcse": simcse_head}
+TRAINING_FILE = "training_only.safetensors"  # in a checkpoint: the weights that are not part of the encoder
 
 
 class ContrastiveModel(nn.Module):
-    """The one module that the trainer wraps: encoder, then the head if there is one, then MoCo v3's predictor if it has
-    one.
+    """The module that the trainer optimizes: encoder, then the head, then MoCo v3's predictor if there is one.
+
+    A new modality subclasses this: it states what its inputs are called and implements `embed`, `backbone`, `describe`,
+    `save_encoder` and `open_encoder`.
 
     Args:
-        encoder: What is exported, saved and evaluated. Its dropout layers are replaced by `dropout.CheapDropout`.
-        head: A name in `HEADS`. It is in checkpoints, so that training resumes, never in the exported encoder.
+        encoder: The part that is evaluated, saved and exported.
+        head: From the encoder's embeddings to those that the loss sees, [B, D'] to [B, width]. Stored in checkpoints,
+            never in the exported encoder.
+        width: Size of the embeddings that the loss sees.
 
     Attributes:
-        width: Length D of the embeddings that the loss sees.
+        modality: Name in records and model cards.
+        unit: The unit of the logged throughput, in the plural.
+        view_input: Name of the tensor in a batch that `FMICLTrainer(views=...)` turns into views; None if the collator
+            makes them.
+        model_input: Name under which these views reach the encoder.
     """
 
-    def __init__(self, encoder: SentenceTransformer, head: str = "none") -> None:
+    modality: str
+    unit: str
+    view_input: str | None = None
+    model_input: str | None = None
+
+    def __init__(self, encoder: Any, head: nn.Module, width: int) -> None:
         super().__init__()
         self.encoder = encoder
-        cheapen_dropout(encoder)
-        self.width = int(encoder.get_embedding_dimension() or 0)
-        self.head = HEADS[head](self.width)
+        self.head = head
+        self.width = width
         self.predictor: nn.Module = nn.Identity()
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """Tokenised rows {input_ids, attention_mask, ...} [B, T] to embeddings [B, D]."""
-        return self.predictor(self.head(self.encoder(features)["sentence_embedding"]))
+        """Inputs [B, ...] to embeddings [B, width]."""
+        return self.predictor(self.head(self.embed(features)))
+
+    def embed(self, features: dict[str, Tensor]) -> Tensor:
+        """The encoder's embeddings [B, D'] of inputs [B, ...]."""
+        raise NotImplementedError
+
+    def count(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The number of `unit` in a batch [B, V, ...]; a scalar."""
+        raise NotImplementedError
 
     @property
     def backbone(self) -> Any:
-        """The Hugging Face model within."""
-        return self.encoder[0].model
-
-    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Called by the trainer for --activation_checkpointing: less memory, the same gradient, dropout included."""
-        try:
-            self.backbone.activation_checkpointing_enable(**kwargs)
-        except ValueError as error:  # MPNet and ALBERT, for two
-            raise InputError(f"--activation_checkpointing is not possible: {error}") from error
+        """The Hugging Face model inside the encoder."""
+        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """What a record and the model card say of the encoder."""
-        return {
-            "modality": "text",
-            "base_model": hub_name(self.backbone.name_or_path),
-            "base_revision": hub_commit(self.backbone),
-            "pooling": next(module.pooling_mode for module in self.encoder if isinstance(module, Pooling)),
-            "size": self.encoder.max_seq_length,
-        }
+        """Facts about the encoder for the run record and the model card: base_model, base_revision, pooling, size."""
+        raise NotImplementedError
 
     def describe_training(self) -> dict[str, Any]:
-        """What decides how training goes on, beside the weights that a checkpoint holds."""
+        """Settings of the model that affect training and are not in the weights of a checkpoint."""
         dropout = {name: value for name, value in self.backbone.config.to_dict().items() if "drop" in name}
-        return dropout | self.describe() | {"adapters_over": base_weights(self.backbone)}
+        return dropout | self.describe()
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
-        """Write the encoder as a SentenceTransformer folder, with the weights of `state` (of this whole module); those
-        of adapters merged into the others."""
-        refuse_links(folder)
-        backbone, prefix = self.backbone, "encoder.0.model."
-        weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
-        with plain_saving(backbone, merged(backbone, weights)):
-            self.encoder.save(folder, create_model_card=False)
-        # transformers 5 names a class of tokenizers that 4 does not know; both know it by its old name
-        config = Path(folder) / "tokenizer_config.json"
-        if config.is_file():
-            said = config.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
-            config.write_text(said, encoding="utf-8")
-
-    def save_training_only(self, folder: str, state: dict[str, Tensor]) -> None:
-        """Write the weights in `state` that no exported encoder has, if there are any, into a checkpoint folder."""
-        if weights := {
-            name: weight for name, weight in state.items() if not name.startswith("encoder.") or is_adapter(name)
-        }:
-            safetensors.torch.save_file(weights, Path(folder) / TRAINING_FILE)
+        """Write the encoder into a folder, with the weights in `state`, a state dict of this module."""
+        raise NotImplementedError
 
     def open_encoder(self, folder: str) -> nn.Module:
-        """The encoder that `save_encoder` wrote into a folder; code that it needs runs if it did for this one."""
-        return build_text_encoder(folder, trust_remote_code=self.encoder.trust_remote_code)
+        """Load the encoder that `save_encoder` wrote into a folder. Custom code runs only if it did for this one."""
+        raise NotImplementedError
 
-    def load_checkpoint(self, folder: str) -> None:
-        """Take all weights from a checkpoint folder, in place.
+    def is_exported(self, name: str) -> bool:
+        """Whether `save_encoder` writes the weight of this name."""
+        return name.startswith("encoder.")
+
+    @property
+    def loads_exported(self) -> bool:
+        """Whether a checkpoint's encoder holds this module's own weights, as opposed to merged ones."""
+        return True
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Called by the trainer for `activation_checkpointing`: less memory, the same gradient, dropout included.
 
         Raises:
-            InputError: It is damaged, or of another kind of run: with another head, or none, or another model.
+            InputError: The architecture does not support it (MPNet and ALBERT, for example).
+        """
+        try:
+            self.backbone.activation_checkpointing_enable(**kwargs)
+        except ValueError as error:
+            raise InputError(f"activation_checkpointing=True is not supported: {error}") from error
+
+    def save_training_only(self, folder: str, state: dict[str, Tensor]) -> None:
+        """Write the weights in `state` that are not part of the exported encoder, if any, into a checkpoint folder."""
+        if weights := {name: weight for name, weight in state.items() if not self.is_exported(name)}:
+            safetensors.torch.save_file(weights, Path(folder) / TRAINING_FILE)
+
+    def load_checkpoint(self, folder: str) -> None:
+        """Load all weights from a checkpoint folder, in place.
+
+        Raises:
+            InputError: The checkpoint is corrupted, or was written with another model, head or method.
         """
         own = self.state_dict()
         state: dict[str, Tensor] = {}
-        if any(map(is_adapter, own)):  # the folder's other weights are merged with them, this model's are as at first
-            own = {name: weight for name, weight in own.items() if not name.startswith("encoder.") or is_adapter(name)}
-        else:
+        if self.loads_exported:
             state = {f"encoder.{name}": weight for name, weight in self.open_encoder(folder).state_dict().items()}
+        else:
+            own = {name: weight for name, weight in own.items() if not self.is_exported(name)}
         if (file := Path(folder) / TRAINING_FILE).is_file():
             try:
                 state |= safetensors.torch.load_file(file)
             except SafetensorError as error:
                 raise InputError(f"{file}: {explain(error)}") from error
         if differing := sorted(state.keys() ^ own.keys()):
-            whose = "this run" if differing[0] in state else "the run that wrote it"
-            raise InputError(f"{folder} does not fit: {whose} had no {differing[0]} (another head or method?)")
+            where = "this run" if differing[0] in state else "the checkpoint"
+            raise InputError(f"{folder} does not fit: {where} has no {differing[0]} (another head or method?)")
         if other := next((name for name, weight in state.items() if weight.shape != own[name].shape), None):
-            told = f"{other} is {list(state[other].shape)} there and {list(own[other].shape)} here"
-            raise InputError(f"{folder} does not fit: {told} (another model, or size of head, adapters or queue?)")
+            shapes = f"{other} is {list(state[other].shape)} in the checkpoint and {list(own[other].shape)} in this run"
+            raise InputError(f"{folder} does not fit: {shapes} (another model, or size of head, adapters or queue?)")
         self.load_state_dict(state, strict=False)
-
-
-def build_text_encoder(
-    model_name_or_path: str,
-    revision: str | None = None,
-    pooling: str | None = None,
-    dropout: float | None = None,
-    lora_rank: int | None = None,
-    load_in: str | None = None,
-    trust_remote_code: bool = False,
-) -> SentenceTransformer:
-    """A SentenceTransformer in float32, whatever dtype the file has, without the pooler that BERT never uses.
-
-    Args:
-        model_name_or_path: Folder or Hub name of a sentence-transformers model or of any Hugging Face text encoder.
-        revision: Branch, tag or commit on the Hub.
-        pooling: One of `POOLINGS`. None keeps what the model says, and is cls, the paper's, where it says nothing.
-        dropout: Sets every dropout probability of the model's config, in [0, 1). None keeps them.
-        lora_rank: Train adapters of this rank only, >= 1; None trains all weights.
-        load_in: With adapters, hold the other weights in `4bit` or `8bit`.
-        trust_remote_code: Run Python code that comes with the model or that it names; else such a model is refused.
-
-    Raises:
-        InputError: The model is not there, cannot be had offline, is damaged, or needs code of its own.
-    """
-    model_name_or_path = folder_or_name(model_name_or_path)
-    if load_in is not None and lora_rank is None:
-        raise InputError(f"--load_in_{load_in} needs --lora_rank: weights of so few bits cannot be trained")
-    few_bits = {} if load_in is None else {"quantization_config": quantisation(load_in)}
-    with one_line_loading(f"--model_name_or_path {model_name_or_path}"):
-        encoder = SentenceTransformer(
-            model_name_or_path,
-            revision=revision,
-            device="cuda" if few_bits and torch.cuda.is_available() else "cpu",
-            trust_remote_code=trust_remote_code,
-            model_kwargs={"dtype": torch.float32, **NO_CODE, **few_bits},
-            config_kwargs=dropout_settings(model_name_or_path, revision, dropout, trust_remote_code),
-        )
-    require_tokenizer(encoder, model_name_or_path)
-    if not isinstance(encoder[0], Transformer) or not any(isinstance(module, Pooling) for module in encoder):
-        raise InputError(f"--model_name_or_path {model_name_or_path} is not a transformer followed by pooling")
-    backbone: Any = encoder[0].model
-    if isinstance(getattr(backbone, "pooler", None), nn.Module):
-        backbone.pooler = None  # no gradient reaches it, and DDP stops at step 2 on such parameters
-    says_pooling = bool(encoder.module_kwargs)  # one entry per line of modules.json
-    if pooling or not says_pooling:
-        set_pooling(encoder, pooling or "cls")
-    if lora_rank is not None:
-        add_lora(encoder, lora_rank)
-    return encoder
-
-
-def require_tokenizer(encoder: SentenceTransformer, name: str) -> None:
-    """InputError if the tokenizer knows no word (a folder without tokenizer files loads without complaint, and all
-    sentences of one length then get the same embedding), or words that the model has no embedding for."""
-    tokenizer = encoder.tokenizer
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        return
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(f"{name}: its tokenizer files are missing, every word would be unknown")
-    backbone: Any = encoder[0].model
-    known, added = backbone.get_input_embeddings().num_embeddings, tokenizer.get_added_vocab()
-    highest = max(number for word, number in tokenizer.get_vocab().items() if word not in added)
-    if highest >= known:
-        raise InputError(f"{name}: its tokenizer has ids up to {highest}, its model embeddings for {known}: no pair")
-
-
-def set_pooling(encoder: SentenceTransformer, mode: str) -> None:
-    """Replace the pooling of an encoder by one of `POOLINGS`."""
-    (index,) = [i for i, module in enumerate(encoder) if isinstance(module, Pooling)]
-    encoder[index] = Pooling(encoder[index].embedding_dimension, mode)
-
-
-def dropout_settings(
-    model_name_or_path: str, revision: str | None, dropout: float | None, trust_remote_code: bool = False
-) -> dict[str, float]:
-    """Every dropout probability in the model's config (BERT calls them hidden_dropout_prob, ModernBERT mlp_dropout,
-    T5 dropout_rate, ...), set to `dropout`; empty for None.
-
-    Raises:
-        InputError: dropout outside [0, 1).
-    """
-    if dropout is None:
-        return {}
-    if not 0 <= dropout < 1:
-        raise InputError(f"--dropout must be in [0, 1), got {dropout}")
-    config = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    return {
-        key: dropout for key, value in config.to_dict().items() if "dropout" in key and isinstance(value, int | float)
-    }

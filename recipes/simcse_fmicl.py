@@ -13,15 +13,7 @@ from pathlib import Path
 
 from transformers import EarlyStoppingCallback, set_seed
 
-from fmicl_text.arguments import announce, parse_args, resolved_settings
-from fmicl_text.errors import one_line_errors
-from fmicl_text.evaluation.evaluator import STSEvaluator
-from fmicl_text.evaluation.report import before_after_table
-from fmicl_text.evaluation.sts import STSB_HUB_NAME, load_pairs, load_stsb
-from fmicl_text.loading import hub_revision
-from fmicl_text.model import ContrastiveModel, build_text_encoder
-from fmicl_text.record import scored_on
-from fmicl_text.run import (
+from fmicl_text.cli.output_dir import (
     check_processes,
     claim_output_dir,
     end_together,
@@ -29,9 +21,17 @@ from fmicl_text.run import (
     run_training,
     save_run,
 )
+from fmicl_text.cli.parser import one_line_errors, resolved_settings
+from fmicl_text.cli.text import announce, parse_args
+from fmicl_text.evaluation.evaluator import STSEvaluator
+from fmicl_text.evaluation.report import before_after_table
+from fmicl_text.evaluation.sts import STSB_HUB_NAME, load_pairs, load_stsb
+from fmicl_text.hub.run_record import scored_on
+from fmicl_text.loading import hub_revision
 from fmicl_text.text.data import load_training_text
-from fmicl_text.text.tokens import training_rows
-from fmicl_text.trainer import FMICLTrainer
+from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
+from fmicl_text.text.tokenization import training_rows
+from fmicl_text.training.trainer import FMICLTrainer
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
         graded = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "STSBenchmark", "validation", hub_revision(pairs))
     patience = args.early_stopping_patience
     trainer = FMICLTrainer(
-        model=ContrastiveModel(encoder, model_args.head),
+        model=TextContrastiveModel(encoder, model_args.head),
         args=args,
         train_dataset=rows,
         data_collator=collator,

@@ -14,11 +14,7 @@ from pathlib import Path
 import torch
 from transformers import ViTImageProcessorPil, set_seed
 
-from fmicl_text.arguments import resolved_settings
-from fmicl_text.errors import one_line_errors
-from fmicl_text.evaluation.report import markdown_table
-from fmicl_text.record import scored_on
-from fmicl_text.run import (
+from fmicl_text.cli.output_dir import (
     check_processes,
     claim_output_dir,
     end_together,
@@ -26,8 +22,11 @@ from fmicl_text.run import (
     run_training,
     save_run,
 )
+from fmicl_text.cli.parser import one_line_errors, resolved_settings
+from fmicl_text.cli.vision import parse_vision_args
+from fmicl_text.evaluation.report import markdown_table
+from fmicl_text.hub.run_record import scored_on
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
-from fmicl_text.vision.arguments import parse_vision_args
 from fmicl_text.vision.data import Images, TrainingRows, check_channels, collate_images, load_digits, load_images, split
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder, pixel_statistics
 from fmicl_text.vision.evaluator import KNNEvaluator

@@ -96,8 +96,8 @@ def hub(monkeypatch):
 @pytest.fixture(scope="module")
 def whole(bert_folder, tmp_path_factory):
     """The trainer of a run of 8 steps that nothing disturbed."""
-    from tests.test_signals import SAVING
-    from tests.test_trainer import make_trainer
+    from tests.training.test_signals import SAVING
+    from tests.training.test_trainer import make_trainer
 
     trainer = make_trainer(bert_folder, tmp_path_factory.mktemp("whole"), **SAVING)
     trainer.train()

@@ -15,14 +15,15 @@ import torch
 import transformers
 from transformers import AutoModel, ViTConfig, ViTImageProcessorPil
 
-from fmicl_text import ContrastiveModel, InputError, build_text_encoder, checkpoints
-from fmicl_text.arguments import parse_args
+from fmicl_text import InputError, TextContrastiveModel, build_text_encoder
+from fmicl_text.cli.text import parse_args
 from fmicl_text.evaluation.encoders import open_encoder
 from fmicl_text.text.data import load_training_text
+from fmicl_text.training import checkpoint as checkpoints
 from fmicl_text.vision.data import load_images
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder, pixel_statistics
 from fmicl_text.vision.model import open_head
-from tests.test_families import make_trainer
+from tests.text.test_families import make_trainer
 from tests.vision.test_encoder import TOKENS
 
 CODE = """from transformers import BertConfig, BertModel
@@ -231,11 +232,11 @@ def test_code_runs_where_it_was_asked_for(copy, tmp_path, monkeypatch):
     plant(folder, tmp_path / "ran")
     edit(folder / "config.json", model_type="custom", **AUTO)
     build = functools.partial(build_text_encoder, trust_remote_code=True)
-    monkeypatch.setattr("tests.test_families.build_text_encoder", build)
+    monkeypatch.setattr("tests.text.test_families.build_text_encoder", build)
     trainer = make_trainer(str(folder), "mean", out, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     assert (tmp_path / "ran").exists() and type(trainer.model.backbone).__name__ == "Model"
-    ours, other = trainer.model.state_dict(), ContrastiveModel(build(str(folder)), "simcse")
+    ours, other = trainer.model.state_dict(), TextContrastiveModel(build(str(folder)), "simcse")
     other.load_checkpoint(str(out / "checkpoint-1"))
     assert all(torch.equal(weight, ours[name]) for name, weight in other.state_dict().items())
     all_refuse(out / "checkpoint-1", "plain", REFUSED)
@@ -308,7 +309,7 @@ def test_saving_does_not_follow_links(copy, tmp_path, kind):
     shutil.copytree(folder, linked, copy_function=os.symlink)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     encoder = LOADERS[kind][0](str(linked))
-    model = None if kind == "image" else ContrastiveModel(encoder)
+    model = None if kind == "image" else TextContrastiveModel(encoder)
     save = functools.partial(model.save_encoder, state={}) if model else encoder.save_pretrained
     refused(save, str(linked), message="is a symbolic link")
     assert before == {path: path.read_bytes() for path in before}

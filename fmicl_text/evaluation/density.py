@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from fmicl_text.errors import InputError
-from fmicl_text.similarity import unit_rows
+from fmicl_text.losses.similarity import unit_rows
 
 NUM_FLOWS, BATCH, MAX_EPOCHS, PATIENCE = 4, 256, 150, 10
 ROUNDING = 1e-6  # distances below it are what float32 makes of equal rows

@@ -13,8 +13,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from fmicl_text.errors import InputError
 from fmicl_text.loading import NO_CODE, hub_commit, one_line_loading
-from fmicl_text.model import require_tokenizer, set_pooling
 from fmicl_text.text.collator import check_max_seq_length
+from fmicl_text.text.model import require_tokenizer, set_pooling
 
 logger = logging.getLogger(__name__)
 

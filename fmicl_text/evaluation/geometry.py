@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fmicl_text.similarity import unit_rows
+from fmicl_text.losses.similarity import unit_rows
 
 BLOCK = 256  # rows whose distances to all the others are held at once
 POINT, LINE = 0.99, 0.5  # a mean cosine, a share of the variance in one direction: above either, collapsed

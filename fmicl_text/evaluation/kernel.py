@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fmicl_text.divergences import FDivergence
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.density import ROUNDING, fit_density
-from fmicl_text.similarity import unit_rows
+from fmicl_text.losses.divergences import FDivergence
+from fmicl_text.losses.similarity import unit_rows
 
 MIN_PAIRS = 200
 

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fmicl_text.similarity import unit_rows
+from fmicl_text.losses.similarity import unit_rows
 
 LOGISTIC_STEPS = 200
 CHUNK = 512  # test rows whose similarities to all training rows are held at once

@@ -1,7 +1,4 @@
-"""What runs leave for people: tables, JSON, the versions they ran with; and many runs in one table and one plot:
-
-python -m fmicl_text.evaluation.report sts-kl.json sts-js.json mteb.json --plot scores.png
-"""
+"""What runs leave for people: tables, JSON, the versions they ran with."""
 
 from __future__ import annotations
 
@@ -13,8 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fmicl_text.errors import InputError, OneLineParser, check_plottable, one_line_errors
-from fmicl_text.evaluation.plots import plot_scores
+from fmicl_text.errors import InputError
 from fmicl_text.files import write_whole
 
 PACKAGES = ("fmicl_text", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "scipy", "mteb")
@@ -190,21 +186,3 @@ def load_results(path: Path) -> list[dict[str, Any]]:
     if not kept:
         raise InputError(f"{path}: holds no score")
     return kept
-
-
-def main() -> None:
-    parser = OneLineParser("fmicl_text.evaluation.report", __doc__)
-    parser.add_argument("results", nargs="+", type=Path, help="JSON files of eval/sts.py and eval/mteb_sts.py")
-    parser.add_argument("--sets", action="store_true", help="columns for each set of a year, and their two means")
-    parser.add_argument("--plot", type=Path, help="PNG to write")
-    args = parser.parse_args()
-    check_plottable("--plot", args.plot)
-    rows = score_rows([result for path in args.results for result in load_results(path)], args.sets)
-    if args.plot:
-        plot_scores(rows, args.plot)
-    print(markdown_table(rows))
-
-
-if __name__ == "__main__":
-    with one_line_errors("fmicl_text.evaluation.report"):
-        main()

@@ -12,9 +12,9 @@ from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from sentence_transformers.base.losses.merged_forward import embed_columns
 from torch import Tensor, nn
 
-from fmicl_text import loss as core
-from fmicl_text.card import CITATION
-from fmicl_text.divergences import FDivergence
+from fmicl_text.hub.model_card import CITATION
+from fmicl_text.losses import contrastive as core
+from fmicl_text.losses.divergences import FDivergence
 
 
 class FMICLLoss(nn.Module):

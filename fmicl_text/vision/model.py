@@ -56,17 +56,20 @@ class ImageContrastiveModel(ContrastiveModel):
         processor: The image processor saved beside the encoder.
     """
 
-    def __init__(self, encoder: ImageEncoder, image_size: int, head_dim: int, processor: Any = None) -> None:
-        nn.Module.__init__(self)
-        self.encoder: Any = encoder
-        self.processor, self.image_size = processor, image_size
-        self.width = head_dim
-        self.head = projection_head(encoder.width(image_size), head_dim)
-        self.predictor = nn.Identity()
+    modality, unit = "image", "images"
+    view_input, model_input = "images", "pixel_values"
 
-    def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """{pixel_values: [B, C, H, W]} to embeddings [B, head_dim]."""
-        return self.predictor(self.head(self.encoder(features["pixel_values"])))
+    def __init__(self, encoder: ImageEncoder, image_size: int, head_dim: int, processor: Any = None) -> None:
+        super().__init__(encoder, projection_head(encoder.width(image_size), head_dim), head_dim)
+        self.processor, self.image_size = processor, image_size
+
+    def embed(self, features: dict[str, Tensor]) -> Tensor:
+        """{pixel_values: [B, C, H, W]} to features [B, D]."""
+        return self.encoder(features["pixel_values"])
+
+    def count(self, inputs: dict[str, Tensor]) -> Tensor:
+        shape = inputs["pixel_values"].shape
+        return torch.tensor(shape[0] * shape[1])
 
     @property
     def backbone(self) -> Any:
@@ -75,7 +78,7 @@ class ImageContrastiveModel(ContrastiveModel):
     def describe(self) -> dict[str, Any]:
         config = self.encoder.backbone.config
         return {
-            "modality": "image",
+            "modality": self.modality,
             "base_model": hub_name(self.encoder.backbone.name_or_path),
             "base_revision": hub_commit(self.encoder.backbone),
             "pooling": self.encoder.pooling,

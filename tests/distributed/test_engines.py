@@ -18,7 +18,7 @@ from fmicl_text import FMICLLoss
 from tests.conftest import sentences
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_trainer import error
-from tests.test_trainer import make_trainer
+from tests.training.test_trainer import make_trainer
 
 ROOT = Path(__file__).parent.parent.parent
 ENGINES = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))

@@ -22,7 +22,7 @@ import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
-from fmicl_text import ContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
+from fmicl_text import TextContrastiveModel, FMICLTrainer, FMICLTrainingArguments, build_text_encoder
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.text.collator import TextViewCollator
 
@@ -32,7 +32,7 @@ args = FMICLTrainingArguments(output, per_device_train_batch_size=8, gamma=2.0, 
                               eval_strategy="steps", eval_steps=2, save_strategy="no", load_best_model_at_end=False)
 rows = Dataset.from_dict({"text": open(text).read().splitlines()})
 graded = Dataset.from_dict({"sentence1": rows["text"][:9], "sentence2": rows["text"][9:18], "score": list(range(9))})
-trainer = FMICLTrainer(ContrastiveModel(encoder), args, rows, TextViewCollator(encoder.tokenizer, ["text"]),
+trainer = FMICLTrainer(TextContrastiveModel(encoder), args, rows, TextViewCollator(encoder.tokenizer, ["text"]),
                        STSEvaluator(graded, progress=False))
 trainer.train()
 assert trainer.accelerator.distributed_type == DistributedType[engine], trainer.accelerator.distributed_type

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 
 from fmicl_text import FMICLLoss, InfoNCELoss
-from fmicl_text.divergences import DIVERGENCES
-from fmicl_text.loss import IN_BATCH, OBJECTIVES
-from fmicl_text.similarity import unit_rows
+from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES
+from fmicl_text.losses.divergences import DIVERGENCES
+from fmicl_text.losses.similarity import unit_rows
 from tests.distributed.ranks import run_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from fmicl_text import InputError
-from fmicl_text.checkpoints import checkpoints_in, fault
 from fmicl_text.errors import Interrupted
-from fmicl_text.trainer import NonFiniteError
+from fmicl_text.training.checkpoint import checkpoints_in, fault
+from fmicl_text.training.trainer import NonFiniteError
 from tests.distributed.test_trainer import run_trainers
-from tests.test_guards import breaking
-from tests.test_signals import Signal
-from tests.test_trainer import make_trainer, weights
+from tests.training.test_callbacks import breaking
+from tests.training.test_signals import Signal
+from tests.training.test_trainer import make_trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:the two views of every text are identical")
 SAVING = {"save_strategy": "steps", "save_steps": 4, "max_steps": 6}

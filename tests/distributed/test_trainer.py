@@ -10,17 +10,17 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from fmicl_text import build_text_encoder
-from fmicl_text.divergences import DIVERGENCES
+from fmicl_text.cli.vision import VisionTrainingArguments
+from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.text.collator import TokenCollator
-from fmicl_text.text.tokens import tokenise_once
-from fmicl_text.vision.arguments import VisionTrainingArguments
+from fmicl_text.text.tokenization import tokenise_once
 from fmicl_text.vision.data import LabelledImages, TrainingRows, collate_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel
 from tests.conftest import sentences
 from tests.distributed.ranks import run_ranks
-from tests.test_momentum import make_trainer as make_momentum_trainer
-from tests.test_trainer import make_trainer, weights
+from tests.training.test_momentum import make_trainer as make_momentum_trainer
+from tests.training.test_trainer import make_trainer, weights
 from tests.vision.test_encoder import TOKENS, ViTConfig
 
 pytestmark = [

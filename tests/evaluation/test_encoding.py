@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
-from fmicl_text.model import build_text_encoder
+from fmicl_text.text.model import build_text_encoder
 from tests.conftest import sentences
 
 

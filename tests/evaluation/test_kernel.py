@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 
-from fmicl_text.divergences import DIVERGENCES
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation import density
 from fmicl_text.evaluation.kernel import check_kernel, linear_fit, project, similarity_distance
 from fmicl_text.evaluation.synthetic import SYNTHETIC
+from fmicl_text.losses.divergences import DIVERGENCES
 
 
 def test_a_line_by_hand():

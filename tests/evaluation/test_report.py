@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from fmicl_text.cli import compare
 from fmicl_text.errors import InputError
-from fmicl_text.evaluation import report
 from fmicl_text.evaluation.report import (
     SEVEN_TASKS,
     before_after_table,
@@ -125,8 +125,8 @@ def test_many_files_become_one_table_and_one_plot(tmp_path, monkeypatch, capsys)
     for file, entries in zip(files, [*seven, [result("bert", "STS13", 50.0), {"missing": "x"}]], strict=True):
         write_json(file, entries)
     plot = tmp_path / "scores.png"
-    monkeypatch.setattr("sys.argv", ["report", *map(str, files), "--plot", str(plot)])
-    report.main()
+    monkeypatch.setattr("sys.argv", ["compare", *map(str, files), "--plot", str(plot)])
+    compare.main()
     _, _, kl, bert = capsys.readouterr().out.splitlines()
     assert "| 64.50 ± 2.12 " in kl and "| 78.02 " in kl and "| 50.00 " in bert
     assert plot.stat().st_size > 10_000

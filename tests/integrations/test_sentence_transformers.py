@@ -13,8 +13,8 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
 from fmicl_text import build_text_encoder
-from fmicl_text import loss as core
 from fmicl_text.integrations.sentence_transformers import CachedFMICLLoss, FMICLLoss, token_ids
+from fmicl_text.losses import contrastive as core
 from tests.conftest import sentences
 from tests.distributed.test_trainer import run_trainers
 

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import HfArgumentParser
 
-from fmicl_text.arguments import DataArguments, ModelArguments, parse_args
-from fmicl_text.errors import InputError
-from fmicl_text.training_args import FMICLTrainingArguments
-from fmicl_text.vision.arguments import (
+from fmicl_text.cli.text import DataArguments, ModelArguments, parse_args
+from fmicl_text.cli.vision import (
     ImageDataArguments,
     ImageModelArguments,
     VisionTrainingArguments,
     parse_vision_args,
 )
+from fmicl_text.errors import InputError
+from fmicl_text.training.args import FMICLTrainingArguments
 
 RECIPES = {
     "text": (parse_args, (ModelArguments, DataArguments, FMICLTrainingArguments)),

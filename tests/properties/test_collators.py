@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from fmicl_text.quickstart import ENCODER
 from fmicl_text.text.collator import TextViewCollator, TokenCollator, text_id
-from fmicl_text.text.tokens import tokenise_once
+from fmicl_text.text.tokenization import tokenise_once
 
 # ByT5's, of a text that ends in its closing token
 pytestmark = pytest.mark.filterwarnings("ignore:This sequence already has </s>")

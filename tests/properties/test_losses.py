@@ -7,9 +7,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fmicl_text.divergences import DIVERGENCES, tsallis
 from fmicl_text.errors import InputError
-from fmicl_text.loss import IN_BATCH, OBJECTIVES, AlignUniformLoss, FMICLLoss, InfoNCELoss, SpectralLoss
+from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES, AlignUniformLoss, FMICLLoss, InfoNCELoss, SpectralLoss
+from fmicl_text.losses.divergences import DIVERGENCES, tsallis
 from tests import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")

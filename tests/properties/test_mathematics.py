@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmicl_text.divergences import DIVERGENCES, convex_conjugate, tsallis, uniformity_holds
+from fmicl_text.losses.divergences import DIVERGENCES, convex_conjugate, tsallis, uniformity_holds
 
 ORDERS = st.floats(0.1, 0.95) | st.floats(1.05, 5)  # f itself divides by order - 1, which costs digits close to 1
 ANY_ORDER = "tsallis of any order"

@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmicl_text.arguments import parse_args, resolved_settings
-from fmicl_text.divergences import DIVERGENCES
-from fmicl_text.model import POOLINGS
+from fmicl_text.cli.parser import resolved_settings
+from fmicl_text.cli.text import parse_args
+from fmicl_text.losses.divergences import DIVERGENCES
+from fmicl_text.text.model import POOLINGS
 
 pytestmark = pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")
 ODD_NAMES = st.sampled_from(["no", "1", "1e5", "null", "a: b", "2001-02-03", " x ", "--seed", "a=b"])

@@ -26,11 +26,11 @@ import torch
 from transformers import ViTConfig
 
 from fmicl_text import FMICLLoss, FMICLTrainingArguments
-from fmicl_text.errors import check_writable
+from fmicl_text.cli.checks import check_writable
+from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.evaluation.report import named_model
 from fmicl_text.evaluation.sts import load_pairs
 from fmicl_text.text.data import load_training_text
-from fmicl_text.vision.arguments import VisionTrainingArguments
 from fmicl_text.vision.data import LabelledImages, check_channels, load_images
 from fmicl_text.vision.encoder import new_image_encoder
 from tests.conftest import sentences, tiny_bert
@@ -56,8 +56,8 @@ USUAL = {
     " --output out/results.json",
     "batch_memory.py": "--batches 4 --mini_batch_size 2 --output out/results.json",
     "scaling.py": "",
-    "fmicl_text.hub": "push",
-    "fmicl_text.evaluation.report": "",
+    "fmicl-text push": "",
+    "fmicl-text compare": "",
 }
 
 PNG = picture()["bytes"]
@@ -368,7 +368,7 @@ CASES = {
         "--load_best_model_at_end True": "would choose the checkpoint by the images that the run is scored on",
         "--metric_for_best_model sts_spearman": "sts_spearman is not measured; there are knn_accuracy",
         "--fp16 True": "fp16 needs a GPU",
-        "--activation_checkpointing True": "--activation_checkpointing is not possible",
+        "--activation_checkpointing True": "activation_checkpointing=True is not supported",
         "--overwrite_output_dir False": "--output_dir out already holds results.json",
         "--config repo/README.md": "--config repo/README.md: mapping values are not allowed here",
         "--config repo/geometry.png": "--config repo/geometry.png: 'utf-8' codec can't decode",
@@ -539,7 +539,7 @@ CASES = {
         "--row 3": "unrecognized arguments: --row 3",
         "junk": "unrecognized arguments: junk",
     },
-    "fmicl_text.hub": {
+    "fmicl-text push": {
         "none you/x": "none is no folder",
         "repo/README.md you/x": "repo/README.md is no folder",
         "empty_folder you/x": "empty_folder holds no encoder (config.json and *.safetensors)",
@@ -550,7 +550,7 @@ CASES = {
         "bert you/x --revison v2": "unrecognized arguments: --revison v2",
         "bert": "the following arguments are required: repo_id",
     },
-    "fmicl_text.evaluation.report": {
+    "fmicl-text compare": {
         "": "the following arguments are required: results",
         "none.json": "none.json: No such file or directory",
         "empty_folder": "empty_folder: Is a directory",
@@ -719,9 +719,9 @@ def test_one_line_names_it_and_nothing_is_touched(work, material, program, flags
 
 
 def path_of(program):
-    """The file of a recipe, of an eval script, or of a module that is run with -m."""
-    if not program.endswith(".py"):
-        return ROOT / (program.replace(".", "/") + ".py")
+    """The file of a recipe, of an eval script, or of a sub-command."""
+    if program.startswith("fmicl-text "):
+        return ROOT / "fmicl_text" / "cli" / f"{program.split()[1]}.py"
     return ROOT / ("recipes" if program.endswith("_fmicl.py") else "eval") / program
 
 
@@ -731,9 +731,9 @@ def test_the_usual_flags_alone_are_good_input(work, monkeypatch, capfd):
     rest = {
         "sts.py": "--file dev.tsv",
         "geometry.py": "--embeddings e.npz",
-        "fmicl_text.evaluation.report": "good.json",
+        "fmicl-text compare": "good.json",
     }
-    rest |= {"fmicl_text.hub": "bert you/x --dry-run"}
+    rest |= {"fmicl-text push": "bert you/x --dry-run"}
     for program in ("simcse_fmicl.py", "vision_fmicl.py", "image_probe.py", *rest):
         monkeypatch.setattr(sys, "argv", [program, *shlex.split(f"{USUAL[program]} {rest.get(program, '')}")])
         runpy.run_path(str(path_of(program)), run_name="__main__")

@@ -53,7 +53,7 @@ def test_throughput(tmp_path, monkeypatch, capsys, bert_folder):
         1,
     ]
     options = ["--options", "FMICLTrainer", "FMICLTrainer, mini_batch_size 16", "FMICLTrainer, torch's dropout"]
-    monkeypatch.setattr("fmicl_text.training_args.FMICLTrainingArguments.check_ranges", lambda args: None)
+    monkeypatch.setattr("fmicl_text.training.args.FMICLTrainingArguments.check_ranges", lambda args: None)
     run("throughput.py", *flags, "--rounds", 1, *options, "--output", tmp_path / "r.json", monkeypatch=monkeypatch)
     table = json.loads((tmp_path / "r.json").read_text())["table"]
     assert [row["trainer"] for row in table] == ["SentenceTransformerTrainer", *options[1:]]

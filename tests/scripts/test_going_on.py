@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fmicl_text import FMICLTrainer, run
+from fmicl_text import FMICLTrainer
+from fmicl_text.cli import output_dir as run
 from tests.scripts.test_simcse_fmicl import material  # noqa: F401
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"

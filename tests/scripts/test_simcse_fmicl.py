@@ -13,11 +13,11 @@ import torch
 import yaml
 from sentence_transformers import SentenceTransformer
 
-from fmicl_text.arguments import parse_args
+from fmicl_text.cli.text import parse_args
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.sts import load_pairs
-from fmicl_text.model import build_text_encoder
+from fmicl_text.text.model import build_text_encoder
 from tests.conftest import sentences
 
 ROOT = Path(__file__).parent.parent.parent

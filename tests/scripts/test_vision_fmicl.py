@@ -10,9 +10,9 @@ import torch
 import yaml
 from transformers import AutoImageProcessor, pipeline
 
-from fmicl_text.arguments import resolved_settings
+from fmicl_text.cli.parser import resolved_settings
+from fmicl_text.cli.vision import parse_vision_args
 from fmicl_text.errors import InputError
-from fmicl_text.vision.arguments import parse_vision_args
 from fmicl_text.vision.data import load_digits
 from fmicl_text.vision.encoder import build_image_encoder
 from fmicl_text.vision.model import encode_images

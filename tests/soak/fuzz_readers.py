@@ -123,8 +123,8 @@ def pairs_target() -> Target:
 
 def yaml_target() -> Target:
     """The first byte chooses the recipe."""
-    from fmicl_text.arguments import DataArguments, ModelArguments, parse_args
-    from fmicl_text.vision.arguments import VisionTrainingArguments, parse_vision_args
+    from fmicl_text.cli.text import DataArguments, ModelArguments, parse_args
+    from fmicl_text.cli.vision import VisionTrainingArguments, parse_vision_args
 
     environment = dict(os.environ)
 

@@ -30,8 +30,8 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from fmicl_text.checkpoints import UNFINISHED, checkpoints_in
-from fmicl_text.run import RESULTS_FILE  # what recipes import, once, before the forks
+from fmicl_text.cli.output_dir import RESULTS_FILE  # what recipes import, once, before the forks
+from fmicl_text.training.checkpoint import UNFINISHED, checkpoints_in
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = "--use_cpu True --disable_tqdm True --logging_steps 1 --save_total_limit 2 --save_strategy steps"

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from fmicl_text.errors import InputError
 from fmicl_text.text.collator import TextViewCollator, TokenCollator, text_id
-from fmicl_text.text.tokens import tokenise_once
+from fmicl_text.text.tokenization import tokenise_once
 from tests.conftest import SPECIAL, WORDS, sentences
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from fmicl_text.trainer import FMICLTrainer
-from fmicl_text.vision.arguments import VisionTrainingArguments
+from fmicl_text.cli.vision import VisionTrainingArguments
+from fmicl_text.training.trainer import FMICLTrainer
 from fmicl_text.vision.data import LabelledImages, TrainingRows, collate_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel, encode_images, projection_head

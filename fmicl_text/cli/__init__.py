@@ -1,0 +1,1 @@
+"""The command line: what recipes and evaluation scripts share."""

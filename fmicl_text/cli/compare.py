@@ -1,0 +1,31 @@
+"""Merge result files of eval/sts.py and eval/mteb_sts.py into one table and plot.
+
+fmicl-text compare sts-kl.json sts-js.json mteb.json --plot scores.png
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fmicl_text.cli.checks import check_plottable
+from fmicl_text.cli.parser import OneLineParser, one_line_errors
+from fmicl_text.evaluation.plots import plot_scores
+from fmicl_text.evaluation.report import load_results, markdown_table, score_rows
+
+
+def main() -> None:
+    parser = OneLineParser("fmicl-text compare", __doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="JSON files of eval/sts.py and eval/mteb_sts.py")
+    parser.add_argument("--sets", action="store_true", help="columns for each set of a year, and their two means")
+    parser.add_argument("--plot", type=Path, help="PNG to write")
+    args = parser.parse_args()
+    check_plottable("--plot", args.plot)
+    rows = score_rows([result for path in args.results for result in load_results(path)], args.sets)
+    if args.plot:
+        plot_scores(rows, args.plot)
+    print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    with one_line_errors("fmicl-text compare"):
+        main()

@@ -1,0 +1,222 @@
+"""A `PairObjective` on the batch of all processes: value and gradient in one pass over blocks of pairs.
+
+Memory is linear in the number of rows: a block's similarities live until its gradient is taken, no graph over all
+pairs is kept. Same-view pairs are symmetric, so half of the blocks do. Of the rows of other processes no gradient is
+needed: each process takes that of its own rows, from its pairs with all columns and from all rows' pairs with its
+columns, and the backward pass communicates nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fmicl_text.errors import InputError
+from fmicl_text.losses.distributed import gather_rows, own_rank, row_counts, rows_of_others, sum_over_ranks
+from fmicl_text.losses.objectives import PairObjective, Terms
+from fmicl_text.losses.similarity import Similarity, gradient_of_rows, unit_rows
+
+SUMMANDS = {"same_view": [("x", "x")], "cross_view": [("x", "y")], "both": [("x", "x"), ("x", "y")]}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compute, and in which pieces."""
+
+    objective: PairObjective
+    similarity: Similarity
+    gamma: float
+    negatives: str
+    block_size: int
+    global_batch: str
+
+
+class Ids(NamedTuple):
+    """Which texts the rows of one process are.
+
+    own [N, V] and hard [N, 0 or 1], equal where texts are equal. `*_recurs` [N], on the CPU: whether a text stands in
+    another row too, so that pairs with it need a mask."""
+
+    own: Tensor
+    hard: Tensor
+    own_recurs: Tensor
+    hard_recurs: Tensor
+
+    def of(self, view: str) -> tuple[Tensor, Tensor]:
+        """Ids and flags of the rows of a view."""
+        return (self.hard, self.hard_recurs) if view == "hard" else (self.own, self.own_recurs)
+
+
+def distinct(first: Tensor, second: Tensor) -> Tensor:
+    """Whether row i of first [N, V] and row j of second [M, W] share no text; [N, M]."""
+    return (first[:, None, :, None] != second[None, :, None, :]).flatten(2).all(-1)
+
+
+def ids_of_ranks(own: Tensor, hard: Tensor, counts: list[int]) -> list[Ids]:
+    """The `Ids` of every process."""
+    owns, hards = gather_rows(own, counts), gather_rows(hard, counts)
+    table = torch.cat([torch.cat(owns), torch.cat(hards)], dim=1)
+    _, inverse, occurrences = table.unique(return_inverse=True, return_counts=True)
+    recurs = (occurrences[inverse] > 1).cpu()
+    own_recurs, hard_recurs = (part.any(1).split(counts) for part in recurs.tensor_split([own.shape[1]], dim=1))
+    return [Ids(*parts) for parts in zip(owns, hards, own_recurs, hard_recurs, strict=True)]
+
+
+def blocks(num_rows: int, block_size: int, start: int = 0) -> Iterator[slice]:
+    """Slices that cover start ... num_rows."""
+    return (slice(at, min(at + block_size, num_rows)) for at in range(start, num_rows, block_size))
+
+
+def pair_block(rows: Tensor, columns: Tensor, keep: Tensor | None, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Sum of `pair` over a block of unit rows [b, D], [c, D], and its slope in their similarities [b, c]."""
+    similarities = plan.similarity.of_product(rows @ columns.T, plan.gamma).requires_grad_()
+    with torch.enable_grad():
+        values = plan.objective.pair(similarities)
+        total = (values if keep is None else torch.where(keep, values, 0)).sum()
+    return total.detach(), torch.autograd.grad(total, similarities)[0]
+
+
+def positive_block(x: Tensor, y: Tensor, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of `score` over partners, unit rows [b, D], and its gradients in them."""
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    with torch.enable_grad():
+        total = plan.objective.score(plan.similarity.paired(x, y, plan.gamma)).sum()
+    return total.detach(), dict(zip(("x", "y"), torch.autograd.grad(total, (x, y)), strict=True))
+
+
+class PairSums:
+    """Runs over blocks of pairs and adds up their sum, their number and the gradients of this process's rows."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self.plan = plan
+        # Of the blocks that this process counts. In place: small tensors kept between the blocks' buffers would pin the
+        # heap, and memory would grow with their number. In float64 where there is one, for they may be millions.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sum_and_count = torch.zeros(2, dtype=dtype, device=device)
+
+    def add(
+        self,
+        views: tuple[str, str],
+        rows: Tensor,
+        columns: Tensor,
+        row_ids: Ids,
+        column_ids: Ids,
+        row_gradient: Tensor | None = None,
+        column_gradient: Tensor | None = None,
+    ) -> None:
+        """All pairs of unit rows [N, D] and columns [M, D] that differ in text.
+
+        Args:
+            views: Of rows and columns. Where they are the same, (i, j) and (j, i) are two pairs with one gradient.
+            row_gradient: [N, D], added to where given. Without it another process counts these pairs.
+            column_gradient: [M, D], added to where given.
+        """
+        (ids_i, recurs_i), (ids_j, recurs_j) = row_ids.of(views[0]), column_ids.of(views[1])
+        own, symmetric = row_ids is column_ids, views[0] == views[1]
+        weight = self.plan.similarity.slope(self.plan.gamma) * (1 + symmetric)
+        for i in blocks(len(rows), self.plan.block_size):
+            for j in blocks(len(columns), self.plan.block_size, start=i.start if own and symmetric else 0):
+                diagonal = own and i == j
+                masked = diagonal or bool(recurs_i[i].any() and recurs_j[j].any())
+                keep = distinct(ids_i[i], ids_j[j]) if masked else None
+                total, slope = pair_block(rows[i], columns[j], keep, self.plan)
+                mirrored = own and symmetric and not diagonal  # block (j, i) is not visited
+                if row_gradient is not None:
+                    self.sum_and_count[0] += total * (1 + mirrored)
+                    self.sum_and_count[1] += (slope.numel() if keep is None else keep.sum()) * (1 + mirrored)
+                    row_gradient[i].addmm_(slope, columns[j], alpha=weight)
+                if column_gradient is not None and (mirrored or not symmetric):
+                    column_gradient[j].addmm_(slope.T, rows[i], alpha=weight)
+
+
+def add_all_pairs(
+    sums: PairSums, units: dict[str, Tensor], gradients: dict[str, Tensor], everyone: list[Ids], counts: list[int]
+) -> None:
+    """Every summand of the negative term: pairs within this process, then with the rows of each other one."""
+    plan = sums.plan
+    summands = SUMMANDS[plan.negatives] + ([("x", "hard")] if "hard" in units else [])
+    here = everyone[own_rank(counts)]
+    for a, b in summands:
+        sums.add((a, b), units[a], units[b], here, here, gradients[a], gradients[b])
+    if len(counts) == 1:
+        return
+    for k, visiting in rows_of_others(torch.cat(list(units.values()), dim=1), counts, plan.global_batch):
+        theirs = dict(zip(units, visiting.chunk(len(units), dim=1), strict=True))
+        for a, b in summands:
+            sums.add((a, b), units[a], theirs[b], here, everyone[k], row_gradient=gradients[a])
+            if a != b:  # that the other process counts
+                mine = gradients[b]
+                sums.add((a, b), theirs[a], units[b], everyone[k], here, column_gradient=mine)
+
+
+def value_and_gradients(
+    plan: Plan, raw: dict[str, Tensor], own: Tensor, hard: Tensor
+) -> tuple[Terms, dict[str, Tensor]]:
+    """The terms of the loss on all processes' rows, and its gradient in this process's rows times the number of
+    processes (DDP and FSDP divide by it again).
+
+    Args:
+        plan: Objective, similarity and block size.
+        raw: x, y and, where there are any, hard: rows [N, D] of any scale.
+        own: Text ids [N, V] of x and y.
+        hard: Text ids [N, 1] of hard, [N, 0] without.
+
+    Raises:
+        InputError: All texts are equal.
+    """
+    counts = row_counts(raw["x"]) if plan.global_batch != "none" else [len(raw["x"])]
+    total_rows, factor = sum(counts), len(counts)
+    everyone, sums = ids_of_ranks(own, hard, counts), PairSums(plan, raw["x"].device)
+    units = {name: unit_rows(rows) for name, rows in raw.items()}
+    paired = {name: unit for name, unit in units.items() if name != "y" or plan.negatives != "same_view"}
+    gradients = {name: torch.zeros_like(unit) for name, unit in paired.items()}
+    add_all_pairs(sums, paired, gradients, everyone, counts)
+
+    pair_sum, count = sum_over_ranks(sums.sum_and_count, counts)
+    if any(ids.own_recurs.any() for ids in everyone) and not count:
+        raise InputError(f"no negative pair in the batch: all {total_rows} texts are equal")
+    with torch.enable_grad():
+        mean = (pair_sum / count).requires_grad_()
+        negative = plan.objective.outer(mean)
+    slope = (torch.autograd.grad(negative, mean)[0] / count * factor).to(units["x"].dtype)
+
+    gradients.setdefault("y", units["y"])  # in same_view no pair gives y one: its rows are overwritten as they are used
+    score = torch.zeros_like(pair_sum)
+    for i in blocks(len(raw["x"]), plan.block_size):
+        total, attraction = positive_block(units["x"][i], units["y"][i], plan)
+        score += total
+        for name, gradient in gradients.items():
+            part = gradient[i].mul(slope) if name in paired else torch.zeros_like(gradient[i])
+            if name in attraction:
+                part.sub_(attraction[name], alpha=factor / total_rows)
+            gradient[i] = gradient_of_rows(raw[name][i], units[name][i], part)
+    terms = Terms(-sum_over_ranks(score, counts) / total_rows, negative.detach())
+    return Terms(*(term.to(units["x"].dtype) for term in terms)), gradients
+
+
+class OnePass(torch.autograd.Function):
+    """Loss and its two terms from rows x, y and hard of any scale [N, D]; only the loss carries a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, plan: Plan, own: Tensor, hard_ids: Tensor, x: Tensor, y: Tensor, hard: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        raw = {"x": x, "y": y} | ({} if hard is None else {"hard": hard})
+        with torch.inference_mode(False), torch.no_grad():  # gradients are taken within, whatever the caller's mode
+            terms, gradients = value_and_gradients(plan, raw, own, hard_ids)
+        ctx.gradients = [gradients[name].to(tensor.dtype) for name, tensor in raw.items()]
+        ctx.mark_non_differentiable(*terms)
+        return terms.positive + terms.negative, *terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradient of a blockwise loss can be taken once")
+        gradients, ctx.gradients = [part.mul_(gradient) for part in ctx.gradients], None
+        return None, None, None, *gradients, *[None] * (3 - len(gradients))

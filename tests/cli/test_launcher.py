@@ -1,0 +1,59 @@
+"""What accelerate was asked for, read from the commands of the parent processes; and the command to type again."""
+
+import sys
+
+import psutil
+
+from fmicl_text.cli.launcher import command_to_go_on, launcher_arguments, launcher_processes
+
+
+def asked_of(*parents):
+    return launcher_processes(launcher_arguments(parents))
+
+
+class Parent:
+    """A process that was started by a command."""
+
+    def __init__(self, *command):
+        self.command = command
+
+    def cmdline(self):
+        if self.command == ("gone",):
+            raise psutil.NoSuchProcess(1)
+        return list(self.command)
+
+
+def test_what_the_launcher_was_asked_for(tmp_path, monkeypatch, capsys):
+    config = tmp_path / "engine.yaml"
+    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 3\nuse_cpu: true\n")
+    script = ("recipes/simcse_fmicl.py", "--num_processes", "9")
+    shell, gone = Parent("/bin/sh", "-c", "launch"), Parent("gone")
+    monkeypatch.setattr("fmicl_text.cli.launcher.default_config_file", str(tmp_path / "none.yaml"))
+    for command, expected in [
+        (("python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", *script), 2),
+        (("python", "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes=4", *script), 4),
+        (("accelerate", "launch", "--config_file", str(config), *script), 3),
+        (("accelerate", "launch", "--config_file", str(config), "--num_processes", "2", *script), 2),
+        (("accelerate", "launch", *script), 1),
+        (("/bin/accelerate-launch", "--cpu", "--num_processes", "2", *script), 2),
+        (("python", "-m", "accelerate.commands.launch", "--num_processes", "2", *script), 2),
+        (("/envs/accelerate/bin/python", "deploy.py", "launch", "--num_processes", "8", "job"), 1),
+        (("accelerate", "launch", "--num_processes", "many"), 1),
+        (("python", *script), 1),
+    ]:
+        assert asked_of(gone, shell, Parent(*command)) == expected
+    assert asked_of() == 1
+    monkeypatch.setattr("fmicl_text.cli.launcher.default_config_file", str(config))
+    for flags, expected in [((), 3), (("--cpu",), 1)]:  # as accelerate reads its default file
+        assert asked_of(Parent("accelerate", "launch", *flags, *script)) == expected
+
+
+def test_the_command_to_go_on(monkeypatch):
+    """Without the flags that would start afresh, and with the one that goes on; as it was launched."""
+    monkeypatch.setattr(sys, "argv", ["r.py", "--overwrite_output_dir", "--alpha", "4", "--resume_from_checkpoint=a/b"])
+    monkeypatch.setattr(psutil.Process, "parents", lambda process: [])
+    assert command_to_go_on("auto") == "python r.py --alpha 4 --resume_from_checkpoint auto"
+    launched = ("accelerate", "launch", "--cpu", "r.py", "--overwrite_output_dir", "True", "--output_dir", "my run")
+    monkeypatch.setattr(psutil.Process, "parents", lambda process: [Parent("sh"), Parent(*launched)])
+    expected = "accelerate launch --cpu r.py --output_dir 'my run' --resume_from_checkpoint a/checkpoint-5"
+    assert command_to_go_on("a/checkpoint-5") == expected

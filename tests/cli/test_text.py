@@ -1,0 +1,164 @@
+"""YAML first, command line wins; every mistake is one line that names the argument."""
+
+import pytest
+import yaml
+
+from fmicl_text.cli.parser import resolved_settings
+from fmicl_text.cli.text import announce, parse_args
+from fmicl_text.errors import InputError
+from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
+
+MODEL = ["--model_name_or_path", "some-model", "--train_file", "a.txt", "--use_cpu", "True"]
+
+
+def test_nothing_named_is_the_embedded_default_and_says_so_first():
+    model, data, args = parse_args(["--divergence", "kl"])
+    named = (model.model_name_or_path, data.train_file, data.sts_dev_file)
+    assert named == (str(ENCODER), str(SENTENCES), str(PAIRS))
+    preset = yaml.safe_load(PRESET.read_text())
+    assert (model.pooling, args.max_steps, args.learning_rate) == ("mean", preset["max_steps"], preset["learning_rate"])
+    first = announce(model, data, args).splitlines()[0]
+    assert first.startswith("Embedded default: the package's small BERT on its own sentences, no network.")
+    assert "accelerate launch recipes/simcse_fmicl.py --config recipes/configs/text/bert-base-kl.yaml" in first
+
+
+def test_defaults_with_a_model_are_the_papers():
+    model, data, args = parse_args(MODEL)
+    assert (args.learning_rate, args.per_device_train_batch_size, args.num_train_epochs) == (3e-5, 64, 1)
+    assert (data.max_seq_length, model.pooling, data.sts_dev_file) == (32, None, None)
+    assert args.build_loss().knobs == {
+        "divergence": "kl",
+        "gamma": 20.0,
+        "alpha": 409600.0,
+        "negatives": "same_view",
+        "similarity": "gaussian",
+        "global_batch": "gather",
+    }
+    assert args.metric_for_best_model == "sts_spearman" and args.load_best_model_at_end
+
+
+def test_command_line_wins_over_the_file(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "divergence: js\ngamma: 5\nmodel_name_or_path: m\ntrain_file: t.txt\nbf16: null\nstreaming: false"
+    )
+    _, _, args = parse_args(["--config", str(config), "--gamma", "7.5"])
+    assert (args.divergence, args.gamma) == ("js", 7.5)
+
+
+def test_resolved_settings_run_again_the_same(tmp_path):
+    given = parse_args([*MODEL, "--divergence", "tsallis", "--tsallis_order", "1.5", "--seed", "7", "--alpha", "10"])
+    config = tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump(resolved_settings(*given)))
+    again = parse_args(["--config", str(config), "--use_cpu", "True"])
+    assert again[:2] == given[:2]
+    for name in ("seed", "divergence", "tsallis_order", "alpha", "learning_rate", "output_dir", "max_steps"):
+        assert getattr(again[2], name) == getattr(given[2], name), name
+    assert again[2].build_loss().knobs == given[2].build_loss().knobs
+
+
+def test_no_token_is_written():
+    with pytest.raises(InputError, match="--hub_token is refused, arguments end up in files: log in with") as refusal:
+        parse_args([*MODEL, "--hub_token", "hf_SECRET"])
+    assert "SECRET" not in str(refusal.value)
+
+
+def test_epochs_asked_for_win_over_the_presets_steps():
+    _, _, args = parse_args(["--num_train_epochs", "2"])
+    assert (args.max_steps, args.num_train_epochs) == (-1, 2)
+
+
+def test_an_unquoted_no_in_yaml_is_no(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("eval_strategy: no\nsave_strategy: no\nload_best_model_at_end: false\n")
+    assert parse_args(["--config", str(config)])[2].eval_strategy == "no"
+
+
+@pytest.mark.parametrize("objective", ["infonce", "align_uniform", "spectral"])
+def test_baselines_resolve_too(objective, tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump(resolved_settings(*parse_args([*MODEL, "--objective", objective]))))
+    assert parse_args(["--config", str(config)])[2].objective == objective
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--divergence", "kld"], "argument --divergence: invalid choice: 'kld'"),
+        (["--objective", "x"], "argument --objective: invalid choice: 'x'"),
+        (["--alpha", "0"], "alpha must be a finite number > 0, got 0.0"),
+        (["--alpha=-1"], "alpha must be a finite number > 0, got -1.0"),
+        (["--gamma", "inf"], "gamma must be a finite number > 0, got inf"),
+        (["--gamma", "nan"], "gamma must be a finite number > 0, got nan"),
+        (["--gamma", "x"], "argument --gamma: invalid float value: 'x'"),
+        (["--divergence", "tsallis", "--tsallis_order", "0"], "tsallis order must be a finite number > 0, got 0.0"),
+        (["--tsallis_order", "2"], "--tsallis_order needs --divergence tsallis, got fmicl-kl"),
+        (["--objective", "infonce", "--divergence", "js"], "--divergence means nothing to objective infonce"),
+        (["--objective", "infonce", "--alpha", "2"], "--alpha means nothing to objective infonce"),
+        (["--temperature", "0.1"], "--temperature means nothing to objective fmicl"),
+        (["--objective", "infonce", "--temperature", "0"], "temperature must be a finite number > 0, got 0.0"),
+        (["--similarity", "cosine", "--gamma", "2"], "--gamma means nothing to --similarity cosine"),
+        (["--learning_rate=-1"], "--learning_rate must be finite and at least 0, got -1.0"),
+        (["--seed=-1"], "--seed must be from 0 to 4294967295, got -1"),
+        (["--report_to", "foo"], "foo is not supported"),
+        (["--early_stopping_patience", "0"], "--early_stopping_patience must be at least 1, got 0"),
+        (["--logging_nan_inf_filter", "True"], "--logging_nan_inf_filter True is not possible here: it must be False"),
+        (["--ignore_data_skip", "True"], "--ignore_data_skip True is not possible here: it must be False"),
+        (
+            ["--overwrite_output_dir", "True", "--resume_from_checkpoint", "True"],
+            "--overwrite_output_dir would remove what --resume_from_checkpoint reads",
+        ),
+        (["--per_device_train_batch_size", "1"], "--per_device_train_batch_size must be at least 2, got 1"),
+        (["--no_such_flag", "1"], "unknown argument --no_such_flag"),
+        (["--diverg", "kl"], "unknown argument --diverg"),
+        (["--model_name_or_path", "m"], "--model_name_or_path needs text to train on: --train_file FILE"),
+        (["--config", "missing.yaml"], "--config missing.yaml: "),
+        ([*MODEL, "--streaming", "True"], "--streaming needs --max_steps"),
+        (["--max_seq_length", "0"], "--max_seq_length must be at least 3, got 0"),
+        (["--early_stopping_patience", "3"], "--early_stopping_patience needs --load_best_model_at_end True"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(argv, message):
+    with pytest.raises(InputError) as error:
+        parse_args(argv)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("divergnce: kl\n", "unknown key divergnce"),
+        ("- kl\n", "expected `flag: value` lines, got list"),
+        ("a: [\n", "while parsing"),
+        ("config: other.yaml\n", "unknown key config"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, content, message):
+    config = tmp_path / "run.yaml"
+    config.write_text(content)
+    with pytest.raises(InputError) as error:
+        parse_args(["--config", str(config)])
+    assert str(error.value).startswith(f"--config {config}: {message}")
+
+
+def test_length_grouping_needs_lengths():
+    grouped = [*MODEL, "--train_sampling_strategy", "group_by_length"]
+    assert parse_args(grouped)[1].tokenize_once
+    for wrong in (["--tokenize_once", "False"], ["--streaming", "True", "--max_steps", "5"]):
+        with pytest.raises(InputError, match="group_by_length needs lengths before training: --streaming False"):
+            parse_args([*grouped, *wrong])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mini_batch_size", "65"], "--mini_batch_size must be from 1 to the batch of 64, got 65"),
+        (["--block_size", "0"], "--block_size must be from 1 to the batch of 64, got 0"),
+        (["--global_batch", "all"], "argument --global_batch.*: invalid choice: 'all'"),
+        (["--objective", "infonce", "--global_batch", "ring"], "global_batch must be one of none, gather; got 'ring'"),
+    ],
+)
+def test_sizes_and_strategies_are_named(flags, message):
+    with pytest.raises(InputError, match=message):
+        parse_args([*MODEL, *flags])

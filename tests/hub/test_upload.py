@@ -1,0 +1,342 @@
+"""Pushing an encoder, to a server of the tests' own: what arrives, what opens, and every way it can fail."""
+
+import hashlib
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import snapshot_download
+from sentence_transformers import SentenceTransformer
+from transformers import AutoImageProcessor, AutoModel
+
+from fmicl_text import InputError, TextContrastiveModel, build_text_encoder
+from fmicl_text.cli.parser import one_line_errors
+from fmicl_text.cli.push import main
+from fmicl_text.hub.upload import BackgroundPush, HubError, files_to_push, push
+from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
+from tests.conftest import sentences
+from tests.hub_server import TOKEN, Handler
+from tests.vision.test_data import parquet, picture
+from tests.vision.test_encoder import TOKENS, ViTConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")  # huggingface_hub's own
+
+
+@pytest.fixture
+def folder(bert_folder, tmp_path):
+    """What a run leaves: an encoder, and much that is no part of it."""
+    path = tmp_path / "run"
+    model = TextContrastiveModel(build_text_encoder(bert_folder, pooling="cls"), head="simcse")
+    model.save_encoder(str(path), model.state_dict())
+    model.save_training_only(str(path), model.state_dict())
+    (path / "README.md").write_text("---\nlibrary_name: sentence-transformers\n---\n# Encoder\n")
+    (path / "training_curve.png").write_bytes(b"\x89PNG")
+    for name in ("results.json", "settings.yaml", "trainer_state.json", "optimizer.pt", "rng_state.pth", "train.txt"):
+        (path / name).write_text(f"{tmp_path} private")
+    (path / "checkpoint-1").mkdir()
+    (path / "checkpoint-1" / "model.safetensors").write_bytes(b"no")
+    return path
+
+
+ENCODER_FILES = {
+    "1_Pooling/config.json", "README.md", "config.json", "config_sentence_transformers.json", "model.safetensors",
+    "modules.json", "sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json", "training_curve.png",
+}  # fmt: skip
+
+
+def digest(folder):
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_the_encoder_its_card_and_its_curve_would_go(folder):
+    assert set(files_to_push(folder)) == ENCODER_FILES
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results" / "STSBenchmark.yaml").write_text("[]")
+    assert set(files_to_push(folder)) == {*ENCODER_FILES, ".eval_results/STSBenchmark.yaml"}
+
+
+def test_a_pushed_encoder_opens_with_the_same_vectors(hub, folder, tmp_path):
+    url = push(folder, "user/encoder", private=True)
+    assert "/user/encoder/commit/" in url and hub.private["user/encoder"]
+    assert set(hub.repos["user/encoder"]["main"]) == ENCODER_FILES
+    texts = sentences(6)
+    here = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    fetched = snapshot_download("user/encoder", cache_dir=tmp_path / "cache")
+    assert (SentenceTransformer(fetched, device="cpu").encode(texts) == here).all()
+    opened = SentenceTransformer("user/encoder", device="cpu", cache_folder=str(tmp_path / "other"))
+    assert (opened.encode(texts) == here).all() and opened[1].pooling_mode == "cls"
+
+
+def test_a_revision_a_second_push_and_a_pull_request(hub, folder):
+    push(folder, "encoder", revision="v2")
+    assert set(hub.repos["user/encoder"]["v2"]) == ENCODER_FILES and hub.repos["user/encoder"]["main"] == {}
+    (folder / "README.md").write_text("---\nlibrary_name: sentence-transformers\n---\n# Another\n")
+    push(folder, "user/encoder", exist_ok=True)
+    assert b"Another" in hub.repos["user/encoder"]["main"]["README.md"]
+    url = push(folder, "user/encoder", create_pr=True)
+    assert url.endswith("/discussions/1") and len(hub.pull_requests) == 1
+
+
+FAILURES = [
+    ({"repos/create": 401}, "not logged in, or the token has expired: hf auth login, or set HF_TOKEN"),
+    ({"repos/create": 403}, "no right to write there, or the token is for reading only"),
+    ({"repos/create": 500}, "the Hub answered 500, it may be back in a while"),
+    ({"preupload": 503}, "the Hub answered 503, it may be back in a while"),
+    ({"blob": "close"}, "the connection failed"),
+    ({"commit": "close"}, "the connection failed"),
+    ({"commit": 403}, "no right to write there"),
+    ({"commit": 429}, "the Hub answered 429"),
+]
+
+
+@pytest.mark.parametrize("fail, message", FAILURES, ids=str)
+def test_a_failed_push_is_one_line_and_the_folder_stays(hub, folder, fail, message):
+    before = digest(folder)
+    hub.fail = fail
+    with pytest.raises(HubError) as error:
+        push(folder, "user/encoder", private=True)
+    said = str(error.value)
+    assert "user/encoder: " in said and message in said and "\n" not in said
+    assert f"to try again: fmicl-text push {folder} user/encoder --exist_ok --private" in said
+    assert TOKEN not in said and digest(folder) == before
+    hub.fail = {}
+    push(folder, "user/encoder", exist_ok=True)  # what the command does
+    assert set(hub.repos["user/encoder"]["main"]) == ENCODER_FILES
+
+
+def test_no_connection_at_all(hub, folder, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match="user/encoder: the connection failed"):
+        push(folder, "user/encoder")
+
+
+def test_a_repository_that_exists_is_left_alone(hub, folder):
+    push(folder, "user/encoder")
+    with pytest.raises(HubError, match="it exists already: add --exist_ok to commit on top of it, or choose another"):
+        push(folder, "user/encoder")
+
+
+def test_no_token(hub, folder, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(HubError, match="not logged in, or the token has expired"):
+        push(folder, "user/encoder")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "user/../x", "-x", "user/name.git", "übung", ""])
+def test_names_that_are_not_allowed(hub, folder, name):
+    with pytest.raises(InputError, match="is no name of a repository") as error:
+        push(folder, name)
+    assert "\n" not in str(error.value) and hub.requests == []
+
+
+SENTENCE = "A sentence that was trained on and that nobody may read."
+
+
+def plant_token(folder):
+    (folder / "config.json").write_text('{"token": "' + TOKEN + '"}')
+
+
+def plant_path(folder):
+    (folder / "tokenizer_config.json").write_text(f'{{"name_or_path": "{folder}"}}')
+
+
+def plant_home(folder):
+    (folder / "README.md").write_text(f"trained on {Path.home()}/texts")
+
+
+def plant_link(folder):
+    (folder.parent / "secret.json").write_text("{}")
+    (folder / "vocab.txt").symlink_to(folder.parent / "secret.json")
+
+
+def plant_module(folder):
+    (folder / "modules.json").write_text('[{"idx": 0, "name": "0", "path": "../other", "type": "x"}]')
+
+
+PLANTED = {
+    plant_token: "holds what looks like a Hub token: not pushed",
+    plant_path: "names a folder of this machine",
+    plant_home: "names a folder of this machine",
+    plant_link: "is a link that leads out of",
+    plant_module: "names '../other', which is no folder within",
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_what_must_not_be_public_is_not(hub, folder, plant):
+    plant(folder)
+    with pytest.raises(InputError, match=PLANTED[plant]):
+        push(folder, "user/encoder")
+    assert hub.requests == []
+
+
+def test_no_encoder(tmp_path):
+    with pytest.raises(InputError, match="holds no encoder"):
+        files_to_push(tmp_path)
+
+
+def command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["fmicl-text push", *map(str, arguments)])
+    with one_line_errors("fmicl-text push"):
+        main()
+
+
+def test_the_command(hub, folder, monkeypatch, capsys):
+    command(monkeypatch, folder, "user/encoder", "--dry-run")
+    listed = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    assert set(listed) == ENCODER_FILES and hub.requests == []
+    command(monkeypatch, folder, "user/encoder", "--private")
+    assert "/user/encoder/commit/" in capsys.readouterr().out and hub.private["user/encoder"]
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, folder, "user/encoder")
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith(
+        "fmicl-text push: error: user/encoder: it exists"
+    )
+    with pytest.raises(SystemExit) as stop:
+        command(monkeypatch, folder / "absent", "user/encoder")
+    assert stop.value.code == 2 and "absent is no folder" in capsys.readouterr().err
+
+
+def recipe(monkeypatch, texts, out, *flags):
+    arguments = ["--train_file", texts, "--output_dir", out, *flags]
+    monkeypatch.setattr(sys, "argv", ["simcse_fmicl.py", *map(str, arguments)])
+    script = Path(__file__).parents[2] / "recipes" / "simcse_fmicl.py"
+    with one_line_errors("simcse_fmicl.py"):
+        runpy.run_path(str(script))["main"]()
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "secret-texts.txt"
+    path.write_text("\n".join([*sentences(40), SENTENCE]))
+    return path
+
+
+@pytest.fixture
+def flags(bert_folder, tmp_path):
+    pairs = tmp_path / "pairs.tsv"
+    rows = [f"{a}\t{b}\t{i % 6}" for i, (a, b) in enumerate(zip(sentences(12, 1), sentences(12, 2), strict=True))]
+    pairs.write_text("sentence1\tsentence2\tscore\n" + "\n".join(rows))
+    return [
+        "--model_name_or_path", bert_folder, "--sts_dev_file", pairs, "--pooling", "mean", "--head", "simcse",
+        "--per_device_train_batch_size", 8, "--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--use_cpu", "True",
+        "--disable_tqdm", "True", "--push_to_hub", "True", "--hub_model_id", "user/encoder", "--logging_steps", 1,
+    ]  # fmt: skip
+
+
+def secrets_in(files, private):
+    """Names of the files that hold a private text, or are a pickle or one of torch's archives of them."""
+    return [
+        name
+        for name, content in files.items()
+        if any(text.encode() in content for text in private) or content.startswith((b"\x80\x02", b"\x80\x04", b"PK"))
+    ]
+
+
+def test_the_recipe_pushes_during_training_and_at_its_end(hub, monkeypatch, capsys, texts, flags, tmp_path):
+    """A complete folder each time; the last one with results; no training sentence, path or token in any byte of it."""
+    commits, commit = [], Handler.commit
+
+    def record(self, hub, repo, revision, lines, base):
+        commits.append((lines[0]["value"]["summary"], {line["value"]["path"] for line in lines[1:]}))
+        commit(self, hub, repo, revision, lines, base)
+
+    monkeypatch.setattr(Handler, "commit", record)
+    recipe(monkeypatch, texts, tmp_path / "out", *flags, "--hub_private_repo", "True", "--hub_always_push", "True")
+    assert "On the Hub: http" in capsys.readouterr().out and hub.private["user/encoder"]
+    assert [summary for summary, _ in commits] == [
+        "Training in progress, step 2", "Training in progress, step 4", "End of training"
+    ]  # fmt: skip
+    assert commits[0][1] == ENCODER_FILES - {"training_curve.png"}
+    files = hub.repos["user/encoder"]["main"]
+    assert set(files) == ENCODER_FILES
+    private = [*texts.read_text().splitlines(), str(tmp_path), str(Path.home()), TOKEN]
+    assert secrets_in(files, private) == []
+    for planted in (*private, "\x80\x04"):
+        assert secrets_in(files | {"planted": f"{planted} .".encode("latin-1")}, private) == ["planted"]
+    card = files["README.md"].decode()
+    assert "# user/encoder" in card and "| data | secret-texts.txt |" in card and "| sts_spearman " in card
+    fetched = snapshot_download("user/encoder", cache_dir=tmp_path / "cache")
+    here = SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(sentences(3))
+    assert (SentenceTransformer(fetched, device="cpu").encode(sentences(3)) == here).all()
+
+
+def test_training_outlives_pushes_that_fail(hub, monkeypatch, capsys, caplog, texts, flags, tmp_path):
+    """In its midst a warning; at the end one line, status 2, and a folder that is complete."""
+    hub.fail = {"preupload": 503}
+    with pytest.raises(SystemExit) as stop:
+        recipe(monkeypatch, texts, tmp_path / "out", *flags)
+    printed = capsys.readouterr()
+    warned = [record.message for record in caplog.records if "was not pushed, training goes on" in record.message]
+    assert warned and "checkpoint-2 was not pushed, training goes on: user/encoder: the Hub answered 503" in warned[0]
+    assert stop.value.code == 2 and "| sts_spearman" in printed.out
+    error = printed.err.strip().splitlines()[-1]
+    assert error.startswith("simcse_fmicl.py: error: user/encoder: the Hub answered 503")
+    assert f"to try again: fmicl-text push {tmp_path / 'out'} user/encoder --exist_ok" in error
+    assert (tmp_path / "out" / "results.json").is_file() and set(files_to_push(tmp_path / "out")) == ENCODER_FILES
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--hub_token", "hf_x"], "--hub_token is refused, arguments end up in files"),
+        (["--hub_strategy", "checkpoint"], "--hub_strategy checkpoint would upload optimizer and head"),
+        (["--hub_model_id", "a/b/c"], "'a/b/c' is no name of a repository"),
+    ],
+)
+def test_what_is_refused_before_training(hub, monkeypatch, capsys, texts, flags, tmp_path, change, message):
+    with pytest.raises(SystemExit) as stop:
+        recipe(monkeypatch, texts, tmp_path / "out", *flags, *change)
+    assert stop.value.code == 2 and message in capsys.readouterr().err and hub.repos == {}
+
+
+def test_an_expired_token_stops_before_training(hub, monkeypatch, capsys, texts, flags, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    with pytest.raises(SystemExit):
+        recipe(monkeypatch, texts, tmp_path / "out", *flags)
+    printed = capsys.readouterr()
+    assert "user/encoder: not logged in, or the token has expired" in printed.err and "loss" not in printed.out
+
+
+def test_a_checkpoint_that_goes_while_it_is_pushed(hub, folder):
+    """What is pushed is a copy."""
+    background = BackgroundPush()
+    background.start(folder, "user/encoder", exist_ok=True)
+    shutil.rmtree(folder)
+    background.wait()
+    assert set(hub.repos["user/encoder"]["main"]) == ENCODER_FILES and not background.busy
+
+
+def test_an_image_encoder_is_pushed_with_its_processor(hub, monkeypatch, capsys, tmp_path):
+    path = parquet(tmp_path, [picture(size=(32, 32), seed=i) for i in range(40)])
+    new_image_encoder(ViTConfig(**TOKENS)).save_pretrained(tmp_path / "vit")
+    arguments = [
+        "--train_file", path, "--held_out", 10, "--model_name_or_path", tmp_path / "vit", "--max_steps", 1,
+        "--head_dim", 8, "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "out", "--disable_tqdm", "True",
+        "--push_to_hub", "True", "--hub_model_id", "user/images", "--eval_strategy", "no",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["vision_fmicl.py", *map(str, arguments)])
+    runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "vision_fmicl.py"))["main"]()
+    files = hub.repos["user/images"]["main"]
+    assert set(files) == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "training_curve.png",
+    }
+    assert secrets_in(files, [str(tmp_path), str(Path.home()), TOKEN]) == []
+    card = files["README.md"].decode()
+    assert 'AutoModel.from_pretrained("user/images")' in card and "| after training " in card
+    fetched = snapshot_download("user/images", cache_dir=tmp_path / "cache")
+    ours, stock = build_image_encoder(str(tmp_path / "out")).eval(), AutoModel.from_pretrained(fetched).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(ours(pixels), stock(pixel_values=pixels).last_hidden_state[:, 0])
+    assert AutoImageProcessor.from_pretrained(fetched).size["height"] == 32

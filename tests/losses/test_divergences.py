@@ -1,0 +1,196 @@
+"""Every divergence against autograd on its own f, at both ends of the range of r, and the erratum."""
+
+import pytest
+import torch
+
+from fmicl_text.losses.divergences import (
+    DIVERGENCES,
+    FDivergence,
+    convex_conjugate,
+    expm1,
+    pearson,
+    tsallis,
+    uniformity_holds,
+)
+from tests import reference
+
+FAITHFUL = [name for name in DIVERGENCES if name != "vlc_as_printed"]  # conjugate belongs to its own f
+UNIFORM = ["kl", "js", "pearson", "sh", "tsallis", "vlc", "jeffrey", "vlc_as_printed"]
+RANGE = torch.linspace(-8, 2, 1001, dtype=torch.float64)
+
+
+def by_autograd(record, r):
+    """f'(u) and u f'(u) - f(u) at u = e^r."""
+    u = r.exp().requires_grad_()
+    value = record.f(u)
+    (slope,) = torch.autograd.grad(value.sum(), u)
+    return slope, (u * slope - value).detach()
+
+
+def slope_of(function, r):
+    r = r.clone().requires_grad_()
+    return torch.autograd.grad(function(r).sum(), r)[0]
+
+
+def test_the_names_users_type():
+    names = ["kl", "js", "pearson", "sh", "tsallis", "vlc", "jeffrey", "rkl", "neyman", "vlc_as_printed"]
+    assert list(DIVERGENCES) == names
+    assert all(record.name == name for name, record in DIVERGENCES.items())
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_score_and_conjugate_are_those_of_f(name):
+    record = DIVERGENCES[name]
+    slope, conjugate = by_autograd(record, RANGE)
+    torch.testing.assert_close(record.score(RANGE), slope, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(record.conjugate(RANGE), conjugate, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_f_is_the_textbook_one_up_to_a_multiple_of_u_minus_1(name):
+    f, slope = reference.GENERATORS[name]
+    for r in (-3.0, -0.5, 0.0, 0.7):
+        u = torch.tensor(r, dtype=torch.float64).exp()
+        expected = f(float(u)) - slope(1.0) * (float(u) - 1)
+        assert DIVERGENCES[name].f(u).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_printed_vlc_conjugate_is_not_that_of_its_f():
+    r = torch.linspace(-20, 0, 401, dtype=torch.float64)
+    _, conjugate = by_autograd(DIVERGENCES["vlc"], r)
+    error = (DIVERGENCES["vlc_as_printed"].conjugate(r) - conjugate).abs()
+    assert error.max().item() == pytest.approx(1.0, abs=1e-6)
+    assert DIVERGENCES["vlc_as_printed"].conjugate(r)[-1].item() == pytest.approx(1.0)  # not 0 at u = 1
+    u = r.exp()
+    torch.testing.assert_close(DIVERGENCES["vlc"].conjugate(r), (u - 1) * (3 * u + 1) / (u + 1) ** 2)
+    torch.testing.assert_close(DIVERGENCES["vlc_as_printed"].conjugate(r), 3 - 4 / (u + 1))
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_normalised_so_that_collapse_scores_zero(name):
+    record, one, zero = DIVERGENCES[name], torch.ones(3), torch.zeros(3)
+    for value in (record.f(one), record.score(zero), record.conjugate(zero)):
+        torch.testing.assert_close(value, zero, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_score_and_conjugate_increase(name):
+    for function in (DIVERGENCES[name].score, DIVERGENCES[name].conjugate):
+        assert (function(RANGE).diff() > 0).all()
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_fenchel_young(name):
+    """f(u) + f*(t) >= u t, with equality at t = f'(u)."""
+    record = DIVERGENCES[name]
+    u = torch.linspace(0.05, 3, 60, dtype=torch.float64)
+    r = torch.linspace(-3, 1, 50, dtype=torch.float64)
+    gap = record.f(u)[:, None] + record.conjugate(r) - u[:, None] * record.score(r)
+    assert gap.min() > -1e-12
+    equal = record.f(r.exp()) + record.conjugate(r) - r.exp() * record.score(r)
+    torch.testing.assert_close(equal, torch.zeros_like(r), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("function", ["score", "conjugate"])
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("gamma", [1.0, 20.0])
+def test_float32_value_and_gradient_over_the_whole_range(name, gamma, function):
+    """r in [-4 gamma, 0]: both ends, the region around the paper's balance (r = -13), and close to 0."""
+    r = torch.cat([torch.linspace(-4 * gamma, 0, 801), -torch.logspace(-6, -1, 11)])
+    evaluate = getattr(DIVERGENCES[name], function)
+    exact, exact_slope = evaluate(r.double()), slope_of(evaluate, r.double())
+    representable = (exact.abs() < 3e38) & (exact_slope.abs() < 3e38)
+    assert representable.all() or (name, function) == ("neyman", "score")  # e^{160} is beyond float32
+    value, slope = evaluate(r)[representable], slope_of(evaluate, r)[representable]
+    torch.testing.assert_close(value.double(), exact[representable], rtol=1e-4, atol=3e-7)
+    # relative, however small: alpha = 409600 multiplies it; below 1e-37 float32 has no digits left
+    torch.testing.assert_close(slope.double(), exact_slope[representable], rtol=1e-4, atol=1e-37)
+
+
+def test_expm1_of_torch_alone_would_lose_the_gradient():
+    r = torch.tensor([-13.0, -18.0])
+    assert slope_of(torch.expm1, r)[1] == 0
+    torch.testing.assert_close(slope_of(DIVERGENCES["kl"].conjugate, r), r.exp())
+
+
+def test_tsallis_contains_its_neighbours():
+    r = torch.linspace(-8, 1, 91, dtype=torch.float64)
+    for record, other in [(tsallis(2.0), "pearson"), (tsallis(0.5), "sh"), (tsallis(1.0), "kl")]:
+        torch.testing.assert_close(record.score(r), DIVERGENCES[other].score(r), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(record.conjugate(r), DIVERGENCES[other].conjugate(r), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(record.f(r.exp()), DIVERGENCES[other].f(r.exp()), rtol=1e-12, atol=1e-12)
+    near = tsallis(1 + 1e-7)
+    torch.testing.assert_close(near.score(r), r, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [0.0, -1.0, float("nan"), float("inf")])
+def test_tsallis_order_must_be_positive(order):
+    with pytest.raises(ValueError, match=r"tsallis order must be a finite number > 0, got"):
+        tsallis(order)
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_record_from_nothing_but_f(name):
+    record = FDivergence.from_convex(DIVERGENCES[name].f, name)
+    r = torch.linspace(-6, 1, 71, dtype=torch.float64)
+    torch.testing.assert_close(record.score(r), DIVERGENCES[name].score(r), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(record.conjugate(r), DIVERGENCES[name].conjugate(r), rtol=1e-9, atol=1e-9)
+    for function in ("score", "conjugate"):
+        expected = slope_of(getattr(DIVERGENCES[name], function), r)
+        torch.testing.assert_close(slope_of(getattr(record, function), r), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_record_from_f_normalises_and_keeps_the_dtype():
+    record = FDivergence.from_convex(lambda u: u**2 + 3)
+    torch.testing.assert_close(record.conjugate(torch.tensor([-0.5])), pearson().conjugate(torch.tensor([-0.5])))
+    assert record.score(torch.zeros(2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("f", [lambda u: -(u**2), torch.sin, lambda u: (u - 3).log()], ids=["concave", "sine", "nan"])
+def test_a_function_that_is_not_convex_is_refused(f):
+    with pytest.raises(ValueError, match="divergence 'mine': f must be convex"):
+        FDivergence.from_convex(f, "mine")
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 20.0, 100.0])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_uniformity_condition(name, gamma):
+    assert uniformity_holds(DIVERGENCES[name], gamma) == (name in UNIFORM)
+
+
+@pytest.mark.parametrize("name", ["kl", "js", "pearson", "sh", "vlc", "rkl", "neyman"])
+def test_uniformity_condition_of_autograd_records(name):
+    record = FDivergence.from_convex(DIVERGENCES[name].f, name)
+    assert uniformity_holds(record, 1.0) == (name in UNIFORM)
+
+
+CLOSED_CONJUGATES = {
+    "kl": lambda t: t.exp() - 1,
+    "js": lambda t: -(2 - t.exp()).log(),
+    "pearson": lambda t: t**2 / 4 + t,
+    "sh": lambda t: t / (1 - t),
+    "vlc": lambda t: 4 - t - 4 * (1 - t).sqrt(),
+    "rkl": lambda t: -(1 - t).log(),
+    "neyman": lambda t: 2 - 2 * (1 - t).sqrt(),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED_CONJUGATES)
+def test_convex_conjugate_against_closed_forms(name):
+    t = torch.linspace(-0.99, 0.65, 83, dtype=torch.float64)
+    torch.testing.assert_close(convex_conjugate(DIVERGENCES[name], t), CLOSED_CONJUGATES[name](t), rtol=1e-9, atol=1e-9)
+    mine = slope_of(lambda s: convex_conjugate(DIVERGENCES[name], s), t)
+    torch.testing.assert_close(mine, slope_of(CLOSED_CONJUGATES[name], t), rtol=1e-9, atol=1e-9)
+
+
+def test_convex_conjugate_is_infinite_beyond_the_range_of_the_slope():
+    assert convex_conjugate(DIVERGENCES["js"], torch.tensor([0.7])).item() == float("inf")
+    assert convex_conjugate(DIVERGENCES["sh"], torch.tensor([1.0])).item() == float("inf")
+
+
+def test_expm1_can_be_differentiated_twice():
+    r = torch.linspace(-60, 2, 50, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(expm1(r).sum(), r, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), r)
+    torch.testing.assert_close(first, r.exp())
+    torch.testing.assert_close(second, r.exp())

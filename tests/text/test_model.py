@@ -1,0 +1,167 @@
+"""Encoders: pooling, dtype, dropout, heads, and that what is saved is what was trained."""
+
+import json
+import logging
+import shutil
+
+import huggingface_hub
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from fmicl_text.errors import InputError
+from fmicl_text.evaluation.encoding import encode_sentences
+from fmicl_text.quickstart import ENCODER
+from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
+from tests.conftest import sentences, tiny_bert
+
+COMMIT = "0123456789" * 4
+
+
+def pooling_of(encoder):
+    return encoder[1].pooling_mode
+
+
+def test_weights_are_float32_whatever_the_file_holds(tmp_path):
+    for dtype in (torch.float16, torch.bfloat16):
+        folder = tiny_bert(tmp_path / str(dtype), dtype=dtype)
+        assert {p.dtype for p in build_text_encoder(folder).parameters()} == {torch.float32}
+
+
+def test_pooling_is_the_models_own_else_cls(bert_folder, tmp_path):
+    assert pooling_of(build_text_encoder(bert_folder)) == "cls"
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    encoder.save(str(tmp_path), create_model_card=False)
+    assert pooling_of(build_text_encoder(str(tmp_path))) == "mean"
+    assert pooling_of(build_text_encoder(str(tmp_path), pooling="max")) == "max"
+
+
+def test_no_parameter_is_left_without_gradient(bert_folder):
+    model = TextContrastiveModel(build_text_encoder(bert_folder), head="simcse")
+    features = dict(model.encoder.tokenizer(["a dog runs", "the cat"], return_tensors="pt", padding=True))
+    model(features).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not [name for name, _ in model.named_parameters() if "pooler" in name]
+
+
+def test_dropout_is_set_everywhere(bert_folder):
+    encoder = build_text_encoder(bert_folder, dropout=0.37)
+    assert {m.p for m in encoder.modules() if isinstance(m, torch.nn.Dropout)} == {0.37}
+
+
+def test_views_differ_with_dropout_and_coincide_without(bert_folder):
+    model = TextContrastiveModel(build_text_encoder(bert_folder))
+    features = dict(model.encoder.tokenizer(["a dog runs"] * 2, return_tensors="pt"))
+    x, y = model.train()(dict(features))
+    assert (x - y).abs().max() > 1e-3
+    x, y = model.eval()(dict(features))
+    assert torch.equal(x, y)
+
+
+def test_saved_folder_gives_identical_vectors_everywhere(bert_folder, tmp_path):
+    """Through sentence-transformers, through the recipe's own encoder (difference 0), through AutoModel + mean."""
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    encoder.save(str(tmp_path), create_model_card=False)
+    texts = sentences(20)
+    own = encode_sentences(encoder, texts, progress=False)
+    assert torch.equal(own, encode_sentences(build_text_encoder(str(tmp_path)), texts, progress=False))
+    reopened = SentenceTransformer(str(tmp_path), device="cpu")
+    assert torch.equal(own, encode_sentences(reopened, texts, progress=False))
+    direct = encoder.encode(texts, convert_to_tensor=True)
+    assert torch.equal(direct, reopened.encode(texts, convert_to_tensor=True))
+    features = AutoTokenizer.from_pretrained(tmp_path)(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(tmp_path).eval()(**features).last_hidden_state
+    mask = features["attention_mask"][..., None]
+    torch.testing.assert_close((states * mask).sum(1) / mask.sum(1), own, rtol=0, atol=1e-6)
+
+
+def test_a_base_from_the_hub_is_recorded_with_its_commit(bert_folder, tmp_path, monkeypatch):
+    """As it lies in the Hub's cache."""
+    shutil.copytree(bert_folder, tmp_path / "models--user--bert" / "snapshots" / COMMIT)
+    (tmp_path / "models--user--bert" / "refs").mkdir()
+    (tmp_path / "models--user--bert" / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, base in {"user/bert": ("user/bert", COMMIT), bert_folder: (None, None)}.items():
+        described = TextContrastiveModel(build_text_encoder(name)).describe()
+        assert (described["base_model"], described["base_revision"]) == base
+
+
+def test_the_tokenizer_opens_in_transformers_4_too(bert_folder, tmp_path):
+    model = TextContrastiveModel(build_text_encoder(bert_folder))
+    model.save_encoder(str(tmp_path), model.state_dict())
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    texts = sentences(3)
+    assert AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"] == model.encoder.tokenizer(texts)["input_ids"]
+
+
+def test_checkpoint_brings_back_encoder_and_head(bert_folder, tmp_path):
+    model = TextContrastiveModel(build_text_encoder(bert_folder), head="simcse")
+    model.encoder.save(str(tmp_path), create_model_card=False)
+    model.save_training_only(str(tmp_path), model.state_dict())
+    other = TextContrastiveModel(build_text_encoder(bert_folder), head="simcse")
+    for parameter in other.parameters():
+        parameter.data.add_(1.0)
+    other.load_checkpoint(str(tmp_path))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.state_dict()[name]), name
+
+
+def test_encoding_keeps_the_order_of_the_sentences(bert_folder):
+    encoder = build_text_encoder(bert_folder)
+    texts = sentences(9)
+    one_by_one = torch.cat([encode_sentences(encoder, [text], progress=False) for text in texts])
+    torch.testing.assert_close(encode_sentences(encoder, texts, batch_size=4, progress=False), one_by_one)
+
+
+def test_loading_is_quiet_but_for_what_matters(bert_folder, tmp_path, caplog):
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level(logging.WARNING):
+        build_text_encoder(str(ENCODER))  # masked-LM file: head left over, pooler missing
+        assert not caplog.records
+        model = AutoModel.from_pretrained(bert_folder)
+        state = {k: v for k, v in model.state_dict().items() if "layer.1" not in k}
+        model.save_pretrained(tmp_path, state_dict=state)
+        AutoTokenizer.from_pretrained(bert_folder).save_pretrained(tmp_path)
+        build_text_encoder(str(tmp_path))
+        assert "layer.1" in caplog.text and "MISSING" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./no/such/folder", "--model_name_or_path: no such folder ./no/such/folder"),
+        ("nobody/no-such-model", "--model_name_or_path nobody/no-such-model: "),
+        ("not a name", "--model_name_or_path not a name: "),
+    ],
+)
+def test_a_model_that_cannot_be_had(name, message):
+    with pytest.raises(InputError) as error:
+        build_text_encoder(name)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_its_tokenizer_is_refused(bert_folder, tmp_path):
+    AutoModel.from_pretrained(bert_folder).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="its tokenizer files are missing, every word would be unknown"):
+        build_text_encoder(str(tmp_path))
+
+
+def test_a_home_relative_path_keeps_its_pooling(bert_folder, tmp_path, monkeypatch):
+    build_text_encoder(bert_folder, pooling="mean").save(str(tmp_path / "m"), create_model_card=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pooling_of(build_text_encoder("~/m")) == "mean"
+
+
+def test_dropout_out_of_range(bert_folder):
+    with pytest.raises(InputError, match=r"--dropout must be in \[0, 1\), got 1.0"):
+        build_text_encoder(bert_folder, dropout=1.0)
+
+
+def test_progress_is_shown_again_after_loading(bert_folder):
+    transformers_logging.enable_progress_bar()
+    build_text_encoder(bert_folder)
+    assert transformers_logging.is_progress_bar_enabled()

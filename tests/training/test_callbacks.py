@@ -1,0 +1,173 @@
+"""When numbers go wrong, training stops before they reach the weights, or leaves the step out; collapse is told of."""
+
+import json
+import math
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+
+from fmicl_text.errors import Interrupted
+from fmicl_text.losses.contrastive import FMICLLoss, InfoNCELoss
+from fmicl_text.training.callbacks import CollapseWatch, describe_views
+from fmicl_text.training.trainer import NonFiniteError
+from tests.training.test_signals import Signal
+from tests.training.test_trainer import make_trainer, same, weights
+
+
+def breaking(trainer, step, value=math.nan, gradient=False):
+    """A trainer whose forward pass gives nan, or only a gradient that is, in one step."""
+    forward, calls = trainer.model.forward, []
+
+    def broken(features):
+        calls.append(1)
+        out = forward(features)
+        if len(calls) != step:
+            return out
+        if gradient:
+            out.register_hook(lambda g: g * value)
+            return out
+        return out * value
+
+    trainer.model.forward = broken
+    return trainer
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(bert_folder, tmp_path, value):
+    trainer = breaking(
+        make_trainer(bert_folder, tmp_path, lr_scheduler_type="constant"), step=3, value=value, gradient=True
+    )
+    with pytest.raises(
+        NonFiniteError, match=r"loss is -?\d.* and gradient norm (nan|inf) at step 3 .*, r from -\d.*\): lower"
+    ):
+        trainer.train()
+    two_steps = make_trainer(bert_folder, tmp_path, lr_scheduler_type="constant", max_steps=2)
+    two_steps.train()
+    assert trainer.state.global_step == 2 and same(weights(trainer), weights(two_steps))
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["loss", "gradient"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_steps_left_out_are_counted_and_change_no_weight(bert_folder, tmp_path, gradient, accumulation):
+    settings = {
+        "max_steps": 3,
+        "skip_nonfinite": True,
+        "gradient_accumulation_steps": accumulation,
+        "weight_decay": 0.1,
+    }
+    trainer = breaking(make_trainer(bert_folder, tmp_path, **settings), step=accumulation + 1, gradient=gradient)
+    seen = []
+    step = AcceleratedOptimizer.step
+
+    def remember(optimizer, *args):
+        before = weights(trainer)
+        step(optimizer, *args)
+        seen.append(same(before, weights(trainer)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AcceleratedOptimizer, "step", remember)
+        trainer.train()
+    assert seen == [False, True, False]
+    counts = [entry.get("nonfinite_steps") for entry in trainer.state.log_history if "loss" in entry]
+    assert counts == [None, 1, 1]
+    assert all(weight.isfinite().all() for weight in weights(trainer).values())
+
+
+def test_batch_statistics_that_broke_are_not_trained_on_with(bert_folder, tmp_path):
+    """Leaving a step out does not undo what the forward pass did to buffers."""
+    trainer = make_trainer(bert_folder, tmp_path, skip_nonfinite=True)
+    trainer.model.register_buffer("running_mean", torch.tensor([math.nan]), persistent=False)
+    breaking(trainer, step=1)
+    with pytest.raises(NonFiniteError, match="running_mean is not finite"):
+        trainer.train()
+
+
+def test_an_overflow_of_fp16_is_left_to_the_scaler_and_logged(bert_folder, tmp_path):
+    """fp16 needs a GPU; here its scaler is played: it leaves out step 2, whose gradient is inf."""
+    trainer = breaking(make_trainer(bert_folder, tmp_path, max_steps=3), step=2, value=math.inf, gradient=True)
+    trainer.accelerator.scaler = SimpleNamespace(scale=lambda loss: loss)
+    skipped = property(lambda self: trainer.state.global_step == 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AcceleratedOptimizer, "step_was_skipped", skipped)
+        patch.setattr(AcceleratedOptimizer, "step", lambda *args: None)
+        patch.setattr(trainer, "_save_scaler", lambda folder: None)
+        trainer.train()
+    assert [e.get("overflow_steps") for e in trainer.state.log_history if "loss" in e] == [None, 1, 1]
+
+
+def test_a_loss_that_is_not_finite_stops_fp16_too_in_whichever_micro_step(bert_folder, tmp_path):
+    trainer = breaking(make_trainer(bert_folder, tmp_path, max_steps=2, gradient_accumulation_steps=2), step=1)
+    trainer.accelerator.scaler = SimpleNamespace(scale=lambda loss: loss)
+    with pytest.raises(NonFiniteError, match="at step 1"):
+        trainer.train()
+
+
+def test_a_run_that_was_cut_short_counts_on_and_knows_its_highest_rank(bert_folder, tmp_path):
+    settings = {"skip_nonfinite": True, "max_steps": 8}
+    cut = breaking(make_trainer(bert_folder, tmp_path, **settings), step=2)
+    cut.add_callback(Signal(4))
+    with pytest.raises(Interrupted):
+        cut.train()
+    resumed = make_trainer(bert_folder, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint="auto")
+    counts = [entry.get("nonfinite_steps") for entry in resumed.state.log_history if "loss" in entry]
+    assert counts == [None, *[1] * 7]
+    watch = CollapseWatch()
+    for step, rank in enumerate((30.0, 25.0)):
+        watch.look({"effective_rank": rank, "mean_cosine": 0.1}, step)
+    state = json.loads(json.dumps(watch.state()))
+    later = CollapseWatch(**state["args"])
+    vars(later).update(state["attributes"])
+    assert later.look({"effective_rank": 9.0, "mean_cosine": 0.1}, 2)
+
+
+def test_the_range_of_the_similarity_is_told():
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert describe_views(FMICLLoss(gamma=5.0), x, x) == "r from -20 to 0"
+    assert describe_views(InfoNCELoss(temperature=0.5), x, x) == "r from -4 to 0"
+    assert describe_views(FMICLLoss(similarity="cosine"), x, 3 * x) == "cosine from -1 to 1"
+    assert describe_views(FMICLLoss(), x, x * torch.tensor([[1.0], [math.inf]])) == "1 of 4 embeddings not finite"
+
+
+def told(ranks, cosines=None, batch=64):
+    """The steps at which a log of these values is warned of."""
+    watch, args, steps = CollapseWatch(), SimpleNamespace(train_batch_size=batch), []
+    cosines = cosines or [0.1] * len(ranks)
+    for step, (rank, cosine) in enumerate(zip(ranks, cosines, strict=True)):
+        logs = {"effective_rank": rank, "mean_cosine": cosine}
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            watch.on_log(args, SimpleNamespace(global_step=step), None, logs=logs)
+        steps += [step] * len(caught)
+    return steps
+
+
+def test_a_collapse_is_told_of_once_when_it_begins():
+    assert told([31.7, 24.5, 15.8, 8.9, 7.1, 6.4, 6.3, 5.6]) == [3]  # rkl on digits
+    assert told([3.6, 1.4, 1.3, 1.3]) == [1]  # neyman on digits
+    assert told([30.0, 8.0, 20.0, 9.0, 30.0, 5.0]) == [1, 3, 5]
+    assert told([9.0] * 3, [0.2, 0.995, 0.999]) == [1]
+
+
+def test_what_is_no_collapse():
+    assert told([1.3, 1.9, 4.0, 20.0, 35.0], [0.995, 0.993, 0.9, 0.3, 0.1]) == []  # many an encoder before training
+    assert told([60.0, 45.0, 30.0, 25.0]) == []
+    assert told([31.7, 1.0], batch=8) == []
+    assert CollapseWatch().look({"eval_sts_spearman": 80.0}, 5) is None
+
+
+def test_the_words_name_what_helps():
+    watch = CollapseWatch()
+    watch.look({"effective_rank": 30.0, "mean_cosine": 0.1}, 25)
+    words = watch.look({"effective_rank": 5.0, "mean_cosine": 0.4}, 50)
+    assert words.startswith(
+        "step 50: embeddings are collapsing, effective rank 5.0 (highest so far 30.0), mean cosine 0.400"
+    )
+    assert words.endswith("(kl, js, pearson, vlc), a lower --learning_rate, a larger --alpha")
+
+
+def test_small_batches_and_moderate_cosines_are_no_collapse():
+    assert told([31.7, 1.0], batch=31) == [] and told([31.7, 1.0], batch=32) == [1]
+    assert told([9.0] * 3, [0.2, 0.95, 0.96]) == []
