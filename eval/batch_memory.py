@@ -16,18 +16,18 @@ import torch
 
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
 from fmicl_text.cli.checks import check_writable, whole_number
-from fmicl_text.cli.parser import OneLineParser, one_line_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.evaluation.benchmark import MIB, peak_extra_mib
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.collator import TokenCollator
 from fmicl_text.text.data import load_training_text
-from fmicl_text.text.tokenization import tokenise_once
+from fmicl_text.text.tokenization import tokenize_dataset
 
 
 def one_step(folder: str, model: TextContrastiveModel, batch: int, mini_batch: int, progress: bool) -> None:
     encoder = model.encoder
-    rows = tokenise_once(load_training_text(train_file=str(SENTENCES)).dataset, encoder.tokenizer, ["text"], 32)
+    rows = tokenize_dataset(load_training_text(train_file=str(SENTENCES)).dataset, encoder.tokenizer, ["text"], 32)
     args = FMICLTrainingArguments(
         folder, alpha=4096.0, per_device_train_batch_size=batch, mini_batch_size=mini_batch, max_steps=1,
         eval_strategy="no", save_strategy="no", load_best_model_at_end=False, disable_tqdm=not progress,
@@ -38,7 +38,7 @@ def one_step(folder: str, model: TextContrastiveModel, batch: int, mini_batch: i
 
 
 def parse_args() -> argparse.Namespace:
-    parser, size = OneLineParser("batch_memory.py", __doc__), partial(whole_number, lowest=2)
+    parser, size = ArgumentParser("batch_memory.py", __doc__), partial(whole_number, lowest=2)
     parser.add_argument("--batches", type=size, nargs="+", default=[256, 1024, 8192])
     parser.add_argument("--mini_batch_size", type=size, default=64)
     parser.add_argument("--output", type=Path, help="JSON of every measurement")
@@ -71,5 +71,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("batch_memory.py"):
+    with cli_errors("batch_memory.py"):
         main()

@@ -3,7 +3,7 @@
     python eval/geometry.py                                             # the package's encoder and sentences
     python eval/geometry.py --model before=BERT after=runs/js --text SENTENCES.txt --flow --plot geometry.png
     python eval/geometry.py --model runs/js --file PAIRS.tsv            # partners: pairs graded 4 or more
-    python eval/geometry.py --model before=digits after=runs/digits --images digits --views grey --image_size 16
+    python eval/geometry.py --model before=digits after=runs/digits --images digits --views gray --image_size 16
     python eval/geometry.py --model js=runs/digits/checkpoint-100 --after_head --images digits ... # as the loss sees it
     python eval/geometry.py --embeddings FEATURES.npz                   # x and y [N, D] of any encoder
     python eval/geometry.py --synthetic --flow                          # pairs of which the density is known
@@ -30,7 +30,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from fmicl_text.cli.checks import check_plottable, check_writable, whole_number
-from fmicl_text.cli.parser import OneLineParser, flags_called, one_line_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
@@ -53,7 +53,7 @@ from fmicl_text.vision.views import VIEWS, ImageViews
 
 def parse_args() -> argparse.Namespace:
     """The command line, checked as far as it can be before anything is loaded."""
-    parser = OneLineParser("geometry.py", __doc__)
+    parser = ArgumentParser("geometry.py", __doc__)
     parser.add_argument("--model", nargs="+", metavar="[NAME=]M", help="folders or Hub names; default: the package's")
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--text", help="sentences: .txt, .csv, .tsv, .jsonl (also .gz), .parquet; default: the package's")
@@ -227,5 +227,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("geometry.py"):
+    with cli_errors("geometry.py"):
         main()

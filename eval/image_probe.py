@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from fmicl_text.cli.checks import check_writable, positive_number, whole_number
-from fmicl_text.cli.parser import OneLineParser, flags_called, one_line_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
 from fmicl_text.evaluation.encoders import training_facts
 from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, linear_accuracy, logistic_accuracy
-from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, spread, write_json
+from fmicl_text.evaluation.report import library_versions, markdown_table, mean_std, named_model, write_json
 from fmicl_text.vision.data import Images, check_channels, load_digits, load_images, split
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, new_image_encoder, pixel_statistics
 from fmicl_text.vision.evaluator import MOST_FITTED, RAW_SIZE, raw_pixels
@@ -35,7 +35,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def parse_args() -> argparse.Namespace:
     """The command line, checked as far as it can be before anything is loaded."""
-    parser = OneLineParser("image_probe.py", __doc__)
+    parser = ArgumentParser("image_probe.py", __doc__)
     parser.add_argument("--model", nargs="+", required=True, metavar="[NAME=]M", help="folders or Hub names")
     parser.add_argument("--images", default="digits", help=".parquet, a folder of class folders, or digits (default)")
     parser.add_argument("--image_column", default="img")
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--ks", nargs="+", type=whole_number, default=[20, 200], help="numbers of neighbours")
     parser.add_argument("--temperatures", nargs="+", type=positive_number, default=[0.1], help="of neighbours' votes")
     parser.add_argument("--linear_epochs", type=whole_number, help="train a linear layer on random views so long")
-    parser.add_argument("--views", choices=VIEWS, help="its views (default cifar, of digits grey)")
+    parser.add_argument("--views", choices=VIEWS, help="its views (default cifar, of digits gray)")
     from_0 = partial(whole_number, lowest=0)
     parser.add_argument("--seed", type=from_0, default=0, help="of random weights, few labels and the linear layer")
     parser.add_argument("--output", type=Path, help="JSON file to write")
@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     digits = args.images == "digits"
     args.held_out = args.held_out or (360 if digits else 5000)
     args.image_size = args.image_size or (16 if digits else 32)
-    args.views = args.views or ("grey" if digits else "cifar")
+    args.views = args.views or ("gray" if digits else "cifar")
     return args
 
 
@@ -133,10 +133,10 @@ def main() -> None:
     rows = []
     for result in results:
         few = result["metrics"]["5 labels a class"]
-        rows.append({"features": result["name"]} | result["metrics"] | {"5 labels a class": spread(few)})
+        rows.append({"features": result["name"]} | result["metrics"] | {"5 labels a class": mean_std(few)})
     print(markdown_table(rows))
 
 
 if __name__ == "__main__":
-    with one_line_errors("image_probe.py"):
+    with cli_errors("image_probe.py"):
         main()

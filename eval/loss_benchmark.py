@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fmicl_text import DIVERGENCES, FMICLLoss
 from fmicl_text.cli.checks import check_plottable, check_writable, positive_number, whole_number
-from fmicl_text.cli.parser import OneLineParser, one_line_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.evaluation.benchmark import interleaved_seconds, median_ratio, peak_extra_mib, plot_scaling
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.losses.blockwise import blocks
@@ -38,9 +38,9 @@ QUADRATIC = ("plain", "pdist", "MNRL")  # contestants that hold N x N numbers
 
 def contestants(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
     """Each a call that takes value and gradients of the embeddings x, y [N, D]."""
-    record, knobs = DIVERGENCES[args.divergence], {"gamma": args.gamma, "alpha": args.alpha}
-    blockwise = FMICLLoss(args.divergence, **knobs, block_size=args.block_size)
-    plain = FMICLLoss(args.divergence, **knobs)
+    record, kwargs = DIVERGENCES[args.divergence], {"gamma": args.gamma, "alpha": args.alpha}
+    blockwise = FMICLLoss(args.divergence, **kwargs, block_size=args.block_size)
+    plain = FMICLLoss(args.divergence, **kwargs)
     no_model: Any = nn.Sequential(nn.Identity())  # both are called on embeddings
     ranking = MultipleNegativesRankingLoss(no_model)
     cached = CachedMultipleNegativesRankingLoss(no_model, mini_batch_size=args.block_size)
@@ -102,7 +102,7 @@ def affordable(name: str, size: int, args: argparse.Namespace, last: dict[str, t
 
 
 def parse_args() -> argparse.Namespace:
-    parser = OneLineParser("loss_benchmark.py", __doc__)
+    parser = ArgumentParser("loss_benchmark.py", __doc__)
     sizes, size = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536], partial(whole_number, lowest=2)
     parser.add_argument("--sizes", type=size, nargs="+", default=sizes, help="N, examples in the batch")
     parser.add_argument("--dim", type=whole_number, default=768, help="D, width of the embeddings")
@@ -156,5 +156,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("loss_benchmark.py"):
+    with cli_errors("loss_benchmark.py"):
         main()

@@ -24,7 +24,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from fmicl_text.cli.checks import check_writable, whole_number
-from fmicl_text.cli.parser import OneLineParser, one_line_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, score_rows, write_json
@@ -36,7 +36,7 @@ STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 
 def parse_args() -> argparse.Namespace:
     """The command line, checked as far as it can be before anything is loaded."""
-    parser = OneLineParser("mteb_sts.py", __doc__)
+    parser = ArgumentParser("mteb_sts.py", __doc__)
     parser.add_argument("--model", nargs="+", required=True, metavar="[NAME=]M", help="folders or Hub names")
     parser.add_argument("--tasks", nargs="+", default=STS, metavar="T", help=f"default: {' '.join(STS)}")
     parser.add_argument("--split", help="as MTEB calls it (validation); default: what MTEB scores, for most tasks test")
@@ -174,5 +174,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("mteb_sts.py"):
+    with cli_errors("mteb_sts.py"):
         main()

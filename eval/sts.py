@@ -20,7 +20,7 @@ from typing import Any
 from datasets import Dataset
 
 from fmicl_text.cli.checks import check_writable, whole_number
-from fmicl_text.cli.parser import OneLineParser, one_line_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
 from fmicl_text.evaluation.encoding import encode_sentences
@@ -32,7 +32,7 @@ from fmicl_text.text.model import POOLINGS
 
 def parse_args() -> argparse.Namespace:
     """The command line, checked as far as it can be before anything is loaded."""
-    parser = OneLineParser("sts.py", __doc__)
+    parser = ArgumentParser("sts.py", __doc__)
     parser.add_argument("--model", nargs="+", required=True, metavar="[NAME=]M", help="folders or Hub names")
     parser.add_argument("--tasks", nargs="+", choices=STS_TASKS, help="default: all that have the split")
     parser.add_argument("--split", choices=("train", "dev", "test"), help="default: test")
@@ -110,5 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("sts.py"):
+    with cli_errors("sts.py"):
         main()

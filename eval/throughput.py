@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
 from fmicl_text.cli.checks import check_writable, whole_number
-from fmicl_text.cli.parser import OneLineParser, flags_called, one_line_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
 from fmicl_text.evaluation.benchmark import median_ratio, wait_for
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.quickstart import ENCODER, SENTENCES
@@ -35,7 +35,7 @@ from fmicl_text.text.collator import TokenCollator
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.dropout import CheapDropout
 from fmicl_text.text.model import POOLINGS
-from fmicl_text.text.tokenization import tokenise_once
+from fmicl_text.text.tokenization import tokenize_dataset
 
 PEER = "SentenceTransformerTrainer"
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ class Clock(TrainerCallback):
 
 
 def parse_args() -> argparse.Namespace:
-    parser = OneLineParser("throughput.py", __doc__)
+    parser = ArgumentParser("throughput.py", __doc__)
     parser.add_argument("--model", default=str(ENCODER), help="folder or Hub name")
     parser.add_argument("--pooling", choices=POOLINGS, default="mean")
     parser.add_argument("--train_file", default=str(SENTENCES))
@@ -108,7 +108,7 @@ def main() -> None:
             settings = FMICLTrainingArguments(
                 folder, eval_strategy="no", load_best_model_at_end=False, **shared, **OPTIONS[name]
             )
-            tokens = tokenise_once(rows, encoder.tokenizer, [column], args.max_seq_length)
+            tokens = tokenize_dataset(rows, encoder.tokenizer, [column], args.max_seq_length)
             model = TextContrastiveModel(encoder)
             if name.endswith("torch's dropout"):
                 for module in model.modules():
@@ -162,5 +162,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("throughput.py"):
+    with cli_errors("throughput.py"):
         main()

@@ -3,8 +3,8 @@
     python eval/views_benchmark.py                                  # 512 images of 32 pixels
     python eval/views_benchmark.py --source 256 --size 224 --batch 64 --output views.json
 
-All make SimCLR's views: random resized crop, flip, colour jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grey 0.2,
-normalised. One thread, in turns, CPU seconds; ratios are medians over rounds. An image seen in two views counts twice.
+All make SimCLR's views: random resized crop, flip, color jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, gray 0.2,
+normalized. One thread, in turns, CPU seconds; ratios are medians over rounds. An image seen in two views counts twice.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from fmicl_text.cli.checks import check_writable, whole_number
-from fmicl_text.cli.parser import OneLineParser, one_line_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.evaluation.benchmark import median_ratio
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.vision.views import ImageViews
@@ -30,7 +30,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = OneLineParser("views_benchmark.py", __doc__)
+    parser = ArgumentParser("views_benchmark.py", __doc__)
     parser.add_argument("--source", type=whole_number, default=32, help="height and width of the images")
     parser.add_argument("--size", type=whole_number, default=32, help="height and width of the views")
     parser.add_argument("--batch", type=whole_number, default=512, help="images")
@@ -100,10 +100,10 @@ def main() -> None:
     images = torch.nn.functional.interpolate(smooth, (args.source, args.source), mode="bicubic").clamp(0, 1)
     images = (images * 255).to(torch.uint8)
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
-    ours = {colour: ImageViews("cifar", args.size, MEAN, STD, colour) for colour in ("fast", "exact")}
+    ours = {color: ImageViews("cifar", args.size, MEAN, STD, color) for color in ("fast", "exact")}
     contestants: dict[str, Callable[[], object]] = {
-        "ImageViews, colour fast": lambda: ours["fast"](images),
-        "ImageViews, colour exact": lambda: ours["exact"](images),
+        "ImageViews, color fast": lambda: ours["fast"](images),
+        "ImageViews, color exact": lambda: ours["exact"](images),
         "PIL, one image at a time": lambda: torch.stack([pil_view(p, args.size) for p in pictures for _ in range(2)]),
     }
     try:
@@ -118,12 +118,12 @@ def main() -> None:
             make()
             if turn:  # the first does not count
                 seconds[name].append(time.process_time() - start)
-    fastest = seconds["ImageViews, colour fast"]
+    fastest = seconds["ImageViews, color fast"]
     rows = [
         {
             "views": name,
             "images/s per core": f"{2 * args.batch / statistics.median(taken):,.0f}",
-            "of colour fast": f"{median_ratio(fastest, taken):.2f}",
+            "of color fast": f"{median_ratio(fastest, taken):.2f}",
         }
         for name, taken in seconds.items()
     ]
@@ -134,5 +134,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("views_benchmark.py"):
+    with cli_errors("views_benchmark.py"):
         main()

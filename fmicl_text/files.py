@@ -29,7 +29,7 @@ def move_files(folder: Path, place: Path) -> None:
     shutil.rmtree(folder)
 
 
-def write_whole(path: Path, content: str) -> None:
+def write_atomic(path: Path, content: str) -> None:
     """Write a text file that is there as it was, or as it is to be."""
     beside = path.with_name(f".{path.name}.unfinished")
     beside.unlink(missing_ok=True)  # it may be a link

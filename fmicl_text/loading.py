@@ -32,7 +32,7 @@ def folder_or_name(name: str) -> str:
 
 
 @contextmanager
-def one_line_loading(what: str) -> Iterator[None]:
+def translate_loading_errors(what: str) -> Iterator[None]:
     """Within, loading is quiet, and what goes wrong is an InputError. Of files that anyone may have written, libraries
     raise whatever comes: a KeyError, a TypeError, an UnpicklingError, of tokenizers a bare Exception.
 

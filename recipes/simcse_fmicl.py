@@ -21,7 +21,7 @@ from fmicl_text.cli.output_dir import (
     run_training,
     save_run,
 )
-from fmicl_text.cli.parser import one_line_errors, resolved_settings
+from fmicl_text.cli.parser import cli_errors, resolved_settings
 from fmicl_text.cli.text import announce, parse_args
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.report import before_after_table
@@ -68,7 +68,7 @@ def main() -> None:
             at_least=args.train_batch_size * args.world_size,
         )
         rows, collator = training_rows(data, encoder.tokenizer, data_args.max_seq_length, data_args.tokenize_once)
-    facts = data.facts()
+    facts = data.metadata()
     say("Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
     if data_args.sts_dev_file:
         pairs, graded = load_pairs(data_args.sts_dev_file), scored_on(Path(data_args.sts_dev_file).name)
@@ -84,10 +84,10 @@ def main() -> None:
         evaluator=STSEvaluator(pairs, progress=args.process_index == 0 and not args.disable_tqdm),
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
     )
-    before = trainer.score()
-    trainer.facts = {"settings": settings, "before": before, "data": facts, "scored_on": graded}
+    before = trainer.run_evaluator()
+    trainer.metadata = {"settings": settings, "before": before, "data": facts, "scored_on": graded}
     run_training(trainer)
-    after = trainer.score()
+    after = trainer.run_evaluator()
 
     save_run(trainer, after)
     say(before_after_table(before, after))
@@ -98,5 +98,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("simcse_fmicl.py"):
+    with cli_errors("simcse_fmicl.py"):
         main()

@@ -22,7 +22,7 @@ from fmicl_text.cli.output_dir import (
     run_training,
     save_run,
 )
-from fmicl_text.cli.parser import one_line_errors, resolved_settings
+from fmicl_text.cli.parser import cli_errors, resolved_settings
 from fmicl_text.cli.vision import parse_vision_args
 from fmicl_text.evaluation.report import markdown_table
 from fmicl_text.hub.run_record import scored_on
@@ -74,13 +74,13 @@ def main() -> None:
         f"{images.source}: {len(train.labels)} images to train on, {len(test.labels)} held out, "
         f"{len(images.skipped)} skipped {list(images.skipped[:3])}"
     )
-    say(f"{args.method} {args.objective_name} {args.build_loss().knobs} -> {args.output_dir}")
+    say(f"{args.method} {args.objective_name} {args.build_loss().hyperparameters} -> {args.output_dir}")
 
     processor = ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
     score = partial(
         KNNEvaluator, size=size, mean=mean, std=std, progress=args.process_index == 0 and not args.disable_tqdm
     )
-    at_end, views = score(train, test), ImageViews(model_args.views, size, mean, std, model_args.colour)
+    at_end, views = score(train, test), ImageViews(model_args.views, size, mean, std, model_args.color)
     model = ImageContrastiveModel(encoder, size, model_args.head_dim, processor)
     if (
         args.world_size > 1 and args.device.type == "cuda"
@@ -93,25 +93,25 @@ def main() -> None:
         data_collator=collate_images,
         evaluator=score(train, validation or test),
         views=views,
-        optimizer_cls_and_kwargs=args.optimizer_class_and_knobs(),
+        optimizer_cls_and_kwargs=args.optimizer_class_and_kwargs(),
     )
-    before = trainer.score()
+    before = trainer.run_evaluator()
     rows = [
         at_end.probe("raw pixels", at_end.raw_pixels()),
         at_end.probe("before training", at_end.features(encoder)),
     ]
     facts = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped)}
-    trainer.facts = {
+    trainer.metadata = {
         "settings": settings,
         "before": before,
         "data": facts,
         "scored_on": scored_on(f"{len(test.labels)} held-out images of {Path(images.source).name}"),
     }
     run_training(trainer)
-    after = trainer.score()
+    after = trainer.run_evaluator()
 
     rows.append(at_end.probe("after training", at_end.features(encoder)))
-    trainer.facts["data"] = facts | {"probes": rows}
+    trainer.metadata["data"] = facts | {"probes": rows}
     save_run(trainer, after)
     say(markdown_table(rows))
     say(f"Encoder, card, settings, results and curve: {args.output_dir}")
@@ -121,5 +121,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("vision_fmicl.py"):
+    with cli_errors("vision_fmicl.py"):
         main()

@@ -39,7 +39,7 @@ def negative_pairs(x, y, hard, negatives, ids=None):
     return pairs
 
 
-# f and f' as printed in textbooks, un-normalised; f(1) = 0
+# f and f' as printed in textbooks, un-normalized; f(1) = 0
 GENERATORS = {
     "kl": (lambda u: u * math.log(u), lambda u: math.log(u) + 1),
     "js": (lambda u: u * math.log(u) - (1 + u) * math.log((1 + u) / 2), lambda u: math.log(2 * u / (1 + u))),
@@ -54,7 +54,7 @@ GENERATORS = {
 
 
 def fmicl(x, y, name, gamma, alpha, negatives="same_view", hard=None, ids=None):
-    """The paper's objective with f normalised to f'(1) = 0 (a constant (alpha - 1) f'(1) away from the printed one)."""
+    """The paper's objective with f normalized to f'(1) = 0 (a constant (alpha - 1) f'(1) away from the printed one)."""
     f, slope = GENERATORS[name]
     x, y = unit(x), unit(y)
     hard = None if hard is None else unit(hard)

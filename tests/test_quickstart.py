@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from fmicl_text.evaluation.sts import load_pairs
 from fmicl_text.quickstart import ENCODER, PAIRS, SENTENCES
-from fmicl_text.quickstart.generate import sentences
+from tests.generate_sentences import sentences
 
 
 def test_sentences_are_distinct_and_as_the_generator_makes_them():

@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from fmicl_text.cli.checks import check_plottable
-from fmicl_text.cli.parser import OneLineParser, one_line_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.evaluation.plots import plot_scores
 from fmicl_text.evaluation.report import load_results, markdown_table, score_rows
 
 
 def main() -> None:
-    parser = OneLineParser("fmicl-text compare", __doc__)
+    parser = ArgumentParser("fmicl-text compare", __doc__)
     parser.add_argument("results", nargs="+", type=Path, help="JSON files of eval/sts.py and eval/mteb_sts.py")
     parser.add_argument("--sets", action="store_true", help="columns for each set of a year, and their two means")
     parser.add_argument("--plot", type=Path, help="PNG to write")
@@ -27,5 +27,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("fmicl-text compare"):
+    with cli_errors("fmicl-text compare"):
         main()

@@ -46,7 +46,7 @@ def launcher_processes(arguments: list[str] | None) -> int:
     return 1
 
 
-def command_to_go_on(checkpoint: str) -> str:
+def resume_command(checkpoint: str) -> str:
     """The command that started this run, with the flag that makes it go on from a checkpoint, or `auto`."""
     arguments = launcher_arguments(psutil.Process().parents())
     words = ["python", *sys.argv] if arguments is None else ["accelerate", "launch", *arguments]

@@ -13,11 +13,11 @@ import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 from transformers import TrainerCallback
 
-from fmicl_text.cli.launcher import command_to_go_on, launcher_arguments, launcher_processes
+from fmicl_text.cli.launcher import launcher_arguments, launcher_processes, resume_command
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
-from fmicl_text.files import write_whole
+from fmicl_text.files import write_atomic
 from fmicl_text.hub.model_card import write_card
 from fmicl_text.hub.run_record import run_record
 from fmicl_text.loading import refuse_links
@@ -28,7 +28,7 @@ from fmicl_text.training.trainer import FMICLTrainer
 RESULTS_FILE, SETTINGS_FILE, CURVE_FILE = "results.json", "settings.yaml", "training_curve.png"
 LOCK_FILE = ".lock"
 FOLDER_LOCKS: dict[Path, BaseFileLock] = {}  # of this process
-NO_MATTER = {"output_dir": None, "resume_from_checkpoint": None}  # settings that do not change what is trained
+IGNORED_KEYS = {"output_dir": None, "resume_from_checkpoint": None}  # settings that do not change what is trained
 
 
 def check_processes(args: FMICLTrainingArguments) -> None:
@@ -94,7 +94,7 @@ def is_finished(args: FMICLTrainingArguments, settings: Mapping[str, Any]) -> bo
     ):  # not one of ours, or damaged: it is written anew at the end
         return False
     now = json.loads(json.dumps(dict(settings)))
-    return {**then, **NO_MATTER} == {**now, **NO_MATTER}
+    return {**then, **IGNORED_KEYS} == {**now, **IGNORED_KEYS}
 
 
 def run_training(trainer: FMICLTrainer) -> None:
@@ -111,7 +111,7 @@ def run_training(trainer: FMICLTrainer) -> None:
         if trainer.args.save_only_model:  # nothing goes on from that
             raise
         newest = stop.checkpoint == checkpoints_in(stop.checkpoint.parent)[-1]
-        told = f"{stop}. To go on: {command_to_go_on('auto' if newest else str(stop.checkpoint))}"
+        told = f"{stop}. To go on: {resume_command('auto' if newest else str(stop.checkpoint))}"
         raise Interrupted(told, stop.signal_number, stop.checkpoint) from stop
 
 
@@ -159,7 +159,7 @@ def write_record(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:
         return
     folder, args, run = Path(str(trainer.args.output_dir)), trainer.args, run_record(trainer, after)
     settings_text = yaml.safe_dump(dict(run["settings"]), sort_keys=False, allow_unicode=True)
-    write_whole(folder / SETTINGS_FILE, settings_text)
+    write_atomic(folder / SETTINGS_FILE, settings_text)
     (score, *_) = after
     plot_training_curve(run["log_history"], folder / CURVE_FILE, f"{args.objective_name}, seed {args.seed}", score)
     write_card(run, folder, trainer.hub_model_id)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from enum import Enum
@@ -22,36 +23,62 @@ from fmicl_text.cli.checks import check_filled
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.training.args import FMICLTrainingArguments
 
+FLAGS: set[str] = set()  # of this command line, for messages
+
 
 @contextmanager
-def one_line_errors(program: str) -> Iterator[None]:
-    """Turn an `InputError` into one line on stderr and exit status 2, `Interrupted` into one and 128 + the signal's
-    number, as shells do; every other exception keeps its traceback."""
+def cli_errors(program: str) -> Iterator[None]:
+    """Print an `InputError` in one line on stderr and exit with status 2; `Interrupted` in one line and 128 + the
+    signal's number, as shells do. Other exceptions keep their traceback."""
     try:
         yield
     except InputError as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: error: {add_dashes(' '.join(str(error).split()), FLAGS)}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
         print(f"{program}: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """The command line of a script: its help is the script's docstring, what is wrong with it one line.
+def add_dashes(message: str, flags: Collection[str]) -> str:
+    """A message of the library, which names arguments, as the command line has them.
+
+    >>> add_dashes("train_file=a.txt: no such file; dataset_name is not given", {"train_file", "dataset_name"})
+    '--train_file a.txt: no such file; --dataset_name is not given'
 
     Args:
-        program: The script's name.
-        description: The script's `__doc__`.
+        message: Arguments in it are `name=value`, or `name` alone if that is the first word or has an underscore.
+        flags: Names of the arguments that the command line has; others are left as they are.
     """
 
-    def __init__(self, program: str, description: str | None, **kwargs: Any) -> None:
-        kwargs |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-        super().__init__(program, description=description, **kwargs)
+    def flag(match: re.Match[str]) -> str:
+        name, equals = match["name"], match["equals"]
+        if name not in flags or not (equals or "_" in name or match.start() == 0):
+            return match[0]
+        return f"--{name}{' ' if equals else ''}"
+
+    return re.sub(
+        r"(?<![\w/.\-'\"])(?P<name>[a-z][a-z0-9_]*)(?:(?P<equals>=)(?=\S)|(?![\w/.\-='\"]*[\w/\-=]))", flag, message
+    )
+
+
+class ArgumentParser(HfArgumentParser):
+    """The command line of a recipe or script. Errors raise `InputError`, which `cli_errors` prints in one line.
+
+    Args:
+        program: Name of the script; None: of the running one.
+        description: The script's docstring.
+        groups: Dataclasses whose fields become flags.
+    """
+
+    def __init__(self, program: str | None = None, description: str | None = None, groups: Any = None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter if groups is None else argparse.ArgumentDefaultsHelpFormatter
+        super().__init__(groups, prog=program, description=description, formatter_class=formatter, allow_abbrev=False)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        args = sys.argv[1:] if args is None else args
+        args = list(sys.argv[1:] if args is None else args)
         check_filled(args)
+        FLAGS.update(action.dest for action in self._actions)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -71,13 +98,6 @@ def flags_called(**names: str) -> Iterator[None]:
         raise InputError(message) from error
 
 
-class FlagParser(HfArgumentParser):
-    """HfArgumentParser that says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
 def parse_groups(
     groups: Any,
     argv: Sequence[str] | None,
@@ -95,7 +115,7 @@ def parse_groups(
     Raises:
         InputError: An unknown key or flag, or a value that is not accepted; names it.
     """
-    parser = FlagParser(groups, allow_abbrev=False)
+    parser = ArgumentParser(groups=groups)
     parser.add_argument("--config", help="YAML file of flags; the command line wins.")
     argv = list(sys.argv[1:] if argv is None else argv)
     check_filled(argv)
@@ -144,10 +164,10 @@ def check_optimizer(args: FMICLTrainingArguments, own: tuple[type[Any], dict[str
     """
     layer: Any = torch.nn.Linear(1, 1)
     try:
-        kind, knobs = own or Trainer.get_optimizer_cls_and_kwargs(args, layer)
-        if "model" in knobs or "params" in knobs:  # of optimizers that look at the layers of the model
+        kind, kwargs = own or Trainer.get_optimizer_cls_and_kwargs(args, layer)
+        if "model" in kwargs or "params" in kwargs:  # of optimizers that look at the layers of the model
             return
-        optimizer = kind(layer.parameters(), **knobs)
+        optimizer = kind(layer.parameters(), **kwargs)
         schedule_knobs: Any = args.lr_scheduler_kwargs
         get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, schedule_knobs)
     except (ValueError, ImportError, TypeError, RuntimeError) as error:
@@ -167,7 +187,7 @@ def refuse_without_dataset(namespace: Namespace, **defaults: str | None) -> None
             raise InputError(f"--{name} means nothing without --dataset_name")
 
 
-def known_flags(parser: FlagParser) -> dict[str, bool]:
+def known_flags(parser: ArgumentParser) -> dict[str, bool]:
     """The names that a YAML file may hold, and whether a list may be the value."""
     return {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
 
@@ -230,5 +250,5 @@ def resolved_settings(model_args: Any, data_args: Any, training_args: FMICLTrain
             continue
         if item.name in ours or (isinstance(value, str | int | float) and value != item.default):
             settings[item.name] = value.value if isinstance(value, Enum) else value
-    settings |= training_args.build_loss().knobs
+    settings |= training_args.build_loss().hyperparameters
     return settings

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmicl_text.cli.parser import OneLineParser, one_line_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.hub.upload import check_repo_id, files_to_push, push
 
 
 def main() -> None:
-    parser = OneLineParser("fmicl-text push", __doc__)
+    parser = ArgumentParser("fmicl-text push", __doc__)
     parser.add_argument("folder", type=Path, help="what a recipe left")
     parser.add_argument("repo_id", help="you/name")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="list what would go")
@@ -38,5 +38,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("fmicl-text push"):
+    with cli_errors("fmicl-text push"):
         main()

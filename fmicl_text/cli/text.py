@@ -65,7 +65,7 @@ class DataArguments:
     )
     streaming: bool = field(default=False, metadata={"help": "Read while training; needs max_steps."})
     tokenize_once: bool = field(
-        default=True, metadata={"help": "Tokenise before training, into cached files; streamed text is never."}
+        default=True, metadata={"help": "Tokenize before training, into cached files; streamed text is never."}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many rows."})
     max_seq_length: int = field(default=32, metadata={"help": "Tokens per text in training; longer ones are cut."})
@@ -128,12 +128,12 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: FMICLTr
     if model_args.model_name_or_path == str(ENCODER):
         text = "its own sentences, no network" if data_args.train_file == str(SENTENCES) else "the text you named"
         lines.append(f"Embedded default: the package's small BERT on {text}. The paper's run: {PAPER_COMMAND}")
-    knobs = " ".join(f"{name}={value}" for name, value in args.build_loss().knobs.items())
+    kwargs = " ".join(f"{name}={value}" for name, value in args.build_loss().hyperparameters.items())
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     batch = str(args.per_device_train_batch_size) + (f" x {args.world_size}" if args.world_size > 1 else "")
     batch += f" in parts of {args.mini_batch_size}" if args.mini_batch_size else ""
     lines.append(
-        f"{args.objective} {knobs} | pooling {model_args.pooling or 'as the model says, else cls'}, head "
+        f"{args.objective} {kwargs} | pooling {model_args.pooling or 'as the model says, else cls'}, head "
         f"{model_args.head}, learning rate {args.learning_rate:g}, batch {batch}, {length}, "
         f"seed {args.seed} -> {args.output_dir}"
     )

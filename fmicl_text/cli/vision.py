@@ -47,9 +47,9 @@ class ImageModelArguments:
     head_dim: int = field(default=512, metadata={"help": "Width of the projection head, which only training sees."})
     image_size: int = field(default=32, metadata={"help": "Height and width of the views, in pixels."})
     views: str = field(default="cifar", metadata={"help": "Which random views.", "choices": list(VIEWS)})
-    colour: str = field(
+    color: str = field(
         default="exact",
-        metadata={"help": "Colour jitter: torchvision's, or a faster one.", "choices": ["exact", "fast"]},
+        metadata={"help": "Color jitter: torchvision's, or a faster one.", "choices": ["exact", "fast"]},
     )
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
         elif self.objective == "infonce" and self.temperature is None:
             self.temperature = 0.5
         if self.mini_batch_size is not None:
-            raise ValueError("--mini_batch_size is not possible with images: batch normalisation needs the whole batch")
+            raise ValueError("--mini_batch_size is not possible with images: batch normalization needs the whole batch")
         self.settle_method()
         prefix = "" if self.method == "simclr" else f"{self.method}-"
         self.output_dir = self.output_dir or f"runs/vision-{prefix}{self.objective_name}"  # beside a text run's
@@ -133,7 +133,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
         self.optim = optim
 
     def settle_method(self) -> None:
-        """Defaults of the method; ValueError for a knob that it does not have, or out of range."""
+        """Defaults of the method; ValueError for a hyperparameter that it does not have, or out of range."""
         if self.method == "moco":
             self.negatives = self.negatives or "queue"
             self.queue_size = 4096 if self.queue_size is None else self.queue_size
@@ -162,7 +162,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             raise ValueError(f"--momentum must be in [0, 1), got {self.momentum}")
 
     def trainer_class(self) -> Callable[..., FMICLTrainer]:
-        """What trains by the method, with its knobs."""
+        """What trains by the method, with its hyperparameters."""
         if self.method == "simclr":
             return FMICLTrainer
         slow = partial(
@@ -172,21 +172,21 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             return partial(slow, queue_size=4096 if self.queue_size is None else self.queue_size)
         return partial(slow, predictor=True, rising=True)
 
-    def optimizer_class_and_knobs(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
+    def optimizer_class_and_kwargs(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
         """What transformers would build otherwise, or lacks; None for its own.
 
         Raises:
             InputError: --optim lars without the package that has it.
         """
-        knobs = {"lr": self.learning_rate, "momentum": self.momentum}
+        kwargs = {"lr": self.learning_rate, "momentum": self.momentum}
         if self.optim == "sgd":
-            return torch.optim.SGD, knobs
+            return torch.optim.SGD, kwargs
         if self.optim == "lars":
             try:
                 from pytorch_optimizer import LARS
             except ImportError as error:
                 raise InputError("--optim lars needs pytorch-optimizer: pip install pytorch-optimizer") from error
-            return LARS, knobs
+            return LARS, kwargs
         return None
 
 
@@ -218,5 +218,5 @@ def parse_vision_args(
     groups = (ImageModelArguments, ImageDataArguments, VisionTrainingArguments)
     parsed: tuple[ImageModelArguments, ImageDataArguments, VisionTrainingArguments]
     parsed = parse_groups(groups, argv, preset_of, check)
-    check_optimizer(parsed[-1], parsed[-1].optimizer_class_and_knobs())
+    check_optimizer(parsed[-1], parsed[-1].optimizer_class_and_kwargs())
     return parsed

@@ -1,4 +1,4 @@
-"""The density of positive pairs on the unit sphere, by a normalising flow.
+"""The density of positive pairs on the unit sphere, by a normalizing flow.
 
 All densities are relative to the uniform distribution on the sphere in k dimensions. A chart turns a point of the
 sphere into one of R^(k-1) so that the uniform distribution becomes the standard normal; a flow estimates the density
@@ -92,7 +92,7 @@ class FlowEnsemble(nn.Module):
         return mean - normal_log_density(z.double())
 
     def fit(self, z: Tensor, context: Tensor | None, held_out: Tensor, held_out_context: Tensor | None) -> FlowEnsemble:
-        """Maximise the likelihood of rows z [N, n]; each flow keeps the weights that were best on the held-out rows."""
+        """Maximize the likelihood of rows z [N, n]; each flow keeps the weights that were best on the held-out rows."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=2e-3, weight_decay=1e-2)
         best = [math.inf] * len(self.flows)
         kept = [flow.state_dict() for flow in self.flows]

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import NO_CODE, hub_commit, one_line_loading
+from fmicl_text.loading import NO_CODE, hub_commit, translate_loading_errors
 from fmicl_text.text.collator import check_max_seq_length
 from fmicl_text.text.model import require_tokenizer, set_pooling
 
@@ -44,7 +44,7 @@ def open_encoder(
     folder = Path(name).expanduser()
     if name.startswith((".", "~", "/")) and not folder.is_dir():
         raise InputError(f"--model {name}: no such folder")
-    with one_line_loading(f"--model {name}"):
+    with translate_loading_errors(f"--model {name}"):
         encoder = SentenceTransformer(
             str(folder) if folder.is_dir() else name,
             revision=revision,

@@ -52,7 +52,7 @@ def plot_training_curve(
 
 
 def plot_scores(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Scores of `score_rows` as a PNG: a column of points per task, a colour per row, bars of one standard deviation;
+    """Scores of `score_rows` as a PNG: a column of points per task, a color per row, bars of one standard deviation;
     hollow points are the paper's."""
     labels = ("model", "protocol", "pooling", "seeds")
     tasks = list(dict.fromkeys(name for row in rows for name in row if name not in labels and "paper" not in name))
@@ -79,7 +79,7 @@ def plot_scores(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def cell_numbers(cell: str) -> tuple[float, float]:
-    """Mean and deviation of what `spread` wrote."""
+    """Mean and deviation of what `mean_std` wrote."""
     mean, _, deviation = cell.partition(" ± ")
     return float(mean), float(deviation or 0)
 
@@ -87,7 +87,7 @@ def cell_numbers(cell: str) -> tuple[float, float]:
 def plot_geometry(
     views: Mapping[str, tuple[Tensor, Tensor]], kernels: Mapping[str, Mapping[str, Any]], path: str | Path, title: str
 ) -> None:
-    """As a PNG, a colour per encoder: sorted distances of similar and dissimilar pairs (arXiv 2402.10150, Figure 2),
+    """As a PNG, a color per encoder: sorted distances of similar and dissimilar pairs (arXiv 2402.10150, Figure 2),
     the share of the first k directions and, where a flow was fitted, log p(x, y) against squared distance (Figure 1).
 
     Args:

@@ -56,9 +56,9 @@ def knn_accuracies(
 
 
 def logistic_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Percent of test rows that logistic regression on the standardised features gets right; arguments as above.
+    """Percent of test rows that logistic regression on the standardized features gets right; arguments as above.
 
-    L2 penalty of weight 1, at most 200 steps of L-BFGS: raw pixels of 32 x 32 colours have not converged after 2000,
+    L2 penalty of weight 1, at most 200 steps of L-BFGS: raw pixels of 32 x 32 colors have not converged after 2000,
     which take ten times as long and score no better."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LOGISTIC_STEPS))
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):

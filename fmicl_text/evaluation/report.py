@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import write_whole
+from fmicl_text.files import write_atomic
 
 PACKAGES = ("fmicl_text", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "scipy", "mteb")
 SEVEN_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
@@ -76,7 +76,7 @@ def cell(value: Any) -> str:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    write_whole(Path(path), json.dumps(content, indent=2, default=str) + "\n")
+    write_atomic(Path(path), json.dumps(content, indent=2, default=str) + "\n")
 
 
 def named_model(argument: str) -> tuple[str, str]:
@@ -125,8 +125,8 @@ def score_rows(results: Sequence[Mapping[str, Any]], sets: bool = False) -> list
         cells: dict[str, Any] = dict(zip(("model", "protocol", "pooling"), row, strict=True))
         if max(map(len, scores.values())) > 1:
             cells["seeds"] = len(models)
-        cells |= {column: spread([of_model.get(column) for of_model in models.values()]) for column in columns}
-        if average := spread([of_model.get("Avg.") for of_model in models.values()]):
+        cells |= {column: mean_std([of_model.get(column) for of_model in models.values()]) for column in columns}
+        if average := mean_std([of_model.get("Avg.") for of_model in models.values()]):
             cells["Avg."] = average
             (objective, *others) = objectives[row]
             if not others and objective in PAPER_STS_AVERAGE:
@@ -158,7 +158,7 @@ def task_scores(result: Mapping[str, Any], sets: bool) -> dict[str, float]:
     return columns
 
 
-def spread(values: Sequence[float | None]) -> str | None:
+def mean_std(values: Sequence[float | None]) -> str | None:
     """`mean ± standard deviation` (of a sample) to 2 places; a single value alone; None if one is missing."""
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values):

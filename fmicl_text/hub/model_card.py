@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from fmicl_text.evaluation.report import before_after_table, markdown_table
-from fmicl_text.files import write_whole
+from fmicl_text.files import write_atomic
 
 RESULTS_FOLDER = ".eval_results"
 CURVE = "training_curve.png"
@@ -60,7 +60,7 @@ processor, model = AutoImageProcessor.from_pretrained("{name}"), AutoModel.from_
 output = model(**processor(Image.open("image.png"), return_tensors="pt"))"""
 SMALL_STEM_USE = """from fmicl_text.vision.encoder import build_image_encoder  # stock classes lack its small stem
 
-encoder = build_image_encoder("{name}").eval()  # normalised images [B, C, H, W] to features [B, D]"""
+encoder = build_image_encoder("{name}").eval()  # normalized images [B, C, H, W] to features [B, D]"""
 
 
 def write_card(run: Mapping[str, Any], folder: Path, name: str | None = None) -> None:
@@ -76,11 +76,11 @@ def write_card(run: Mapping[str, Any], folder: Path, name: str | None = None) ->
         results = folder / RESULTS_FOLDER
         results.mkdir(exist_ok=True)
         entries = yaml.safe_dump(eval_result_entries_to_yaml([score]), sort_keys=False)
-        write_whole(results / f"{score.task_id}.yaml", entries)
+        write_atomic(results / f"{score.task_id}.yaml", entries)
     path = folder / "README.md"
     if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return
-    write_whole(path, model_card(run, name or folder.name, (folder / CURVE).is_file()))
+    write_atomic(path, model_card(run, name or folder.name, (folder / CURVE).is_file()))
 
 
 def model_card(run: Mapping[str, Any], name: str, curve: bool = True) -> str:
@@ -166,15 +166,17 @@ def objective_sentence(run: Mapping[str, Any]) -> str:
 
 
 def formula(run: Mapping[str, Any]) -> str:
-    """The loss that was minimised, with its knobs."""
-    knobs = {name: value for name, value in run["knobs"].items() if name not in ("global_batch", "divergence")}
-    with_knobs = "with " + ", ".join(f"{name} {value}" for name, value in knobs.items())
+    """The loss that was minimized, with its hyperparameters."""
+    kwargs = {
+        name: value for name, value in run["hyperparameters"].items() if name not in ("global_batch", "divergence")
+    }
+    with_knobs = "with " + ", ".join(f"{name} {value}" for name, value in kwargs.items())
     if not run["objective"].startswith("fmicl-"):
         return f"    {BASELINES[run['objective']]}\n\n{with_knobs}."
-    name = run["knobs"]["divergence"]
+    name = run["hyperparameters"]["divergence"]
     f, score, conjugate = FORMULAS.get(name, ("of the user's own", "f'(e^r)", "(f* o f')(e^r)"))
     terms = "loss = -mean score(r of positives) + alpha mean conjugate(r of negatives)"
-    if run["knobs"]["similarity"] == "cosine":
+    if run["hyperparameters"]["similarity"] == "cosine":
         return f"    {terms}, on cosines instead of r, score(t) = t, conjugate = f*\n\nfor f(u) = {f}, {with_knobs}."
     return (
         f"    {terms}\n    score(r) = {score}\n    conjugate(r) = {conjugate}\n\nfor f(u) = {f} and {R}, {with_knobs}."

@@ -46,13 +46,13 @@ def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
         "data": {"source": "not recorded"},
         "scored_on": scored_on("the evaluator's own data"),
     }
-    facts |= trainer.facts
+    facts |= trainer.metadata
     history = [{"step": 0, **facts["before"]}, *state.log_history]
     if after and not any(name in entry for entry in state.log_history for name in after):
         history.append({"step": state.global_step, **after})
     return {
         "objective": args.objective_name,
-        "knobs": trainer.loss.knobs,
+        "hyperparameters": trainer.loss.hyperparameters,
         "seed": args.seed,
         "steps": state.global_step,
         "engine": str(trainer.accelerator.distributed_type.value),

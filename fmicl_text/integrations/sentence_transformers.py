@@ -29,7 +29,7 @@ class FMICLLoss(nn.Module):
         gather_across_devices: Under torch.distributed, take the loss of all processes' rows.
 
     Raises:
-        ValueError: A knob outside its range.
+        ValueError: A hyperparameter outside its range.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class FMICLLoss(nn.Module):
         """
         columns = columns_of(sentence_features)
         text_ids = token_ids(columns)
-        return self.loss_of(embed_columns(self.model, columns), text_ids)
+        return self.loss_from_views(embed_columns(self.model, columns), text_ids)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """The loss of two or three columns of embeddings [N, D]."""
-        return self.loss_of(embeddings, None)
+        return self.loss_from_views(embeddings, None)
 
-    def loss_of(self, embeddings: list[Tensor], text_ids: Tensor | None) -> Tensor:
+    def loss_from_views(self, embeddings: list[Tensor], text_ids: Tensor | None) -> Tensor:
         """The loss of views x, y and, where there are any, hard negatives."""
         x, y, *hard = embeddings
         if not self.views_checked and torch.equal(x, y):
@@ -83,8 +83,8 @@ class FMICLLoss(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """What the model card prints."""
-        knobs = {name: value for name, value in self.objective.knobs.items() if name != "global_batch"}
-        return knobs | {"gather_across_devices": self.gather_across_devices}
+        kwargs = {name: value for name, value in self.objective.hyperparameters.items() if name != "global_batch"}
+        return kwargs | {"gather_across_devices": self.gather_across_devices}
 
     @property
     def citation(self) -> str:
@@ -134,7 +134,7 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
         """The loss of mini-batches of embeddings, of each column a list."""
-        loss = self.loss_of([torch.cat(mini_batches) for mini_batches in reps], self.text_ids)
+        loss = self.loss_from_views([torch.cat(mini_batches) for mini_batches in reps], self.text_ids)
         if not with_backward:
             return loss
         loss.backward()

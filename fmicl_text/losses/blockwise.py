@@ -21,11 +21,11 @@ from fmicl_text.losses.distributed import gather_rows, own_rank, row_counts, row
 from fmicl_text.losses.objectives import PairObjective, Terms
 from fmicl_text.losses.similarity import Similarity, gradient_of_rows, unit_rows
 
-SUMMANDS = {"same_view": [("x", "x")], "cross_view": [("x", "y")], "both": [("x", "x"), ("x", "y")]}
+NEGATIVE_TERMS = {"same_view": [("x", "x")], "cross_view": [("x", "y")], "both": [("x", "x"), ("x", "y")]}
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlockwiseConfig:
     """What to compute, and in which pieces."""
 
     objective: PairObjective
@@ -36,7 +36,7 @@ class Plan:
     global_batch: str
 
 
-class Ids(NamedTuple):
+class RowIds(NamedTuple):
     """Which texts the rows of one process are.
 
     own [N, V] and hard [N, 0 or 1], equal where texts are equal. `*_recurs` [N], on the CPU: whether a text stands in
@@ -48,7 +48,7 @@ class Ids(NamedTuple):
     hard_recurs: Tensor
 
     def of(self, view: str) -> tuple[Tensor, Tensor]:
-        """Ids and flags of the rows of a view."""
+        """RowIds and flags of the rows of a view."""
         return (self.hard, self.hard_recurs) if view == "hard" else (self.own, self.own_recurs)
 
 
@@ -57,14 +57,14 @@ def distinct(first: Tensor, second: Tensor) -> Tensor:
     return (first[:, None, :, None] != second[None, :, None, :]).flatten(2).all(-1)
 
 
-def ids_of_ranks(own: Tensor, hard: Tensor, counts: list[int]) -> list[Ids]:
-    """The `Ids` of every process."""
+def ids_of_ranks(own: Tensor, hard: Tensor, counts: list[int]) -> list[RowIds]:
+    """The `RowIds` of every process."""
     owns, hards = gather_rows(own, counts), gather_rows(hard, counts)
     table = torch.cat([torch.cat(owns), torch.cat(hards)], dim=1)
     _, inverse, occurrences = table.unique(return_inverse=True, return_counts=True)
     recurs = (occurrences[inverse] > 1).cpu()
     own_recurs, hard_recurs = (part.any(1).split(counts) for part in recurs.tensor_split([own.shape[1]], dim=1))
-    return [Ids(*parts) for parts in zip(owns, hards, own_recurs, hard_recurs, strict=True)]
+    return [RowIds(*parts) for parts in zip(owns, hards, own_recurs, hard_recurs, strict=True)]
 
 
 def blocks(num_rows: int, block_size: int, start: int = 0) -> Iterator[slice]:
@@ -72,7 +72,7 @@ def blocks(num_rows: int, block_size: int, start: int = 0) -> Iterator[slice]:
     return (slice(at, min(at + block_size, num_rows)) for at in range(start, num_rows, block_size))
 
 
-def pair_block(rows: Tensor, columns: Tensor, keep: Tensor | None, plan: Plan) -> tuple[Tensor, Tensor]:
+def pair_block(rows: Tensor, columns: Tensor, keep: Tensor | None, plan: BlockwiseConfig) -> tuple[Tensor, Tensor]:
     """Sum of `pair` over a block of unit rows [b, D], [c, D], and its slope in their similarities [b, c]."""
     similarities = plan.similarity.of_product(rows @ columns.T, plan.gamma).requires_grad_()
     with torch.enable_grad():
@@ -81,7 +81,7 @@ def pair_block(rows: Tensor, columns: Tensor, keep: Tensor | None, plan: Plan) -
     return total.detach(), torch.autograd.grad(total, similarities)[0]
 
 
-def positive_block(x: Tensor, y: Tensor, plan: Plan) -> tuple[Tensor, dict[str, Tensor]]:
+def positive_block(x: Tensor, y: Tensor, plan: BlockwiseConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of `score` over partners, unit rows [b, D], and its gradients in them."""
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     with torch.enable_grad():
@@ -89,10 +89,10 @@ def positive_block(x: Tensor, y: Tensor, plan: Plan) -> tuple[Tensor, dict[str, 
     return total.detach(), dict(zip(("x", "y"), torch.autograd.grad(total, (x, y)), strict=True))
 
 
-class PairSums:
+class PairSumAccumulator:
     """Runs over blocks of pairs and adds up their sum, their number and the gradients of this process's rows."""
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
+    def __init__(self, plan: BlockwiseConfig, device: torch.device) -> None:
         self.plan = plan
         # Of the blocks that this process counts. In place: small tensors kept between the blocks' buffers would pin the
         # heap, and memory would grow with their number. In float64 where there is one, for they may be millions.
@@ -104,8 +104,8 @@ class PairSums:
         views: tuple[str, str],
         rows: Tensor,
         columns: Tensor,
-        row_ids: Ids,
-        column_ids: Ids,
+        row_ids: RowIds,
+        column_ids: RowIds,
         row_gradient: Tensor | None = None,
         column_gradient: Tensor | None = None,
     ) -> None:
@@ -135,11 +135,15 @@ class PairSums:
 
 
 def add_all_pairs(
-    sums: PairSums, units: dict[str, Tensor], gradients: dict[str, Tensor], everyone: list[Ids], counts: list[int]
+    sums: PairSumAccumulator,
+    units: dict[str, Tensor],
+    gradients: dict[str, Tensor],
+    everyone: list[RowIds],
+    counts: list[int],
 ) -> None:
     """Every summand of the negative term: pairs within this process, then with the rows of each other one."""
     plan = sums.plan
-    summands = SUMMANDS[plan.negatives] + ([("x", "hard")] if "hard" in units else [])
+    summands = NEGATIVE_TERMS[plan.negatives] + ([("x", "hard")] if "hard" in units else [])
     here = everyone[own_rank(counts)]
     for a, b in summands:
         sums.add((a, b), units[a], units[b], here, here, gradients[a], gradients[b])
@@ -155,7 +159,7 @@ def add_all_pairs(
 
 
 def value_and_gradients(
-    plan: Plan, raw: dict[str, Tensor], own: Tensor, hard: Tensor
+    plan: BlockwiseConfig, raw: dict[str, Tensor], own: Tensor, hard: Tensor
 ) -> tuple[Terms, dict[str, Tensor]]:
     """The terms of the loss on all processes' rows, and its gradient in this process's rows times the number of
     processes (DDP and FSDP divide by it again).
@@ -171,7 +175,7 @@ def value_and_gradients(
     """
     counts = row_counts(raw["x"]) if plan.global_batch != "none" else [len(raw["x"])]
     total_rows, factor = sum(counts), len(counts)
-    everyone, sums = ids_of_ranks(own, hard, counts), PairSums(plan, raw["x"].device)
+    everyone, sums = ids_of_ranks(own, hard, counts), PairSumAccumulator(plan, raw["x"].device)
     units = {name: unit_rows(rows) for name, rows in raw.items()}
     paired = {name: unit for name, unit in units.items() if name != "y" or plan.negatives != "same_view"}
     gradients = {name: torch.zeros_like(unit) for name, unit in paired.items()}
@@ -204,7 +208,7 @@ class OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, plan: Plan, own: Tensor, hard_ids: Tensor, x: Tensor, y: Tensor, hard: Tensor | None
+        ctx: Any, plan: BlockwiseConfig, own: Tensor, hard_ids: Tensor, x: Tensor, y: Tensor, hard: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         raw = {"x": x, "y": y} | ({} if hard is None else {"hard": hard})
         with torch.inference_mode(False), torch.no_grad():  # gradients are taken within, whatever the caller's mode

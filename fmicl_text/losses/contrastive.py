@@ -1,4 +1,4 @@
-"""Losses on embeddings: normalise -> gather -> pair up -> similarity -> objective. A loss never sees a model."""
+"""Losses on embeddings: normalize -> gather -> pair up -> similarity -> objective. A loss never sees a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fmicl_text.errors import InputError
 from fmicl_text.losses import objectives
-from fmicl_text.losses.blockwise import SUMMANDS, OnePass, Plan, distinct
+from fmicl_text.losses.blockwise import NEGATIVE_TERMS, BlockwiseConfig, OnePass, distinct
 from fmicl_text.losses.distributed import (
     GLOBAL_BATCH,
     GatherWithGradient,
@@ -28,7 +28,7 @@ from fmicl_text.losses.divergences import DIVERGENCES, FDivergence, convex_conju
 from fmicl_text.losses.objectives import PairObjective, Terms
 from fmicl_text.losses.similarity import SIMILARITIES, unit_rows
 
-IN_BATCH = tuple(SUMMANDS)
+IN_BATCH = tuple(NEGATIVE_TERMS)
 NEGATIVES = (*IN_BATCH, "queue")
 BLOCKWISE_FROM = 512  # rows from which one pass in blocks is faster (eval/loss_benchmark.py --sizes 256 512 1024)
 CPU_BLOCK, GPU_BLOCK = 512, 4096  # the few buffers of a block fit the L2 cache; a launch has enough to do
@@ -70,7 +70,7 @@ def require_positive(name: str, value: float) -> None:
 
 
 class ContrastiveLoss(nn.Module):
-    """Base of the losses: holds the knobs that all share.
+    """Base of the losses: holds the hyperparameters that all share.
 
     Args:
         gamma: 1/(2 sigma^2) of the Gaussian log ratio r = -gamma ||x - y||^2; finite, > 0.
@@ -85,7 +85,7 @@ class ContrastiveLoss(nn.Module):
             rows of two processes at a time instead of all.
 
     Raises:
-        ValueError: A knob outside its range; names it, the value received and what is accepted.
+        ValueError: A hyperparameter outside its range; names it, the value received and what is accepted.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class ContrastiveLoss(nn.Module):
         self.block_size, self.global_batch = block_size, global_batch
 
     @property
-    def knobs(self) -> dict[str, Any]:
-        """Constructor arguments that say what is minimised, the divergence by name; what settings files and model cards
+    def hyperparameters(self) -> dict[str, Any]:
+        """Constructor arguments that say what is minimized, the divergence by name; what settings files and model cards
         record."""
         values = {
             name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "block_size"
@@ -144,7 +144,7 @@ class ContrastiveLoss(nn.Module):
         """The loss and its two terms, in float32, outside autocast.
 
         Args:
-            x: First views [N, D], N >= 2, any scale (normalised here), differentiable.
+            x: First views [N, D], N >= 2, any scale (normalized here), differentiable.
             y: Second views [N, D].
             hard_negatives: One negative more per example [N, D]; row j is a negative of every x_i, j = i included.
             text_ids: Integers [N, V], equal where texts are equal: column 0 for x, 1 for y (absent: as x), 2 for
@@ -173,32 +173,32 @@ class ContrastiveLoss(nn.Module):
                 raise ValueError(f"queue must be [K, {x.shape[1]}], K >= 1, got {list(queue.shape)}")
             if hard_negatives is not None or text_ids is not None:
                 raise ValueError("a queue replaces all other negatives: no hard_negatives or text_ids beside it")
-        spread = self.global_batch != "none" and world_size() > 1
-        if len(x) < 2 and not spread:
+        distributed = self.global_batch != "none" and world_size() > 1
+        if len(x) < 2 and not distributed:
             raise ValueError(f"a batch needs at least 2 examples to have a negative, got {len(x)}")
         with torch.autocast(x.device.type, enabled=False), ieee_products():
             objective = self.objective
             if queue is not None:
-                return self.against_queue(x, y, queue, spread)
+                return self.against_queue(x, y, queue, distributed)
             small = self.block_size is None and len(x) < BLOCKWISE_FROM
-            if not isinstance(objective, PairObjective) or (small and not spread):
-                return self.whole_matrix(x, y, hard_negatives, text_ids, spread)
+            if not isinstance(objective, PairObjective) or (small and not distributed):
+                return self.whole_matrix(x, y, hard_negatives, text_ids, distributed)
             block_size = self.block_size or (CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK)
             similarity = SIMILARITIES[self.similarity]
-            plan = Plan(objective, similarity, self.gamma, self.negatives, block_size, self.global_batch)
-            return LossTerms(*OnePass.apply(plan, *ids_of_rows(x, text_ids, spread), x, y, hard_negatives))
+            plan = BlockwiseConfig(objective, similarity, self.gamma, self.negatives, block_size, self.global_batch)
+            return LossTerms(*OnePass.apply(plan, *ids_of_rows(x, text_ids, distributed), x, y, hard_negatives))
 
     def whole_matrix(
-        self, x: Tensor, y: Tensor, hard: Tensor | None, text_ids: Tensor | None, spread: bool
+        self, x: Tensor, y: Tensor, hard: Tensor | None, text_ids: Tensor | None, distributed: bool
     ) -> LossTerms:
         """As `terms`, by autograd through the similarities of this process's rows with all columns [N, M]."""
-        own, hard_ids = ids_of_rows(x, text_ids, spread)
+        own, hard_ids = ids_of_rows(x, text_ids, distributed)
         x, y = unit_rows(x), unit_rows(y)
-        views = [{"x": x, "y": y}[view] for _, view in SUMMANDS[self.negatives]]
+        views = [{"x": x, "y": y}[view] for _, view in NEGATIVE_TERMS[self.negatives]]
         columns = torch.stack(views + ([] if hard is None else [unit_rows(hard)]), dim=1)
-        counts = row_counts(x) if spread else [len(x)]
+        counts = row_counts(x) if distributed else [len(x)]
         own_columns, hard_columns = (torch.cat(gather_rows(ids, counts)) for ids in (own, hard_ids))
-        if spread:
+        if distributed:
             columns = GatherWithGradient.apply(columns, counts)
         masks = [distinct(own, own_columns)] * len(views) + ([] if hard is None else [distinct(own, hard_columns)])
         keep = torch.cat(masks, dim=1)
@@ -210,17 +210,17 @@ class ContrastiveLoss(nn.Module):
         )
         return mean_over_rows(terms, counts)
 
-    def against_queue(self, x: Tensor, y: Tensor, queue: Tensor, spread: bool) -> LossTerms:
+    def against_queue(self, x: Tensor, y: Tensor, queue: Tensor, distributed: bool) -> LossTerms:
         """As `terms`, with the rows of a queue as the only negatives: nothing of a pair is another process's."""
         x, y, queue = unit_rows(x), unit_rows(y), unit_rows(queue.detach())
         paired, pairwise = SIMILARITIES[self.similarity].paired, SIMILARITIES[self.similarity].pairwise
         positive, negative = paired(x, y, self.gamma), pairwise(x, queue, self.gamma)
-        counts = row_counts(x) if spread else [len(x)]
+        counts = row_counts(x) if distributed else [len(x)]
         objective = self.objective
         if not isinstance(objective, PairObjective):
             return mean_over_rows(objective(positive, negative, torch.ones_like(negative, dtype=torch.bool)), counts)
         mean = objective.pair(negative).mean()
-        if spread:  # its value over all processes' rows, its gradient in this process's
+        if distributed:  # its value over all processes' rows, its gradient in this process's
             everyone = sum_over_ranks(mean.detach() * len(x) / sum(counts), counts)
             mean = everyone + mean - mean.detach()
         return mean_over_rows(Terms(-objective.score(positive).mean(), objective.outer(mean)), counts)
@@ -237,12 +237,12 @@ def mean_over_rows(terms: Terms, counts: list[int]) -> LossTerms:
     return LossTerms(len(counts) * (share - share.detach()) + positive + negative, positive, negative)
 
 
-def ids_of_rows(x: Tensor, text_ids: Tensor | None, spread: bool) -> tuple[Tensor, Tensor]:
+def ids_of_rows(x: Tensor, text_ids: Tensor | None, distributed: bool) -> tuple[Tensor, Tensor]:
     """Text ids [N, V] of the examples and [N, 0 or 1] of their hard negatives. Without text_ids no two are equal, in
     all processes if the batch is spread over them."""
     if text_ids is not None:
         return text_ids[:, :2], text_ids[:, 2:]
-    first = dist.get_rank() << 32 if spread else 0
+    first = dist.get_rank() << 32 if distributed else 0
     own = torch.arange(first, first + len(x), device=x.device)[:, None]
     return own, -1 - own
 

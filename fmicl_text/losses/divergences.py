@@ -5,7 +5,7 @@ Training never forms u. What it needs of a convex f are two functions of r:
     score(r)     = f'(e^r)                            the f-Gaussian similarity, seen by positive pairs
     conjugate(r) = (f* o f')(e^r) = u f'(u) - f(u)    seen by negative pairs
 
-Every f here is normalised to f(1) = f'(1) = 0. Adding c(u - 1) to f adds c to both functions, so normalising changes
+Every f here is normalized to f(1) = f'(1) = 0. Adding c(u - 1) to f adds c to both functions, so normalizing changes
 the objective of the paper by a constant only; with it a collapsed batch (all r = 0) has loss 0, but for
 `vlc_as_printed`.
 
@@ -78,12 +78,12 @@ class FDivergence:
     def from_convex(cls, f: Callable[[Tensor], Tensor], name: str = "custom") -> FDivergence:
         """The record of any convex, differentiable f: (0, inf) -> R, by autograd in float64.
 
-        >>> chi2 = FDivergence.from_convex(lambda u: u**2, name="chi2")   # Pearson's, up to normalisation
+        >>> chi2 = FDivergence.from_convex(lambda u: u**2, name="chi2")   # Pearson's, up to normalization
         >>> chi2.score(torch.tensor([0.0])), chi2.conjugate(torch.tensor([0.0]))
         (tensor([0.]), tensor([0.]))
 
         Args:
-            f: Elementwise function of a tensor u > 0, written with torch operations. It need not be normalised.
+            f: Elementwise function of a tensor u > 0, written with torch operations. It need not be normalized.
             name: Used in messages and model cards.
 
         Raises:
@@ -96,7 +96,7 @@ class FDivergence:
         one = torch.ones((), dtype=torch.float64)
         value_at_one, slope_at_one = f(one), slope(one)
 
-        def normalised(u: Tensor) -> Tensor:
+        def normalized(u: Tensor) -> Tensor:
             return f(u) - value_at_one.to(u) - slope_at_one.to(u) * (u - 1)
 
         def score(r: Tensor) -> Tensor:
@@ -105,13 +105,13 @@ class FDivergence:
 
         def conjugate(r: Tensor) -> Tensor:
             u = r.double().exp()
-            return (u * (slope(u) - slope_at_one.to(u)) - normalised(u)).to(r.dtype)
+            return (u * (slope(u) - slope_at_one.to(u)) - normalized(u)).to(r.dtype)
 
         slopes = score(torch.linspace(-8, 2, 1001, dtype=torch.float64))
         steps = slopes.diff()
         if not slopes.isfinite().all() or (steps < -CURVATURE_TOLERANCE * slopes[1:].abs()).any():
             raise ValueError(f"divergence {name!r}: f must be convex and differentiable, f' increasing and finite")
-        return cls(name, normalised, score, conjugate)
+        return cls(name, normalized, score, conjugate)
 
 
 def kl() -> FDivergence:
@@ -194,7 +194,7 @@ def neyman() -> FDivergence:
 def convex_conjugate(divergence: FDivergence, t: Tensor) -> Tensor:
     """f*(t) = sup_u (u t - f(u)), for similarities t that are not f'(u) of some density ratio, such as cosine.
 
-    The maximiser is found by bisection of score(r) = t over |r| <= 60 in float64; the gradient is the maximiser
+    The maximizer is found by bisection of score(r) = t over |r| <= 60 in float64; the gradient is the maximizer
     u = e^r itself (envelope theorem).
 
     Args:
@@ -215,15 +215,15 @@ def convex_conjugate(divergence: FDivergence, t: Tensor) -> Tensor:
             below = divergence.score(middle) < t
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         value = divergence.conjugate(low).masked_fill(beyond, torch.inf).to(t.dtype)
-        maximiser = low.exp().to(t.dtype)
-    return value + maximiser * (t - t.detach())
+        maximizer = low.exp().to(t.dtype)
+    return value + maximizer * (t - t.detach())
 
 
 def uniformity_holds(divergence: FDivergence, gamma: float, points: int = 2001) -> bool:
     """Whether h(t) = conjugate(-gamma t) is strictly convex on [0, 4], the condition of the uniformity theorem.
 
-    Where it holds and 2 <= N <= d + 1, every minimiser of the negative term is a centred regular simplex
-    (arXiv 2402.10150, Theorem on uniformity); where it fails, minimisers need not spread evenly, and the
+    Where it holds and 2 <= N <= d + 1, every minimizer of the negative term is a centred regular simplex
+    (arXiv 2402.10150, Theorem on uniformity); where it fails, minimizers need not spread evenly, and the
     paper reports collapse.
     Decided on a grid of squared distances, in float64: h'' nowhere negative beyond rounding, and not zero
     throughout.

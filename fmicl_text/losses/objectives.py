@@ -1,5 +1,5 @@
-"""Contrastive objectives: functions of similarities that return two terms, whose sum is the loss to minimise. `infonce`
-is one; the others make one, a `PairObjective`, of their knobs.
+"""Contrastive objectives: functions of similarities that return two terms, whose sum is the loss to minimize. `infonce`
+is one; the others make one, a `PairObjective`, of their hyperparameters.
 
     positive [N]       similarity of example i to its positive
     negative [N, M]    similarity of example i to each of M candidates

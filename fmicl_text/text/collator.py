@@ -17,7 +17,7 @@ from fmicl_text.errors import InputError
 
 @dataclass
 class TextViewCollator:
-    """Tokenise text columns into views.
+    """Tokenize text columns into views.
 
     One column gives two identical views of each text; the encoder's dropout makes them differ (SimCSE, arXiv
     2104.08821). Two columns are the views (x, y); three are (x, y, hard negative).
@@ -55,7 +55,7 @@ class TextViewCollator:
 
 @dataclass
 class TokenCollator:
-    """The batches of `TextViewCollator`, from rows that `tokens.tokenise_once` has made of the same texts.
+    """The batches of `TextViewCollator`, from rows that `tokens.tokenize_dataset` has made of the same texts.
 
     Args:
         tokenizer: The one that made the rows; it pads them to the longest of the batch.

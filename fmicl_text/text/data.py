@@ -74,7 +74,7 @@ class TextData:
     duplicate_share: float | None
     source: str
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a run says and records of it; what is unknown, when streaming, is left out."""
         facts = {
             "source": self.source,

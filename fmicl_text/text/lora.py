@@ -41,7 +41,7 @@ def add_lora(encoder: SentenceTransformer, rank: int) -> None:
     )
 
 
-def quantisation(load_in: str) -> Any:
+def quantization(load_in: str) -> Any:
     """The config that loads a model's linear layers in `4bit` (NF4) or `8bit`.
 
     Raises:
@@ -82,7 +82,7 @@ def merged(backbone: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     plain = {}
     for name, weight in state.items():
         layer, based, rest = name.partition(".base_layer.")
-        if is_adapter(name) or (based and rest not in ("weight", "bias")):  # the others describe quantised weights
+        if is_adapter(name) or (based and rest not in ("weight", "bias")):  # the others describe quantized weights
             continue
         if based and rest == "weight":
             module = backbone.get_submodule(layer)
@@ -114,7 +114,7 @@ def plain_saving(backbone: Any, weights: dict[str, Tensor]) -> Iterator[None]:
 
 
 def all_bits(weight: Tensor, layer: Any, scale: Tensor | None) -> Tensor:
-    """A quantised weight of a layer of bitsandbytes in float32; `scale` [rows] is that of an 8-bit one."""
+    """A quantized weight of a layer of bitsandbytes in float32; `scale` [rows] is that of an 8-bit one."""
     if scale is not None:
         return weight * scale[:, None] / 127
     from bitsandbytes.functional import dequantize_4bit

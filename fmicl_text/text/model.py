@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import NO_CODE, folder_or_name, hub_commit, hub_name, one_line_loading, refuse_links
+from fmicl_text.loading import NO_CODE, folder_or_name, hub_commit, hub_name, refuse_links, translate_loading_errors
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.text.dropout import cheapen_dropout
-from fmicl_text.text.lora import add_lora, base_weights, is_adapter, merged, plain_saving, quantisation
+from fmicl_text.text.lora import add_lora, base_weights, is_adapter, merged, plain_saving, quantization
 
 POOLINGS = Pooling.POOLING_MODES
 
@@ -26,7 +26,7 @@ def no_head(width: int) -> nn.Module:
 
 
 def simcse_head(width: int) -> nn.Module:
-    """SimCSE's head: a dense layer of the same width and tanh, initialised as BERT's own layers."""
+    """SimCSE's head: a dense layer of the same width and tanh, initialized as BERT's own layers."""
     dense = nn.Linear(width, width)
     nn.init.normal_(dense.weight, std=0.02)
     nn.init.zeros_(dense.bias)
@@ -127,8 +127,8 @@ def build_text_encoder(
     model_name_or_path = folder_or_name(model_name_or_path)
     if load_in is not None and lora_rank is None:
         raise InputError(f"--load_in_{load_in} needs --lora_rank: weights of so few bits cannot be trained")
-    few_bits = {} if load_in is None else {"quantization_config": quantisation(load_in)}
-    with one_line_loading(f"--model_name_or_path {model_name_or_path}"):
+    few_bits = {} if load_in is None else {"quantization_config": quantization(load_in)}
+    with translate_loading_errors(f"--model_name_or_path {model_name_or_path}"):
         encoder = SentenceTransformer(
             model_name_or_path,
             revision=revision,

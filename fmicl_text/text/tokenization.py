@@ -1,4 +1,4 @@
-"""Training text tokenised once, into Arrow files that later starts find again."""
+"""Training text tokenized once, into Arrow files that later starts find again."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fmicl_text.text.data import TextData
 _FORMAT = 1
 
 
-def tokenise_once(
+def tokenize_dataset(
     dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_seq_length: int
 ) -> datasets.Dataset:
     """The rows of `dataset` as tokens, for `collator.TokenCollator`.
 
     Written to the cache beside the files of `dataset` and read by memory mapping; the next call with the same data,
-    tokenizer, columns and length, in any process, opens that file and tokenises nothing. A dataset that is in memory
+    tokenizer, columns and length, in any process, opens that file and tokenizes nothing. A dataset that is in memory
     stays there.
 
     Args:
@@ -48,16 +48,16 @@ def tokenise_once(
         length: int32, the most tokens that one of the C texts has.
     """
     check_max_seq_length(tokenizer, max_seq_length)
-    tokenise = partial(_tokenise, tokenizer=tokenizer, columns=list(columns), max_seq_length=max_seq_length)
+    tokenize = partial(_tokenize, tokenizer=tokenizer, columns=list(columns), max_seq_length=max_seq_length)
     # The fingerprint that map would make pickles the tokenizer, and a fast one is another after its first call.
     state = [dataset._fingerprint, _tokenizer_state(tokenizer), list(columns), max_seq_length, _FORMAT]
     tokens = dataset.with_format("arrow").map(
-        tokenise, batched=True, new_fingerprint=Hasher.hash(state), desc="Tokenising"
+        tokenize, batched=True, new_fingerprint=Hasher.hash(state), desc="Tokenizing"
     )
     return tokens.with_format(None)
 
 
-def _tokenise(table: pa.Table, tokenizer: PreTrainedTokenizerBase, columns: list[str], max_seq_length: int) -> pa.Table:
+def _tokenize(table: pa.Table, tokenizer: PreTrainedTokenizerBase, columns: list[str], max_seq_length: int) -> pa.Table:
     texts = list(chain.from_iterable(zip(*(table[name].to_pylist() for name in columns), strict=True)))
     tokens = tokenizer(texts, truncation=True, max_length=max_seq_length, return_attention_mask=False)
     arrays = {
@@ -84,7 +84,7 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     return [type(tokenizer).__qualname__, *options, rules]
 
 
-class Passes(IterableDataset):
+class RepeatedStream(IterableDataset):
     """A stream again and again, in another order each time if it is shuffled, without an end: that a resumed run, which
     skips what was read, then stands where it did, in whichever pass that was."""
 
@@ -105,9 +105,9 @@ class Passes(IterableDataset):
 def training_rows(
     data: TextData, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, tokenize_once: bool
 ) -> tuple[Any, TextViewCollator | TokenCollator]:
-    """What the trainer reads, and its collator: tokens where the text can be tokenised before training, else the text,
-    tokenised batch by batch."""
+    """What the trainer reads, and its collator: tokens where the text can be tokenized before training, else the text,
+    tokenized batch by batch."""
     if tokenize_once and isinstance(data.dataset, datasets.Dataset):
-        return tokenise_once(data.dataset, tokenizer, data.columns, max_seq_length), TokenCollator(tokenizer)
-    rows = Passes(data.dataset) if isinstance(data.dataset, datasets.IterableDataset) else data.dataset
+        return tokenize_dataset(data.dataset, tokenizer, data.columns, max_seq_length), TokenCollator(tokenizer)
+    rows = RepeatedStream(data.dataset) if isinstance(data.dataset, datasets.IterableDataset) else data.dataset
     return rows, TextViewCollator(tokenizer, data.columns, max_seq_length)

@@ -1,4 +1,4 @@
-"""Training arguments: what `transformers.TrainingArguments` lacks, the objective and its knobs."""
+"""Training arguments: what `transformers.TrainingArguments` lacks, the objective and its hyperparameters."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ ONLY = {
 
 @dataclass
 class FMICLTrainingArguments(TrainingArguments):
-    """`TrainingArguments` plus the objective. A knob left at None takes the default of the objective's loss class;
-    a knob that the objective does not have is refused.
+    """`TrainingArguments` plus the objective. A hyperparameter left at None takes the default of the objective's loss
+    class; one that the objective does not have raises an error.
 
     Changed defaults: the paper's text setting (batch 64, learning rate 3e-5, one epoch); STS scored every 125
     steps, the best checkpoint kept and loaded at the end, as in SimCSE; two checkpoints kept; a log line every 25
@@ -56,7 +56,7 @@ class FMICLTrainingArguments(TrainingArguments):
     changed.
     """
 
-    objective: str = field(default="fmicl", metadata={"help": "What is minimised.", "choices": list(OBJECTIVES)})
+    objective: str = field(default="fmicl", metadata={"help": "What is minimized.", "choices": list(OBJECTIVES)})
     divergence: str | None = field(
         default=None, metadata={"help": "The f of f-MICL (default kl).", "choices": list(DIVERGENCES)}
     )
@@ -181,22 +181,22 @@ class FMICLTrainingArguments(TrainingArguments):
         return f"fmicl-{self.divergence or 'kl'}" if self.objective == "fmicl" else self.objective
 
     def build_loss(self) -> ContrastiveLoss:
-        """The loss that the knobs describe.
+        """The loss that the hyperparameters describe.
 
         Raises:
-            ValueError: A knob that is out of range, or that the objective does not have.
+            ValueError: A hyperparameter that is out of range, or that the objective does not have.
         """
         loss_class = OBJECTIVES[self.objective]
         names = ("divergence", "gamma", "alpha", "temperature", "similarity", "negatives", "block_size", "global_batch")
-        knobs = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        hyperparameters = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         accepted = list(inspect.signature(loss_class).parameters)
-        for name in knobs:
+        for name in hyperparameters:
             if name not in accepted:
                 raise ValueError(f"--{name} means nothing to objective {self.objective}, which takes {accepted}")
         if self.tsallis_order is not None:
             if self.divergence != "tsallis":
                 raise ValueError(f"--tsallis_order needs --divergence tsallis, got {self.objective_name}")
-            knobs["divergence"] = tsallis(self.tsallis_order)
+            hyperparameters["divergence"] = tsallis(self.tsallis_order)
         if self.similarity == "cosine" and self.gamma is not None:
             raise ValueError("--gamma means nothing to --similarity cosine")
-        return loss_class(**knobs)
+        return loss_class(**hyperparameters)

@@ -35,7 +35,7 @@ def describe_views(loss: ContrastiveLoss, x: Tensor, y: Tensor) -> str:
     return f"{name} from {values.min().item():.4g} to {values.max().item():.4g}"
 
 
-class LeftOut(TrainerCallback, ExportableState):
+class SkippedStepsCallback(TrainerCallback, ExportableState):
     """Counts the steps that were left out, over all parts of a run that was cut short and gone on with.
 
     Attributes:
@@ -57,7 +57,7 @@ class LeftOut(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": dict(vars(self))}
 
 
-class CollapseWatch(TrainerCallback, ExportableState):
+class CollapseMonitor(TrainerCallback, ExportableState):
     """Looks at every logged `effective_rank` and `mean_cosine`, and warns when a collapse begins.
 
     That is an effective rank below a third of the highest so far, or below 2, or a mean cosine above 0.99, as long as

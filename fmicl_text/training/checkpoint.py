@@ -132,7 +132,7 @@ def find_checkpoint(output_dir: Path, named: str | bool | None) -> tuple[Path | 
     raise InputError(f"--resume_from_checkpoint {named}: {output_dir} holds no checkpoint")
 
 
-def newest_whole(output_dir: Path) -> Path | None:
+def latest_valid_checkpoint(output_dir: Path) -> Path | None:
     """The newest checkpoint that is whole, for messages."""
     return next((path for path in reversed(checkpoints_in(output_dir)) if fault(path) is None), None)
 

@@ -15,7 +15,7 @@ from fmicl_text.losses.contrastive import LossTerms
 ROWS = 512  # of a batch; the log's figures need not cost as much as the loss
 
 
-class TrainingLog:
+class TrainingMetrics:
     """Sums since the last log. They stay on the device until then, so that no step waits for it."""
 
     def __init__(self) -> None:

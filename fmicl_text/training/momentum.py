@@ -24,7 +24,7 @@ from fmicl_text.training.trainer import FMICLTrainer
 QUEUE = ("queue", "next_row")
 
 
-class SlowCopy(nn.Module):
+class MomentumEncoder(nn.Module):
     """A copy of a model that gets no gradient, and the queue of what it gave last.
 
     Args:
@@ -73,7 +73,7 @@ class MomentumTrainer(FMICLTrainer):
     MoCo v3 (arXiv 2104.02057) has none, a predictor, and a momentum that rises to 1 as a cosine.
 
     Args:
-        model: Encoder and head. The copy becomes its submodule `slow_copy`, which checkpoints hold, and exports do not.
+        model: Encoder and head. The momentum encoder becomes a submodule: it is in checkpoints, not in exports.
         queue_size: Rows of the queue, at least those that one step adds, 2 x batch x processes, where the arguments
             say negatives `queue`; else 0.
         predictor: Whether the model gets one.
@@ -97,14 +97,14 @@ class MomentumTrainer(FMICLTrainer):
     ) -> None:
         self.encoder_momentum, self.rising = encoder_momentum, rising
         try:
-            slow_copy = SlowCopy(model, queue_size)
+            momentum_encoder = MomentumEncoder(model, queue_size)
         except RuntimeError as error:
             raise InputError(f"--queue_size {queue_size} embeddings of {model.width} do not fit memory") from error
         if predictor:
             model.predictor = predictor_head(model.width)
-        model.slow_copy = slow_copy
+        model.momentum_encoder = momentum_encoder
         if queue_size:  # equal in all processes: no need to send it around at every step
-            ignored = [f"slow_copy.{name}" for name in QUEUE]
+            ignored = [f"momentum_encoder.{name}" for name in QUEUE]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
         super().__init__(model, *args, **kwargs)
         added = 2 * self.args.train_batch_size * self.args.world_size
@@ -119,8 +119,8 @@ class MomentumTrainer(FMICLTrainer):
         if self.args.mini_batch_size is not None:
             raise InputError("--mini_batch_size is not possible with MoCo")
 
-    def describe_run(self) -> dict[str, Any]:
-        return super().describe_run() | {"encoder_momentum": self.encoder_momentum, "rising": self.rising}
+    def resume_signature(self) -> dict[str, Any]:
+        return super().resume_signature() | {"encoder_momentum": self.encoder_momentum, "rising": self.rising}
 
     def momentum_now(self) -> float:
         """Share of itself that the copy keeps at this step."""
@@ -131,8 +131,8 @@ class MomentumTrainer(FMICLTrainer):
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         if self.micro_step == 0 and self.state.global_step > 0:  # at first they are equal
-            slow_copy: Any = self.model.slow_copy
-            slow_copy.follow(self.model, self.momentum_now())
+            momentum_encoder: Any = self.model.momentum_encoder
+            momentum_encoder.follow(self.model, self.momentum_now())
         return super().training_step(model, *args, **kwargs)
 
     def compute_loss(
@@ -144,13 +144,16 @@ class MomentumTrainer(FMICLTrainer):
     ) -> Any:
         inputs.pop("text_ids", None)
         queries = self.embed(model, inputs)
-        slow_copy: Any = self.model.slow_copy
+        momentum_encoder: Any = self.model.momentum_encoder
         with torch.no_grad(), self.accelerator.autocast():
-            keys = self.embed(slow_copy.model, inputs)
-        queue = getattr(slow_copy, "queue", None)
+            keys = self.embed(momentum_encoder.model, inputs)
+        queue = getattr(momentum_encoder, "queue", None)
         (query_1, query_2), (key_1, key_2) = queries.unbind(1), keys.unbind(1)
-        loss = (self.loss_of((query_1, key_2), queue=queue) + self.loss_of((query_2, key_1), queue=queue)) / 2
+        loss = (
+            self.compute_loss_from_embeddings((query_1, key_2), queue=queue)
+            + self.compute_loss_from_embeddings((query_2, key_1), queue=queue)
+        ) / 2
         if queue is not None:
             rows = keys.flatten(0, 1)
-            slow_copy.enqueue(torch.cat(gather_rows(rows, row_counts(rows))))
+            momentum_encoder.enqueue(torch.cat(gather_rows(rows, row_counts(rows))))
         return (loss, {"embeddings": queries}) if return_outputs else loss

@@ -13,7 +13,7 @@ class LengthSampler(LengthGroupedSampler):
     """Batches of like length in an order that (seed, epoch) determine: the same in every process and after a resume.
 
     The base class draws it from the global random state. accelerate would set the epoch, but not after a resume on
-    several processes, where it wraps the sampler more deeply: `Position` does."""
+    several processes, where it wraps the sampler more deeply: `SetEpochCallback` does."""
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -25,7 +25,7 @@ class LengthSampler(LengthGroupedSampler):
         self.generator.manual_seed(self.seed + epoch)
 
 
-class Position(TrainerCallback):
+class SetEpochCallback(TrainerCallback):
     """Tells a trainer where it stands: the epoch for its length sampler and its dataset (accelerate tells neither on
     several processes), the first micro-step of a step for dropout."""
 

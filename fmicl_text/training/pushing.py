@@ -21,7 +21,7 @@ class PushingTrainer(Trainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.facts: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         self.background_push: Any = None
         super().__init__(*args, **kwargs)
 

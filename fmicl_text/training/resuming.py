@@ -23,7 +23,13 @@ from fmicl_text.training import checkpoint as checkpoints
 from fmicl_text.training.saving import SavingTrainer
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-MUST_NOT_CHANGE = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data", "adapters_over")
+RESUME_KEYS_STRICT = (
+    "processes",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "data",
+    "adapters_over",
+)
 
 
 @contextmanager
@@ -38,7 +44,7 @@ def readable(checkpoint: str | Path) -> Iterator[None]:
         raise InputError(f"{checkpoint} cannot be read: {type(error).__name__} {reason}") from error
 
 
-def start_deaf_worker(then: Callable[[int], None] | None, worker: int) -> None:
+def ignore_signals_in_worker(then: Callable[[int], None] | None, worker: int) -> None:
     """Start a worker of a DataLoader that outlives the signals which its process group gets: the step that they are to
     end needs its batch."""
     for number in SIGNALS:
@@ -92,19 +98,19 @@ class ResumingTrainer(SavingTrainer):
         """
         self.ended_early = False
         folder = Path(str(self.args.output_dir))
-        checkpoint, passed_over = self.on_first(lambda: checkpoints.find_checkpoint(folder, resume_from_checkpoint))
-        self.on_first(lambda: self.prepare_folder(folder))
-        self.run = self.on_first(self.describe_run)
+        checkpoint, skipped = self.on_main_process(lambda: checkpoints.find_checkpoint(folder, resume_from_checkpoint))
+        self.on_main_process(lambda: self.prepare_folder(folder))
+        self.run = self.on_main_process(self.resume_signature)
         if checkpoint is not None:
-            then = self.on_first(lambda: checkpoints.run_of(checkpoint))
+            then = self.on_main_process(lambda: checkpoints.run_of(checkpoint))
             differences = self.differences(checkpoint, then)
             with readable(checkpoint):
                 state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
             same_callbacks = then.get("callbacks", self.run["callbacks"]) == self.run["callbacks"]
             self.ended_early = checkpoints.stopped_early(state) and same_callbacks
-            for line in (*passed_over, *differences):
+            for line in (*skipped, *differences):
                 warnings.warn(line, stacklevel=2)
-        with self.heed_signals():
+        with self.handle_signals():
             return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def differences(self, checkpoint: Path, then: dict[str, Any]) -> list[str]:
@@ -122,7 +128,7 @@ class ResumingTrainer(SavingTrainer):
         same = self.run | {"save_only_model": False}  # as then, and of no matter to the weights
         differing = [name for name, value in same.items() if then.get(name, value) != value]
         told = {name: f"{name} {then[name]} -> {self.run[name]}" for name in differing}
-        if (refused := [told[name] for name in MUST_NOT_CHANGE if name in told]) and not self.args.resume_changed:
+        if (refused := [told[name] for name in RESUME_KEYS_STRICT if name in told]) and not self.args.resume_changed:
             raise InputError(
                 f"{checkpoint} is of another run: {', '.join(refused)}; go on with the same, or give "
                 "--resume_changed True, and the result is neither run's"
@@ -161,7 +167,7 @@ class ResumingTrainer(SavingTrainer):
     def get_train_dataloader(self) -> Any:
         loader: Any = super().get_train_dataloader()
         inner = getattr(loader, "base_dataloader", loader)
-        inner.worker_init_fn = partial(start_deaf_worker, inner.worker_init_fn)
+        inner.worker_init_fn = partial(ignore_signals_in_worker, inner.worker_init_fn)
         return loader
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
@@ -216,7 +222,7 @@ class ResumingTrainer(SavingTrainer):
         return bool(some_broken)
 
     @contextmanager
-    def heed_signals(self) -> Iterator[None]:
+    def handle_signals(self) -> Iterator[None]:
         """Note the first SIGTERM or SIGINT for the end of the step; at the end, send one again that nothing heeded. One
         that is ignored, as a shell has it for what runs in the background, stays ignored."""
         if threading.current_thread() is not threading.main_thread():  # where Python has no signals
@@ -246,7 +252,7 @@ class ResumingTrainer(SavingTrainer):
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
-        if (damage := self.on_first(lambda: checkpoints.fault(best))) is None:
+        if (damage := self.on_main_process(lambda: checkpoints.fault(best))) is None:
             self.load_weights(str(best))
         else:
             told = f"{best} is damaged ({damage}): training ends with its last weights, not with the best"

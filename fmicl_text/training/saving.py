@@ -49,7 +49,7 @@ class SavingTrainer(PushingTrainer):
     args: FMICLTrainingArguments
     run: dict[str, Any]
 
-    def on_first(self, function: Callable[[], T]) -> T:
+    def on_main_process(self, function: Callable[[], T]) -> T:
         """What a function gives in the first process, in all of them; so with its InputError."""
         answer: list[Any] = [None]
         if self.args.process_index == 0:
@@ -84,14 +84,14 @@ class SavingTrainer(PushingTrainer):
                 f"{free / 2**20:.0f}; a smaller --save_total_limit, or --save_only_model True, takes less"
             )
 
-    def describe_run(self) -> dict[str, Any]:
+    def resume_signature(self) -> dict[str, Any]:
         """What a run that goes on from this one's checkpoints must have in common with it to end with the same
         weights."""
         args = self.args
         run: dict[str, Any] = {name: getattr(args, name, None) for name in SAME}
         run |= {"processes": args.world_size, "precision": self.accelerator.mixed_precision}
         run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
-        run |= self.loss.knobs | {"callbacks": self.callback_settings()}
+        run |= self.loss.hyperparameters | {"callbacks": self.callback_settings()}
         run |= {"data": checkpoints.fingerprint(self.train_dataset), "save_only_model": args.save_only_model}
         return run
 
@@ -123,7 +123,7 @@ class SavingTrainer(PushingTrainer):
             failure = str(getattr(error, "strerror", None) or str(error).strip().splitlines()[0])
         if failures := [text for text in gather_object([failure]) if text]:
             shutil.rmtree(place.parent / checkpoints.UNFINISHED, ignore_errors=True)  # room on a full disk
-            good = self.on_first(lambda: checkpoints.newest_whole(place.parent))
+            good = self.on_main_process(lambda: checkpoints.latest_valid_checkpoint(place.parent))
             raise InputError(f"{place} could not be written: {failures[0]}; last good checkpoint: {good or 'none'}")
 
     def write_checkpoint(self, folder: Path, place: Path) -> None:

@@ -20,10 +20,10 @@ from torch.utils.data import Sampler
 from fmicl_text.errors import InputError
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
-from fmicl_text.training.callbacks import CollapseWatch, LeftOut, NonFiniteError, describe_views
-from fmicl_text.training.checkpoint import newest_whole
-from fmicl_text.training.metrics import TrainingLog
-from fmicl_text.training.position import LengthSampler, Position
+from fmicl_text.training.callbacks import CollapseMonitor, NonFiniteError, SkippedStepsCallback, describe_views
+from fmicl_text.training.checkpoint import latest_valid_checkpoint
+from fmicl_text.training.metrics import TrainingMetrics
+from fmicl_text.training.position import LengthSampler, SetEpochCallback
 from fmicl_text.training.resuming import ResumingTrainer
 
 
@@ -36,7 +36,7 @@ class FMICLTrainer(ResumingTrainer):
 
     Args:
         model: Encoder and head.
-        args: Objective, its knobs, and everything of `transformers.TrainingArguments`.
+        args: Objective, its hyperparameters, and everything of `transformers.TrainingArguments`.
         train_dataset: Rows for the collator.
         data_collator: Rows to {token tensors [B, V, T], text_ids}, such as `text.collator.TextViewCollator`.
         views: Images [B, C, H, W] and a generator to views [B, V, C, S, S], such as `vision.views.ImageViews`, for
@@ -77,7 +77,7 @@ class FMICLTrainer(ResumingTrainer):
         self.loss = args.build_loss()
         self.evaluator = evaluator
         self.views = views
-        self.training_log = TrainingLog()
+        self.metrics = TrainingMetrics()
         self.views_checked = False
         self.losses: list[Tensor] = []  # of this step's micro-batches
         self.last_views: tuple[Tensor, Tensor] | None = None
@@ -92,17 +92,17 @@ class FMICLTrainer(ResumingTrainer):
             data_collator=data_collator,
             **kwargs,
         )
-        for callback in (Position(self), LeftOut(), CollapseWatch()):
+        for callback in (SetEpochCallback(self), SkippedStepsCallback(), CollapseMonitor()):
             self.add_callback(callback)
         self.check_engine()
 
     @property
-    def left_out(self) -> LeftOut:
+    def skipped_steps(self) -> SkippedStepsCallback:
         """The counter; the base class replaces it when it goes on from a checkpoint."""
-        return next(one for one in self.callback_handler.callbacks if isinstance(one, LeftOut))
+        return next(one for one in self.callback_handler.callbacks if isinstance(one, SkippedStepsCallback))
 
-    def describe_run(self) -> dict[str, Any]:
-        run = super().describe_run() | self.model.describe_training() | getattr(self.views, "describe", dict)()
+    def resume_signature(self) -> dict[str, Any]:
+        run = super().resume_signature() | self.model.describe_training() | getattr(self.views, "describe", dict)()
         return dict(json.loads(json.dumps(run, default=str)))  # as the manifest will give it back
 
     def check_engine(self) -> None:
@@ -134,7 +134,7 @@ class FMICLTrainer(ResumingTrainer):
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Gradients of one micro-batch; its loss divided by the number of micro-batches, as the base class has it."""
-        with self.name_what_saves_memory(), torch.random.fork_rng(devices=[]):  # samplers draw from the state outside
+        with self.explain_out_of_memory(), torch.random.fork_rng(devices=[]):  # samplers draw from the state outside
             if self.args.mini_batch_size is None:
                 self.seed_dropout()
                 loss = super().training_step(model, inputs, num_items_in_batch)
@@ -150,22 +150,22 @@ class FMICLTrainer(ResumingTrainer):
             return self.finite_loss.clone()
         return loss
 
-    def seed_here(self, *more: int) -> int:
+    def step_seed(self, *more: int) -> int:
         """A seed that is a function of where training stands: seed, step, micro-step, process."""
         where = [self.args.seed, self.state.global_step, self.micro_step, self.args.process_index, *more]
         return int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0])
 
     def seed_dropout(self, mini_batch: int = 0) -> None:
         """Make the masks of the next forward pass a function of where training stands."""
-        torch.manual_seed(self.seed_here(mini_batch))
+        torch.manual_seed(self.step_seed(mini_batch))
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         if self.views is not None:
             rows = inputs.pop(str(self.model.view_input))
-            generator = torch.Generator(rows.device).manual_seed(self.seed_here())
+            generator = torch.Generator(rows.device).manual_seed(self.step_seed())
             inputs[str(self.model.model_input)] = self.views(rows, generator)
-        self.training_log.count_inputs(self.model.unit, self.model.count(inputs))
+        self.metrics.count_inputs(self.model.unit, self.model.count(inputs))
         return inputs
 
     def cached_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -179,7 +179,7 @@ class FMICLTrainer(ResumingTrainer):
                 [self.embed_mini_batch(model, mini_batch, k) for k, mini_batch in enumerate(mini_batches)]
             )
         views = [view.requires_grad_() for view in embeddings.unbind(1)]
-        loss = self.loss_of(views, text_ids) / self.current_gradient_accumulation_steps
+        loss = self.compute_loss_from_embeddings(views, text_ids) / self.current_gradient_accumulation_steps
         gradients = zip(*(g.split(self.args.mini_batch_size) for g in torch.autograd.grad(loss, views)), strict=True)
         del embeddings, views
         for k, (mini_batch, parts) in enumerate(zip(mini_batches, gradients, strict=True)):
@@ -195,7 +195,7 @@ class FMICLTrainer(ResumingTrainer):
         return self.embed(model, mini_batch)
 
     @contextmanager
-    def name_what_saves_memory(self) -> Iterator[None]:
+    def explain_out_of_memory(self) -> Iterator[None]:
         """Turn an allocation that fails into one line with the options that help."""
         try:
             yield
@@ -220,10 +220,12 @@ class FMICLTrainer(ResumingTrainer):
         """The loss of one batch. accelerate's autocast covers the model's forward only; the loss is float32."""
         text_ids = inputs.pop("text_ids", None)
         embeddings = self.embed(model, inputs)
-        loss = self.loss_of(embeddings.unbind(1), text_ids)
+        loss = self.compute_loss_from_embeddings(embeddings.unbind(1), text_ids)
         return (loss, {"embeddings": embeddings}) if return_outputs else loss
 
-    def loss_of(self, views: Sequence[Tensor], text_ids: Tensor | None = None, queue: Tensor | None = None) -> Tensor:
+    def compute_loss_from_embeddings(
+        self, views: Sequence[Tensor], text_ids: Tensor | None = None, queue: Tensor | None = None
+    ) -> Tensor:
         """The loss of V views, embeddings [B, D] each, checked, its parts recorded for the log."""
         x, y, *others = views
         terms = self.loss.terms(x, y, others[0] if others else None, text_ids, queue)
@@ -231,14 +233,14 @@ class FMICLTrainer(ResumingTrainer):
         self.last_views = x.detach(), y.detach()
         self.check_views(x, y)
         if not self.args.skip_nonfinite or terms.loss.isfinite():
-            self.training_log.add(terms, x, y)
+            self.metrics.add(terms, x, y)
         return terms.loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         strategy = self.args.train_sampling_strategy
         if strategy in LENGTH_STRATEGIES and "length" not in (getattr(dataset, "column_names", None) or []):
-            raise InputError(f"--train_sampling_strategy {strategy} needs text tokenised before training")
+            raise InputError(f"--train_sampling_strategy {strategy} needs text tokenized before training")
         if strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -260,24 +262,24 @@ class FMICLTrainer(ResumingTrainer):
         if not scaled:
             broken |= ~torch.as_tensor(grad_norm, device=broken.device).isfinite()
         if self.agree(broken):
-            self.leave_step_out(grad_norm, scaled)
+            self.skip_step(grad_norm, scaled)
         return grad_norm
 
-    def leave_step_out(self, grad_norm: Any, scaled: bool) -> None:
+    def skip_step(self, grad_norm: Any, scaled: bool) -> None:
         """With --skip_nonfinite, take the gradients away and count the step; else NonFiniteError, in all processes."""
         loss = torch.stack(self.losses).mean().item()
         broken = next((name for name, buffer in self.model.named_buffers() if not buffer.isfinite().all()), None)
         if self.args.skip_nonfinite and broken is None:
-            self.left_out.nonfinite_steps += 1
+            self.skipped_steps.nonfinite_steps += 1
             if not scaled:
                 for weight in self.model.parameters():
                     weight.grad = None
             return
         views = "" if self.last_views is None else f", {describe_views(self.loss, *self.last_views)}"
-        checkpoint = newest_whole(Path(str(self.args.output_dir))) or "none was saved"
+        checkpoint = latest_valid_checkpoint(Path(str(self.args.output_dir))) or "none was saved"
         raise NonFiniteError(
             f"loss is {loss} and gradient norm {float(grad_norm)} at step {self.state.global_step + 1} "
-            f"({self.args.objective_name}, {self.loss.knobs}{views}"
+            f"({self.args.objective_name}, {self.loss.hyperparameters}{views}"
             + (f", {broken} is not finite" if broken else "")
             + f"): lower --learning_rate, --gamma or --alpha; last good checkpoint: {checkpoint}"
         )
@@ -293,9 +295,9 @@ class FMICLTrainer(ResumingTrainer):
         self.views_checked = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the base class, with what `training_log` holds beside the loss."""
+        """As the base class, with what `metrics` holds beside the loss."""
         if "loss" in logs:
-            logs |= self.training_log.take() | self.left_out.counts()
+            logs |= self.metrics.take() | self.skipped_steps.counts()
         super().log(logs, start_time)
 
     def evaluate(
@@ -307,18 +309,18 @@ class FMICLTrainer(ResumingTrainer):
         draw from the random state, so that evaluating changed the training that follows."""
         if eval_dataset is not None or self.evaluator is None:
             raise ValueError("evaluate() scores what the trainer's evaluator holds: pass evaluator= to the trainer")
-        metrics = self.score(metric_key_prefix)
+        metrics = self.run_evaluator(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def score(self, prefix: str = "eval") -> dict[str, float]:
+    def run_evaluator(self, prefix: str = "eval") -> dict[str, float]:
         """The evaluator's metrics, neither logged nor shown to callbacks.
 
         Raises:
             InputError: --metric_for_best_model is none of them.
         """
-        with self.whole_weights(), self.training_log.pause():
+        with self.unsharded_state_dict(), self.metrics.pause():
             measured = self.evaluator(self.model.encoder)
         if self.args.world_size > 1:  # early stopping and the choice of a checkpoint must not differ by a last digit
             (measured,) = broadcast_object_list([measured])
@@ -330,7 +332,7 @@ class FMICLTrainer(ResumingTrainer):
         return metrics
 
     @contextmanager
-    def whole_weights(self) -> Iterator[None]:
+    def unsharded_state_dict(self) -> Iterator[None]:
         """FSDP shards the weights, and gathers them only for calls of the whole model: the encoder is a part of it."""
         model: Any = self.model
         if not isinstance(model, FSDPModule):

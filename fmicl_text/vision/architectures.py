@@ -36,7 +36,7 @@ def sincos_positions(height: int, width: int, dim: int) -> Tensor:
     return torch.cat([torch.zeros(1, dim), grid])[None]
 
 
-def initialise_as_mocov3(backbone: Any) -> None:
+def initialize_as_mocov3(backbone: Any) -> None:
     """MoCo v3's initial ViT: sine-cosine positions, Xavier-uniform linear layers, a tiny class token."""
     embeddings = backbone.embeddings
     projection = embeddings.patch_embeddings.projection

@@ -99,7 +99,7 @@ def random_resized_crop(images: Tensor, draw: Draw, size: int, scale: tuple[floa
     return cropped.unflatten(1, (size, images.shape[1])).transpose(1, 2)
 
 
-def greyscale(images: Tensor) -> Tensor:
+def grayscale(images: Tensor) -> Tensor:
     """Luma [B, 1, H, W] of RGB images."""
     return (images * images.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True)
 
@@ -115,14 +115,14 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the mean grey of each image; factor [B] >= 0."""
-    grey = greyscale(images) if images.shape[1] == 3 else images
-    return blend(images, grey.mean((1, 2, 3), keepdim=True), factor)
+    """Blend with the mean gray of each image; factor [B] >= 0."""
+    gray = grayscale(images) if images.shape[1] == 3 else images
+    return blend(images, gray.mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image in grey; factor [B] >= 0."""
-    return blend(images, greyscale(images), factor)
+    """Blend with the image in gray; factor [B] >= 0."""
+    return blend(images, grayscale(images), factor)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -145,16 +145,16 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
 ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 
 
-def random_jitter(images: Tensor, draw: Draw, strengths: Sequence[float], probability: float, colour: str) -> Tensor:
+def random_jitter(images: Tensor, draw: Draw, strengths: Sequence[float], probability: float, color: str) -> Tensor:
     """With a probability, brightness, contrast, saturation and hue changed by factors in 1 +- strength (hue: shifts in
-    +- strength) in a random order; `fast` in a fixed order, as one matrix, clamped once. Of grey images only the first
+    +- strength) in a random order; `fast` in a fixed order, as one matrix, clamped once. Of gray images only the first
     two."""
     ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in strengths[:3]] + [(-strengths[3], strengths[3])]
     factors = [draw.uniform(*limits) for limits in ranges]
     chosen = draw.chance(probability)
     count = 4 if images.shape[1] == 3 else 2
     order = draw.uniform(0, 1, count).argsort(1)
-    if colour == "fast" and count == 4:
+    if color == "fast" and count == 4:
         return torch.where(chosen[:, None, None, None], jitter_by_matrix(images, *factors), images)
     jittered = images.clone()
     for place in range(count):
@@ -165,7 +165,7 @@ def random_jitter(images: Tensor, draw: Draw, strengths: Sequence[float], probab
 
 
 def jitter_by_matrix(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """The four changes as one affine map of each image's colours: the hue turns the chroma plane of YIQ and keeps luma,
+    """The four changes as one affine map of each image's colors: the hue turns the chroma plane of YIQ and keeps luma,
     another shift than HSV's of about the same size."""
     to_yiq = images.new_tensor(YIQ)
     angle = -2 * math.pi * hue  # the sense in which HSV's hue grows
@@ -173,19 +173,19 @@ def jitter_by_matrix(images: Tensor, brightness: Tensor, contrast: Tensor, satur
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
     turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
-    grey = images.new_tensor(GREY).expand(3, 3)
-    saturate = torch.lerp(grey, torch.eye(3, device=images.device), saturation[:, None, None])
+    gray = images.new_tensor(GREY).expand(3, 3)
+    saturate = torch.lerp(gray, torch.eye(3, device=images.device), saturation[:, None, None])
     matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq @ saturate * (brightness * contrast)[:, None, None]
-    mean_grey = images.mean((2, 3)) @ images.new_tensor(GREY)
-    offset = (1 - contrast) * brightness * mean_grey
+    mean_gray = images.mean((2, 3)) @ images.new_tensor(GREY)
+    offset = (1 - contrast) * brightness * mean_gray
     return torch.baddbmm(offset[:, None, None], matrix, images.flatten(2)).view_as(images).clamp(0, 1)
 
 
-def random_greyscale(images: Tensor, draw: Draw, probability: float) -> Tensor:
-    """RGB images in grey with a probability; grey ones as they are."""
+def random_grayscale(images: Tensor, draw: Draw, probability: float) -> Tensor:
+    """RGB images in gray with a probability; gray ones as they are."""
     if images.shape[1] == 1:
         return images
-    return torch.where(draw.chance(probability)[:, None, None, None], greyscale(images), images)
+    return torch.where(draw.chance(probability)[:, None, None, None], grayscale(images), images)
 
 
 def random_blur(images: Tensor, draw: Draw, probability: float, sigma: tuple[float, float] = (0.1, 2.0)) -> Tensor:
@@ -202,7 +202,7 @@ def random_blur(images: Tensor, draw: Draw, probability: float, sigma: tuple[flo
     return torch.where(draw.chance(probability)[:, None, None, None], blurred, images)
 
 
-def random_solarise(images: Tensor, draw: Draw, probability: float) -> Tensor:
+def random_solarize(images: Tensor, draw: Draw, probability: float) -> Tensor:
     """Values of 1/2 and more inverted, with a probability."""
     inverted = torch.where(images >= 0.5, 1 - images, images)
     return torch.where(draw.chance(probability)[:, None, None, None], inverted, images)

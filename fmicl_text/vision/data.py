@@ -83,7 +83,7 @@ class ImageFiles:
         rows: A dataset of encoded images.
         column: The column that they are in.
         labels: int64 [N], from 0 on.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for gray, 3 for RGB.
         source, skipped: As for `LabelledImages`.
         folders: Below which the files lie that rows name; see `image_folders`.
     """
@@ -174,7 +174,7 @@ class TrainingRows(Dataset):
         self.images, self.size, self.crop, self.seed, self.epoch = images, size, crop, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by `position.Position`; epochs count from 0."""
+        """Called by `position.SetEpochCallback`; epochs count from 0."""
         self.epoch = epoch
 
     def fingerprint(self) -> str:
@@ -196,7 +196,7 @@ def collate_images(rows: list[Tensor]) -> dict[str, Tensor]:
 
 
 def load_digits() -> LabelledImages:
-    """scikit-learn's 1,797 handwritten digits, grey, 8 x 8, in a random order that is always the same: as they come,
+    """scikit-learn's 1,797 handwritten digits, gray, 8 x 8, in a random order that is always the same: as they come,
     a writer's digits stand together."""
     from sklearn.datasets import load_digits as load
 
@@ -230,7 +230,7 @@ def load_images(
         split: Of `dataset_name`.
         image_column: Its images (a folder's are `image`).
         label_column: Its classes, whole numbers or names.
-        channels: 1 for grey, 3 for RGB; whatever the mode of an image, it is turned into this.
+        channels: 1 for gray, 3 for RGB; whatever the mode of an image, it is turned into this.
 
     Raises:
         InputError: For every fault of the arguments or the data, in one line. An image that cannot be read is skipped.
@@ -343,7 +343,7 @@ def read_all(
 def opened(
     image: dict[str, Any], channels: int, folders: tuple[str, ...] = (), check_only: bool = False
 ) -> Image.Image:
-    """One encoded image, decoded, in grey or RGB; transparency on white. To check it only, a JPEG is read at an
+    """One encoded image, decoded, in gray or RGB; transparency on white. To check it only, a JPEG is read at an
     eighth of its size, in a third of the time. A file is opened only below `folders`."""
     in_a_file = image["path"] and not image["bytes"]
     path = os.path.normpath(image["path"] or "")

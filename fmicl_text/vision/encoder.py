@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import folder_or_name, one_line_loading, refuse_links
-from fmicl_text.vision.architectures import SmallStemResNet, freeze_positions, initialise_as_mocov3
+from fmicl_text.loading import folder_or_name, refuse_links, translate_loading_errors
+from fmicl_text.vision.architectures import SmallStemResNet, freeze_positions, initialize_as_mocov3
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class ImageEncoder(nn.Module):
             freeze_positions(backbone)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Normalised images [B, C, H, W] to embeddings [B, D]."""
+        """Normalized images [B, C, H, W] to embeddings [B, D]."""
         output = self.backbone(pixel_values=pixel_values)
         tokens, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
         pooling = self.pooling
@@ -154,7 +154,7 @@ def build_image_encoder(
         InputError: The model is not there, is damaged, needs code of its own, or is no image model.
     """
     name, code = folder_or_name(model_name_or_path), {"trust_remote_code": trust_remote_code}
-    with one_line_loading(f"--model_name_or_path {model_name_or_path}"):
+    with translate_loading_errors(f"--model_name_or_path {model_name_or_path}"):
         config = AutoConfig.from_pretrained(name, revision=revision, **code)
         config = getattr(config, "vision_config", config)
         loader: Any = SmallStemResNet if has_small_stem(config) else AutoModel
@@ -168,10 +168,10 @@ def build_image_encoder(
 
 def new_image_encoder(config: Any, pooling: str | None = None) -> ImageEncoder:
     """An image encoder with random weights from a config, such as those of `IMAGE_CONFIGS`."""
-    with one_line_loading(config.model_type):
+    with translate_loading_errors(config.model_type):
         backbone = SmallStemResNet(config) if has_small_stem(config) else AutoModel.from_config(config)
     if getattr(config, "fixed_positions", False):
-        initialise_as_mocov3(backbone)
+        initialize_as_mocov3(backbone)
     return ImageEncoder(backbone, pooling)
 
 

@@ -22,7 +22,7 @@ BACKBONE = "encoder.backbone."
 
 
 def projection_head(width: int, dim: int) -> nn.Module:
-    """The paper's head of three layers (arXiv 2402.10150, appendix; SimCLR v2's), batch-normalised: [B, width] to
+    """The paper's head of three layers (arXiv 2402.10150, appendix; SimCLR v2's), batch-normalized: [B, width] to
     [B, dim]."""
     layers: list[nn.Module] = []
     for inputs in (width, dim):

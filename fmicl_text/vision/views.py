@@ -17,17 +17,17 @@ from fmicl_text.vision.augmentations import (
     random_blur,
     random_erase,
     random_flip,
-    random_greyscale,
+    random_grayscale,
     random_jitter,
     random_noise,
     random_resized_crop,
-    random_solarise,
+    random_solarize,
     resize,
 )
 
 
 class ImageViews:
-    """Two random views of each image of a batch, normalised. With large images the crops come first, from the files.
+    """Two random views of each image of a batch, normalized. With large images the crops come first, from the files.
 
     >>> views = ImageViews("cifar", size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     >>> views(torch.zeros(4, 3, 32, 32, dtype=torch.uint8)).shape
@@ -37,31 +37,31 @@ class ImageViews:
         preset: A name in `VIEWS`.
         size: Height and width of the views.
         mean, std: Of the pixels in [0, 1], per channel.
-        colour: `exact`, torchvision's colour jitter; or `fast`, one matrix an image.
+        color: `exact`, torchvision's color jitter; or `fast`, one matrix an image.
 
     Raises:
-        ValueError: A name that is not known, a size below 1, or colours neither one nor three.
+        ValueError: A name that is not known, a size below 1, or colors neither one nor three.
     """
 
     def __init__(
-        self, preset: str, size: int, mean: Sequence[float], std: Sequence[float], colour: str = "exact"
+        self, preset: str, size: int, mean: Sequence[float], std: Sequence[float], color: str = "exact"
     ) -> None:
         if preset not in VIEWS:
             raise ValueError(f"views must be one of {', '.join(VIEWS)}; got {preset!r}")
-        if colour not in ("exact", "fast"):
-            raise ValueError(f"colour must be exact or fast; got {colour!r}")
+        if color not in ("exact", "fast"):
+            raise ValueError(f"color must be exact or fast; got {color!r}")
         if size < 1:
             raise ValueError(f"size must be at least 1; got {size}")
         if len(mean) not in (1, 3) or len(std) != len(mean):
             raise ValueError(f"mean and std must have one or three values each; got {len(mean)} and {len(std)}")
-        self.preset, self.colour = preset, colour
+        self.preset, self.color = preset, color
         self.crop = CROPS[preset]
-        self.steps = VIEWS[preset](colour)
+        self.steps = VIEWS[preset](color)
         self.size, self.mean, self.std = size, mean, std
 
     def describe(self) -> dict[str, Any]:
         """What a run that goes on with another's training must have in common with it."""
-        return {"views": self.preset, "colour": self.colour, "mean": list(self.mean), "std": list(self.std)}
+        return {"views": self.preset, "color": self.color, "mean": list(self.mean), "std": list(self.std)}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -83,12 +83,12 @@ class ImageViews:
                     view = random_resized_crop(view, draw, self.size, self.crop)
                 for step in steps:
                     view = step(view, draw)
-                views[:, k] = normalise(view, self.mean, self.std).movedim(1, -1)
+                views[:, k] = normalize(view, self.mean, self.std).movedim(1, -1)
         return views.movedim(-1, -3)  # laid out as `channels_last` says
 
 
 def plain_view(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images [B, C, H, W] as an encoder is scored on them: shorter side resized to `size`, centre, normalised."""
+    """Images [B, C, H, W] as an encoder is scored on them: shorter side resized to `size`, centre, normalized."""
     pixels = as_pixels(images, len(mean))
     height, width = pixels.shape[-2:]
     factor = size / min(height, width)
@@ -96,7 +96,7 @@ def plain_view(images: Tensor, size: int, mean: Sequence[float], std: Sequence[f
         shape = (max(size, round(height * factor)), max(size, round(width * factor)))
         pixels = functional.interpolate(pixels, shape, mode="bilinear", antialias=True).clamp(0, 1)
     top, left = (pixels.shape[-2] - size) // 2, (pixels.shape[-1] - size) // 2
-    return channels_last(normalise(pixels[..., top : top + size, left : left + size], mean, std))
+    return channels_last(normalize(pixels[..., top : top + size, left : left + size], mean, std))
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -114,46 +114,46 @@ def as_pixels(images: Tensor, channels: int) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images - mean)/std, per channel."""
     return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
 
 
-def cifar_views(colour: str) -> tuple[tuple[Step, ...], ...]:
-    """Crop, flip, colour jitter, grey (arXiv 2402.10150, appendix), as strong as MoCo v2's (arXiv 2003.04297)."""
+def cifar_views(color: str) -> tuple[tuple[Step, ...], ...]:
+    """Crop, flip, color jitter, gray (arXiv 2402.10150, appendix), as strong as MoCo v2's (arXiv 2003.04297)."""
     steps: tuple[Step, ...] = (
-        partial(random_jitter, strengths=(0.4, 0.4, 0.4, 0.1), probability=0.8, colour=colour),
-        partial(random_greyscale, probability=0.2),
+        partial(random_jitter, strengths=(0.4, 0.4, 0.4, 0.1), probability=0.8, color=color),
+        partial(random_grayscale, probability=0.2),
     )
     return steps, steps
 
 
-def imagenet_views(colour: str) -> tuple[tuple[Step, ...], ...]:
+def imagenet_views(color: str) -> tuple[tuple[Step, ...], ...]:
     """SimCLR's (arXiv 2002.05709): as for small images, stronger, and blur."""
     steps: tuple[Step, ...] = (
-        partial(random_jitter, strengths=(0.8, 0.8, 0.8, 0.2), probability=0.8, colour=colour),
-        partial(random_greyscale, probability=0.2),
+        partial(random_jitter, strengths=(0.8, 0.8, 0.8, 0.2), probability=0.8, color=color),
+        partial(random_grayscale, probability=0.2),
         partial(random_blur, probability=0.5),
     )
     return steps, steps
 
 
-def mocov3_views(colour: str) -> tuple[tuple[Step, ...], ...]:
-    """BYOL's and MoCo v3's (arXiv 2104.02057): one view always blurred, the other at times solarised."""
+def mocov3_views(color: str) -> tuple[tuple[Step, ...], ...]:
+    """BYOL's and MoCo v3's (arXiv 2104.02057): one view always blurred, the other at times solarized."""
     steps: tuple[Step, ...] = (
-        partial(random_jitter, strengths=(0.4, 0.4, 0.2, 0.1), probability=0.8, colour=colour),
-        partial(random_greyscale, probability=0.2),
+        partial(random_jitter, strengths=(0.4, 0.4, 0.2, 0.1), probability=0.8, color=color),
+        partial(random_grayscale, probability=0.2),
     )
     first: Step = partial(random_blur, probability=1.0)
-    second: tuple[Step, ...] = (partial(random_blur, probability=0.1), partial(random_solarise, probability=0.2))
+    second: tuple[Step, ...] = (partial(random_blur, probability=0.1), partial(random_solarize, probability=0.2))
     return (*steps, first), (*steps, *second)
 
 
-def grey_views(colour: str) -> tuple[tuple[Step, ...], ...]:
+def gray_views(color: str) -> tuple[tuple[Step, ...], ...]:
     """For written characters: turned, moved, slanted, noisy, partly hidden; never flipped, a 2 is no 5."""
     steps: tuple[Step, ...] = (
         partial(random_affine, degrees=20, zoom=0.25, shear=0.2, shift=0.1),
-        partial(random_jitter, strengths=(0.4, 0.4, 0.0, 0.0), probability=0.8, colour=colour),
+        partial(random_jitter, strengths=(0.4, 0.4, 0.0, 0.0), probability=0.8, color=color),
         partial(random_noise, deviation=0.1),
         partial(random_erase, share=0.25),
     )
@@ -161,10 +161,10 @@ def grey_views(colour: str) -> tuple[tuple[Step, ...], ...]:
 
 
 # What a view does to its pixels after the crop, and the shares of an image that the crop covers.
-VIEWS = {"cifar": cifar_views, "imagenet": imagenet_views, "mocov3": mocov3_views, "grey": grey_views}
+VIEWS = {"cifar": cifar_views, "imagenet": imagenet_views, "mocov3": mocov3_views, "gray": gray_views}
 CROPS: dict[str, tuple[float, float] | None] = {
     "cifar": (0.2, 1.0),
     "imagenet": (0.08, 1.0),
     "mocov3": (0.08, 1.0),
-    "grey": None,
+    "gray": None,
 }

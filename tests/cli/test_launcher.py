@@ -4,7 +4,7 @@ import sys
 
 import psutil
 
-from fmicl_text.cli.launcher import command_to_go_on, launcher_arguments, launcher_processes
+from fmicl_text.cli.launcher import launcher_arguments, launcher_processes, resume_command
 
 
 def asked_of(*parents):
@@ -52,8 +52,8 @@ def test_the_command_to_go_on(monkeypatch):
     """Without the flags that would start afresh, and with the one that goes on; as it was launched."""
     monkeypatch.setattr(sys, "argv", ["r.py", "--overwrite_output_dir", "--alpha", "4", "--resume_from_checkpoint=a/b"])
     monkeypatch.setattr(psutil.Process, "parents", lambda process: [])
-    assert command_to_go_on("auto") == "python r.py --alpha 4 --resume_from_checkpoint auto"
+    assert resume_command("auto") == "python r.py --alpha 4 --resume_from_checkpoint auto"
     launched = ("accelerate", "launch", "--cpu", "r.py", "--overwrite_output_dir", "True", "--output_dir", "my run")
     monkeypatch.setattr(psutil.Process, "parents", lambda process: [Parent("sh"), Parent(*launched)])
     expected = "accelerate launch --cpu r.py --output_dir 'my run' --resume_from_checkpoint a/checkpoint-5"
-    assert command_to_go_on("a/checkpoint-5") == expected
+    assert resume_command("a/checkpoint-5") == expected

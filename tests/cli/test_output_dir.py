@@ -100,8 +100,8 @@ def test_a_disk_that_is_full_at_the_end_is_told_of(bert_folder, tmp_path, monkey
 
     trainer = make_trainer(bert_folder, tmp_path, **SAVING)
     trainer.train()
-    trainer.facts = {}
-    monkeypatch.setattr("fmicl_text.cli.output_dir.write_whole", full)
+    trainer.metadata = {}
+    monkeypatch.setattr("fmicl_text.cli.output_dir.write_atomic", full)
     words = r"results.json could not be written: No space left on device; last good checkpoint: .*checkpoint-8$"
     with pytest.raises(InputError, match=words):
         save_run(trainer, {"sts_spearman": 1.0})

@@ -26,7 +26,7 @@ def test_defaults_with_a_model_are_the_papers():
     model, data, args = parse_args(MODEL)
     assert (args.learning_rate, args.per_device_train_batch_size, args.num_train_epochs) == (3e-5, 64, 1)
     assert (data.max_seq_length, model.pooling, data.sts_dev_file) == (32, None, None)
-    assert args.build_loss().knobs == {
+    assert args.build_loss().hyperparameters == {
         "divergence": "kl",
         "gamma": 20.0,
         "alpha": 409600.0,
@@ -54,7 +54,7 @@ def test_resolved_settings_run_again_the_same(tmp_path):
     assert again[:2] == given[:2]
     for name in ("seed", "divergence", "tsallis_order", "alpha", "learning_rate", "output_dir", "max_steps"):
         assert getattr(again[2], name) == getattr(given[2], name), name
-    assert again[2].build_loss().knobs == given[2].build_loss().knobs
+    assert again[2].build_loss().hyperparameters == given[2].build_loss().hyperparameters
 
 
 def test_no_token_is_written():

@@ -75,14 +75,14 @@ def test_the_loss_under_ddp_and_fsdp2(wrap, strategy):
 def sharded_score(rank, folder, output_dir):
     """The score of an encoder whose layers and rest FSDP2 has sharded, after a step."""
     trainer = make_trainer(folder, output_dir, evaluate=True)
-    expected = trainer.score()
+    expected = trainer.run_evaluator()
     mesh = init_device_mesh("cpu", (2,))
     for layer in trainer.model.encoder[0].model.encoder.layer:
         fully_shard(layer, mesh=mesh)
     fully_shard(trainer.model, mesh=mesh)
     tokens = trainer.model.encoder.tokenizer(sentences(4), return_tensors="pt", padding=True)
     trainer.model(dict(tokens)).sum().backward()
-    return expected, trainer.score()
+    return expected, trainer.run_evaluator()
 
 
 def test_a_sharded_encoder_can_be_scored(bert_folder, tmp_path):
@@ -130,7 +130,7 @@ def test_two_processes_train_one_model(tmp_path, flags):
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (results["engine"], results["processes"], results["steps"]) == ("MULTI_CPU", 2, 2)
-    assert results["knobs"]["global_batch"] == "gather"
+    assert results["hyperparameters"]["global_batch"] == "gather"
     assert done.stdout.count("| sts_spearman") == 1
 
 

@@ -77,11 +77,11 @@ def test_every_divergence_equals_one_process(split, dtype, strategy):
 def test_hard_negatives_repeated_texts_and_blocks(name, block_size, strategy):
     split = [5, 4, 3]
     tensors = material(12, torch.float64, with_hard=True, repeat=True)
-    knobs = {"fmicl": {"divergence": "js", "gamma": 1.0, "alpha": 4.0}}.get(name, {})
-    exact = gradients(OBJECTIVES[name](**knobs), *tensors)
-    unmasked = gradients(OBJECTIVES[name](**knobs), *tensors[:3], None)
+    kwargs = {"fmicl": {"divergence": "js", "gamma": 1.0, "alpha": 4.0}}.get(name, {})
+    exact = gradients(OBJECTIVES[name](**kwargs), *tensors)
+    unmasked = gradients(OBJECTIVES[name](**kwargs), *tensors[:3], None)
     assert error(unmasked[1], exact[1]) > 1e-3
-    spread = OBJECTIVES[name](**knobs, block_size=block_size, global_batch=strategy)
+    spread = OBJECTIVES[name](**kwargs, block_size=block_size, global_batch=strategy)
     ((terms, gradient),) = on_all_ranks(split, [spread], tensors)
     assert error(gradient, exact[1]) < 1e-12
     assert all(torch.allclose(each, exact[0], rtol=1e-11) for each in terms)

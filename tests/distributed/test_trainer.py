@@ -13,7 +13,7 @@ from fmicl_text import build_text_encoder
 from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.text.collator import TokenCollator
-from fmicl_text.text.tokenization import tokenise_once
+from fmicl_text.text.tokenization import tokenize_dataset
 from fmicl_text.vision.data import LabelledImages, TrainingRows, collate_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel
@@ -175,7 +175,7 @@ def test_streamed_text_is_the_same_batch(no_dropout_folder, tmp_path):
 def scored(folder, output_dir):
     trainer = make_trainer(folder, output_dir, evaluate=True)
     trainer.evaluator = lambda encoder: {"sts_spearman": float(os.environ["RANK"])}
-    return trainer.score()
+    return trainer.run_evaluator()
 
 
 def test_the_score_of_the_first_process_counts(bert_folder, tmp_path):
@@ -184,7 +184,7 @@ def test_the_score_of_the_first_process_counts(bert_folder, tmp_path):
 
 def length_grouped(folder, output_dir, checkpoint=None):
     encoder = build_text_encoder(folder)
-    rows = tokenise_once(Dataset.from_dict({"text": sentences(64)}), encoder.tokenizer, ["text"], 32)
+    rows = tokenize_dataset(Dataset.from_dict({"text": sentences(64)}), encoder.tokenizer, ["text"], 32)
     trainer = make_trainer(
         folder, output_dir, dataset=rows, max_steps=10, save_strategy="steps", save_steps=6,
         train_sampling_strategy="group_by_length",
@@ -221,15 +221,15 @@ def momentum_run(folder, output_dir, method, dtype=torch.float64, **settings):
 
 
 @pytest.mark.parametrize(
-    "knobs", [{"divergence": "js"}, {"objective": "infonce"}, {"objective": "align_uniform"}], ids=str
+    "kwargs", [{"divergence": "js"}, {"objective": "infonce"}, {"objective": "align_uniform"}], ids=str
 )
 @pytest.mark.parametrize("method", [{"queue_size": 40}, {"predictor": True, "rising": True}], ids=["moco", "mocov3"])
-def test_moco_on_two_processes(no_dropout_folder, tmp_path, method, knobs):
+def test_moco_on_two_processes(no_dropout_folder, tmp_path, method, kwargs):
     """Five steps: gradients, and all that is kept, the queue among it, in its order."""
-    if "objective" in knobs:
-        knobs = knobs | {"gamma": None, "alpha": None}
-    one = momentum_run(no_dropout_folder, tmp_path, method, per_device_train_batch_size=16, **knobs)
-    for two in run_trainers(2, no_dropout_folder, tmp_path, method, function=momentum_run, **knobs):
+    if "objective" in kwargs:
+        kwargs = kwargs | {"gamma": None, "alpha": None}
+    one = momentum_run(no_dropout_folder, tmp_path, method, per_device_train_batch_size=16, **kwargs)
+    for two in run_trainers(2, no_dropout_folder, tmp_path, method, function=momentum_run, **kwargs):
         assert all(error(a, b) < 1e-10 for a, b in zip(two[0], one[0], strict=True))
         assert all(torch.allclose(two[1][name], one[1][name], atol=1e-9) for name in one[1])
 
@@ -256,7 +256,7 @@ def vision_run(output_dir, method, **settings):
     trainer.model.double()
     trainer.model.register_forward_pre_hook(lambda module, args: ({"pixel_values": args[0]["pixel_values"].double()},))
     if method != "simclr":
-        copy = trainer.model.slow_copy.model
+        copy = trainer.model.momentum_encoder.model
         copy.register_forward_pre_hook(lambda module, args: ({"pixel_values": args[0]["pixel_values"].double()},))
     trainer.train()
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}

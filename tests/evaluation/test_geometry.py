@@ -17,7 +17,7 @@ from fmicl_text.evaluation.geometry import (
 
 
 def points(num_rows: int, seed: int = 0) -> torch.Tensor:
-    """Rows of unequal length, so that a missing normalisation shows."""
+    """Rows of unequal length, so that a missing normalization shows."""
     generator = torch.Generator().manual_seed(seed)
     return 3 * torch.randn(num_rows, 5, generator=generator) + 1
 

@@ -12,7 +12,9 @@ from fmicl_text.losses.divergences import DIVERGENCES
 
 TEXT_RUN = {
     "objective": "fmicl-js",
-    "knobs": {"divergence": "js", "gamma": 20.0, "alpha": 4096.0, "negatives": "same_view", "similarity": "gaussian"},
+    "hyperparameters": {
+        **{"divergence": "js", "gamma": 20.0, "alpha": 4096.0, "negatives": "same_view", "similarity": "gaussian"},
+    },
     "seed": 7,
     "steps": 100,
     "processes": 2,
@@ -30,7 +32,7 @@ TEXT_RUN = {
 }  # fmt: skip
 IMAGE_RUN = TEXT_RUN | {
     "objective": "infonce",
-    "knobs": {"temperature": 0.5, "negatives": "cross_view"},
+    "hyperparameters": {"temperature": 0.5, "negatives": "cross_view"},
     "best_step": None,
     "encoder": {"modality": "image", "base_model": None, "pooling": "auto", "size": 32, "small_image_stem": True},
     "scored_on": {"name": "360 held-out images", "dataset_id": None, "task": None, "split": None, "revision": None},
@@ -43,9 +45,15 @@ IMAGE_RUN = TEXT_RUN | {
 def test_every_divergence_and_baseline_has_its_formula():
     assert set(FORMULAS) == set(DIVERGENCES) and set(BASELINES) == set(OBJECTIVES) - {"fmicl"}
     for name in DIVERGENCES:
-        run = TEXT_RUN | {"objective": f"fmicl-{name}", "knobs": TEXT_RUN["knobs"] | {"divergence": name}}
+        run = TEXT_RUN | {
+            "objective": f"fmicl-{name}",
+            "hyperparameters": TEXT_RUN["hyperparameters"] | {"divergence": name},
+        }
         assert all(part in model_card(run, "m") for part in FORMULAS[name])
-    own = TEXT_RUN | {"objective": "fmicl-custom", "knobs": TEXT_RUN["knobs"] | {"divergence": "custom"}}
+    own = TEXT_RUN | {
+        "objective": "fmicl-custom",
+        "hyperparameters": TEXT_RUN["hyperparameters"] | {"divergence": "custom"},
+    }
     assert "f(u) = of the user's own" in model_card(own, "m")
 
 

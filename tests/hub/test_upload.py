@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoImageProcessor, AutoModel
 
 from fmicl_text import InputError, TextContrastiveModel, build_text_encoder
-from fmicl_text.cli.parser import one_line_errors
+from fmicl_text.cli.parser import cli_errors
 from fmicl_text.cli.push import main
 from fmicl_text.hub.upload import BackgroundPush, HubError, files_to_push, push
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
@@ -183,7 +183,7 @@ def test_no_encoder(tmp_path):
 
 def command(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["fmicl-text push", *map(str, arguments)])
-    with one_line_errors("fmicl-text push"):
+    with cli_errors("fmicl-text push"):
         main()
 
 
@@ -207,7 +207,7 @@ def recipe(monkeypatch, texts, out, *flags):
     arguments = ["--train_file", texts, "--output_dir", out, *flags]
     monkeypatch.setattr(sys, "argv", ["simcse_fmicl.py", *map(str, arguments)])
     script = Path(__file__).parents[2] / "recipes" / "simcse_fmicl.py"
-    with one_line_errors("simcse_fmicl.py"):
+    with cli_errors("simcse_fmicl.py"):
         runpy.run_path(str(script))["main"]()
 
 

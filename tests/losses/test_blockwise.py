@@ -42,8 +42,8 @@ def agree(loss, plain, tensors, bar):
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_every_divergence_equals_the_plain_loss(name, negatives, dtype):
     """37 rows in blocks of 8: the last block is smaller."""
-    knobs = {"divergence": name, "gamma": 1.0, "alpha": 4.0, "negatives": negatives}
-    agree(FMICLLoss(**knobs, block_size=8), FMICLLoss(**knobs), material(37, dtype), BARS[dtype])
+    kwargs = {"divergence": name, "gamma": 1.0, "alpha": 4.0, "negatives": negatives}
+    agree(FMICLLoss(**kwargs, block_size=8), FMICLLoss(**kwargs), material(37, dtype), BARS[dtype])
 
 
 @pytest.mark.parametrize("block_size", [1, 5, 37, 100])
@@ -54,8 +54,8 @@ def test_hard_negatives_and_repeated_texts(name, negatives, block_size):
     tensors = material(37, torch.float64)
     ids = torch.arange(37)[:, None] * 10 + torch.arange(3)
     ids[3, 0], ids[36, 0], ids[9, 1], ids[30, 2], ids[4, 2] = ids[2, 0], ids[1, 0], ids[20, 0], ids[7, 0], ids[4, 0]
-    knobs = {"negatives": negatives} | {"fmicl": {"divergence": "js", "gamma": 1.0, "alpha": 4.0}}.get(name, {})
-    blockwise, plain = OBJECTIVES[name](**knobs, block_size=block_size), OBJECTIVES[name](**knobs)
+    kwargs = {"negatives": negatives} | {"fmicl": {"divergence": "js", "gamma": 1.0, "alpha": 4.0}}.get(name, {})
+    blockwise, plain = OBJECTIVES[name](**kwargs, block_size=block_size), OBJECTIVES[name](**kwargs)
     agree(blockwise, plain, [*tensors, ids], 1e-12)
     agree(blockwise, plain, [*tensors[:2], None, ids[:, :2]], 1e-12)
     agree(blockwise, plain, [*tensors[:2], None, ids[:, :1]], 1e-12)
@@ -66,8 +66,13 @@ def test_hard_negatives_and_repeated_texts(name, negatives, block_size):
 def test_cosine_and_a_record_of_the_users_own():
     tensors = material(20, torch.float64)[:2]
     mine = FDivergence.from_convex(lambda u: u**1.5, "mine")
-    for knobs in ({"divergence": "pearson", "similarity": "cosine"}, {"divergence": mine, "gamma": 1.0}):
-        agree(FMICLLoss(**knobs, alpha=4.0, block_size=7), FMICLLoss(**knobs, alpha=4.0), tensors, 1e-9)
+    for kwargs in ({"divergence": "pearson", "similarity": "cosine"}, {"divergence": mine, "gamma": 1.0}):
+        agree(
+            FMICLLoss(**kwargs, alpha=4.0, block_size=7),
+            FMICLLoss(**kwargs, alpha=4.0),
+            tensors,
+            1e-9,
+        )
 
 
 @pytest.mark.parametrize("gamma", [0.5, 20.0, 36.0])

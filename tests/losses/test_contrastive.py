@@ -131,7 +131,7 @@ def test_kl_with_the_best_donsker_varadhan_shift_is_alignment_uniformity():
     bound = positive.mean() - (negative.logsumexp(0) - math.log(len(negative)))
     au = AlignUniformLoss(gamma=gamma, alpha=1 / gamma)(x, y)
     torch.testing.assert_close(bound, -gamma * au, rtol=1e-12, atol=1e-12)
-    # v* = log E exp(s) - 1 maximises E+[s - v] - E[f*(s - v)], f*(t) = e^(t - 1) of the textbook f = u log u
+    # v* = log E exp(s) - 1 maximizes E+[s - v] - E[f*(s - v)], f*(t) = e^(t - 1) of the textbook f = u log u
     shift = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     value = (positive - shift).mean() - (negative - shift - 1).exp().mean()
     best = negative.logsumexp(0) - math.log(len(negative)) - 1
@@ -206,7 +206,7 @@ def test_cosine_similarity_puts_the_inner_product_for_the_score():
 
 
 @pytest.mark.parametrize("name", [n for n in DIVERGENCES if n not in ("rkl", "neyman")])
-def test_minimisers_of_the_negative_term_are_the_regular_simplex(name):
+def test_minimizers_of_the_negative_term_are_the_regular_simplex(name):
     """N = 5 free vectors in d = 6: pairwise cosine -1/(N - 1), squared distance 2N/(N - 1), centre 0."""
     n, d = 5, 6
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
@@ -288,7 +288,7 @@ def test_a_record_of_the_users_own():
     x, y, _ = batch()
     mine = FMICLLoss(FDivergence.from_convex(lambda u: (u - 1) ** 2, "mine"), gamma=1.0, alpha=3.0)
     torch.testing.assert_close(mine(x, y), FMICLLoss("pearson", gamma=1.0, alpha=3.0)(x, y))
-    assert mine.knobs["divergence"] == "mine"
+    assert mine.hyperparameters["divergence"] == "mine"
 
 
 @pytest.mark.parametrize("name", ["rkl", "neyman"])
@@ -332,5 +332,5 @@ def test_bad_arguments_are_named(build, message):
 def test_knobs_rebuild_the_loss():
     for name, loss_class in OBJECTIVES.items():
         loss = loss_class()
-        assert loss_class(**loss.knobs).knobs == loss.knobs, name
-    assert FMICLLoss(tsallis(1.5)).knobs["divergence"] == "tsallis"
+        assert loss_class(**loss.hyperparameters).hyperparameters == loss.hyperparameters, name
+    assert FMICLLoss(tsallis(1.5)).hyperparameters["divergence"] == "tsallis"

@@ -67,7 +67,7 @@ def test_the_printed_vlc_conjugate_is_not_that_of_its_f():
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
-def test_normalised_so_that_collapse_scores_zero(name):
+def test_normalized_so_that_collapse_scores_zero(name):
     record, one, zero = DIVERGENCES[name], torch.ones(3), torch.zeros(3)
     for value in (record.f(one), record.score(zero), record.conjugate(zero)):
         torch.testing.assert_close(value, zero, rtol=0, atol=1e-7)
@@ -140,7 +140,7 @@ def test_record_from_nothing_but_f(name):
         torch.testing.assert_close(slope_of(getattr(record, function), r), expected, rtol=1e-7, atol=1e-9)
 
 
-def test_record_from_f_normalises_and_keeps_the_dtype():
+def test_record_from_f_normalizes_and_keeps_the_dtype():
     record = FDivergence.from_convex(lambda u: u**2 + 3)
     torch.testing.assert_close(record.conjugate(torch.tensor([-0.5])), pearson().conjugate(torch.tensor([-0.5])))
     assert record.score(torch.zeros(2)).dtype == torch.float32

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from fmicl_text.quickstart import ENCODER
 from fmicl_text.text.collator import TextViewCollator, TokenCollator, text_id
-from fmicl_text.text.tokenization import tokenise_once
+from fmicl_text.text.tokenization import tokenize_dataset
 
 # ByT5's, of a text that ends in its closing token
 pytestmark = pytest.mark.filterwarnings("ignore:This sequence already has </s>")
@@ -100,7 +100,7 @@ def test_a_cut_text_is_the_start_of_the_whole(tokenizer, text, length):
 def test_tokens_and_texts_give_the_same_batches(tokenizer, table, length, data):
     columns, rows = table
     chosen = data.draw(st.lists(st.sampled_from(range(len(rows))), min_size=1, max_size=6))
-    tokens = tokenise_once(datasets.Dataset.from_list(rows), tokenizer, columns, length)
+    tokens = tokenize_dataset(datasets.Dataset.from_list(rows), tokenizer, columns, length)
     assert tokens.cache_files == []  # what is in memory stays there
     got = TokenCollator(tokenizer)([tokens[i] for i in chosen])
     expected = TextViewCollator(tokenizer, columns, length)([rows[i] for i in chosen])

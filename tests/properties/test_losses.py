@@ -108,7 +108,7 @@ def test_a_collapsed_batch(loss, n, d, with_hard):
     x = torch.ones(n, d, dtype=torch.float64)
     candidates = (n - 1) * (2 if loss.negatives == "both" else 1) + n * with_hard
     expected = {InfoNCELoss: math.log(1 + candidates), SpectralLoss: getattr(loss, "alpha", 0) - 2}.get(type(loss), 0.0)
-    if loss.knobs.get("divergence") == "vlc_as_printed":
+    if loss.hyperparameters.get("divergence") == "vlc_as_printed":
         expected = loss.alpha
     assert loss(x, 2 * x, 3 * x if with_hard else None).item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
@@ -138,15 +138,15 @@ def test_in_blocks_of_any_size_it_is_the_same_loss(loss, batch, data):
 
 
 def by_loops(loss, x, y, hard, ids):
-    knobs = loss.knobs
+    kwargs = loss.hyperparameters
     options = {"negatives": loss.negatives, "hard": hard, "ids": ids}
     if isinstance(loss, InfoNCELoss):
-        return reference.infonce(x, y, knobs["temperature"], **options)
+        return reference.infonce(x, y, kwargs["temperature"], **options)
     if isinstance(loss, AlignUniformLoss):
-        return reference.align_uniform(x, y, knobs["gamma"], knobs["alpha"], **options)
+        return reference.align_uniform(x, y, kwargs["gamma"], kwargs["alpha"], **options)
     if isinstance(loss, SpectralLoss):
-        return reference.spectral(x, y, knobs["alpha"], **options)
-    return reference.fmicl(x, y, knobs["divergence"], knobs["gamma"], knobs["alpha"], **options)
+        return reference.spectral(x, y, kwargs["alpha"], **options)
+    return reference.fmicl(x, y, kwargs["divergence"], kwargs["gamma"], kwargs["alpha"], **options)
 
 
 NAMED = {name: st.builds(FMICLLoss, st.just(name), GAMMAS, ALPHAS, NEGATIVES) for name in reference.GENERATORS}
@@ -165,7 +165,7 @@ def test_every_objective_is_its_loop(name, batch, data):
             loss(*batch, ids)
         return
     assert loss(*batch, ids).item() == pytest.approx(
-        by_loops(loss, *lists), rel=1e-9, abs=1e-9 * loss.knobs.get("alpha", 1)
+        by_loops(loss, *lists), rel=1e-9, abs=1e-9 * loss.hyperparameters.get("alpha", 1)
     )
 
 

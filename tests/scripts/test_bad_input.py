@@ -55,7 +55,6 @@ USUAL = {
     "throughput.py": "--model bert --train_file train.txt --batch_size 4 --steps 1 --rounds 1"
     " --output out/results.json",
     "batch_memory.py": "--batches 4 --mini_batch_size 2 --output out/results.json",
-    "scaling.py": "",
     "fmicl-text push": "",
     "fmicl-text compare": "",
 }
@@ -532,12 +531,6 @@ CASES = {
         "--mini_batch_size 8": "--mini_batch_size 8 is more than a batch, 4",
         "--batch 4": "unrecognized arguments: --batch 4",
         "--output out": "--output out: name a file in a folder that exists",
-    },
-    "scaling.py": {
-        "--rows 0": "argument --rows: must be a whole number of at least 1, got '0'",
-        "--dim 1e3": "argument --dim: must be a whole number of at least 1, got '1e3'",
-        "--row 3": "unrecognized arguments: --row 3",
-        "junk": "unrecognized arguments: junk",
     },
     "fmicl-text push": {
         "none you/x": "none is no folder",

@@ -75,11 +75,6 @@ def test_batch_memory(monkeypatch, capsys, tmp_path):
     assert row["batch"] == 4 and row["beyond, of the first"] == 1.0
 
 
-def test_scaling(monkeypatch, capsys):
-    run("scaling.py", "--world_sizes", 2, "--rows", 8, monkeypatch=monkeypatch)
-    assert capsys.readouterr().out.count("| 8 ") == 3
-
-
 @pytest.mark.parametrize("kornia", [True, False])
 def test_views_benchmark(tmp_path, monkeypatch, capsys, kornia):
     """In the order of the table: this package's views twice, PIL's, and kornia's where it is installed."""

@@ -105,7 +105,7 @@ def test_images_as_the_loss_sees_them(monkeypatch, tmp_path):
     model.save_encoder(str(tmp_path / "run"), model.state_dict())
     model.save_encoder(str(tmp_path / "checkpoint-1"), model.state_dict())
     model.save_training_only(str(tmp_path / "checkpoint-1"), model.state_dict())
-    flags = ["--images", "digits", "--views", "grey", "--image_size", 16, "--output", tmp_path / "r.json"]
+    flags = ["--images", "digits", "--views", "gray", "--image_size", 16, "--output", tmp_path / "r.json"]
     widths = []
     for extra in ([], ["--after_head"]):
         main(monkeypatch, "--model", tmp_path / "checkpoint-1", *flags, *extra)

@@ -114,8 +114,8 @@ def spearman(model: Path, rows: list[tuple[str, str, float]], pooling: str) -> f
 
 def test_file_of_pairs(model, plain_model, rows, pairs_file, tmp_path):
     hub = tmp_path / "hub"
-    for organisation in ("someone", "sentence-transformers"):
-        repository = hub / f"models--{organisation}--tiny"
+    for organization in ("someone", "sentence-transformers"):
+        repository = hub / f"models--{organization}--tiny"
         shutil.copytree(model, repository / "snapshots" / COMMIT)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(COMMIT)

@@ -43,7 +43,11 @@ def test_digits_from_nothing_to_a_folder_that_opens(monkeypatch, capsys, tmp_pat
     rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")]
     assert rows == ["features", "raw pixels", "before training", "after training"]
     results = json.loads((out / "results.json").read_text())
-    assert results["objective"] == "fmicl-js" and results["knobs"]["alpha"] == 40 and results["knobs"]["gamma"] == 1
+    assert (
+        results["objective"] == "fmicl-js"
+        and results["hyperparameters"]["alpha"] == 40
+        and results["hyperparameters"]["gamma"] == 1
+    )
     assert results["steps"] == 9 and [row["features"] for row in results["data"]["probes"]] == rows[1:]
     assert {"loss_positive", "alignment"} <= {key for entry in results["log_history"] for key in entry}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "settings.yaml", "training_curve.png"} <= {
@@ -67,7 +71,7 @@ def test_the_baselines(monkeypatch, tmp_path, objective):
     results = json.loads((out / "results.json").read_text())
     assert results["objective"] == objective
     if objective == "infonce":
-        assert results["knobs"]["temperature"] == 0.5
+        assert results["hyperparameters"]["temperature"] == 0.5
 
 
 QUEUE_WARNING = "f-MICL's negative term pushes queries away from all keys of a queue alike"
@@ -86,8 +90,10 @@ def test_moco(monkeypatch, capsys, tmp_path, method, objective):
     assert out.name == f"vision-{method}-{'fmicl-js' if objective[1] == 'js' else 'infonce'}"
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["method"] == method and results["settings"]["encoder_momentum"] == 0.99
-    assert results["knobs"]["negatives"] == ("queue" if method == "moco" else results["settings"]["negatives"])
-    assert not any("slow_copy" in name for name in build_image_encoder(str(out)).state_dict())
+    assert results["hyperparameters"]["negatives"] == (
+        "queue" if method == "moco" else results["settings"]["negatives"]
+    )
+    assert not any("momentum_encoder" in name for name in build_image_encoder(str(out)).state_dict())
     main(monkeypatch, "--config", out / "settings.yaml", "--output_dir", "again")
     a, b = (build_image_encoder(str(folder)).state_dict() for folder in (out, tmp_path / "again"))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -189,7 +195,11 @@ def test_defaults_are_the_papers():
     model, data, args = parse_vision_args(["--train_file", "x.parquet"])
     assert (model.architecture, model.head_dim, model.views) == ("resnet-18-small", 512, "cifar")
     assert (args.per_device_train_batch_size, args.learning_rate, args.num_train_epochs) == (512, 0.1, 800)
-    assert args.build_loss().knobs["gamma"] == 1 and args.build_loss().knobs["alpha"] == 40 and data.held_out == 5000
+    assert (
+        args.build_loss().hyperparameters["gamma"] == 1
+        and args.build_loss().hyperparameters["alpha"] == 40
+        and data.held_out == 5000
+    )
     assert args.output_dir == "runs/vision-fmicl-kl"
     model, _, args = parse_vision_args([])
     assert (model.architecture, model.image_size, args.num_train_epochs) == ("digits", 16, 20)
@@ -201,7 +211,7 @@ CONFIGS = sorted((SCRIPT.parent / "configs" / "vision").rglob("*.yaml"))
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_goes_with_a_baseline(config):
     _, _, args = parse_vision_args(["--config", str(config), "--train_file", "x.parquet", "--objective", "infonce"])
-    assert args.build_loss().knobs["temperature"] == 0.5
+    assert args.build_loss().hyperparameters["temperature"] == 0.5
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -226,4 +236,4 @@ def test_resolved_settings_run_again_the_same(tmp_path, flags):
     assert again[:2] == given[:2]
     for name in ("seed", "momentum", "learning_rate", "optim", "weight_decay", "num_train_epochs", "lr_scheduler_type"):
         assert getattr(again[2], name) == getattr(given[2], name), name
-    assert again[2].build_loss().knobs == given[2].build_loss().knobs
+    assert again[2].build_loss().hyperparameters == given[2].build_loss().hyperparameters

@@ -74,7 +74,7 @@ def odd_text(source: random.Random) -> bytes:
 
 
 def train(path: Path, folder: Path, tokenize_once: bool = True) -> str:
-    """Read, tokenise, take five steps."""
+    """Read, tokenize, take five steps."""
     encoder = build_text_encoder(str(ENCODER))
     data = load_training_text(str(path))
     rows, collator = training_rows(data, encoder.tokenizer, 32, tokenize_once)
@@ -123,7 +123,7 @@ def long_line(path: Path) -> None:
 
 CASES: dict[str, tuple[Callable[[Path], None], Callable[[Path, Path], str], str]] = {
     "a million lines": (million, train, "1000000 rows, 0 blank"),
-    "1 GiB, tokenised in training": (gibibyte, lambda path, folder: train(path, folder, False), "rows, 0 blank"),
+    "1 GiB, tokenized in training": (gibibyte, lambda path, folder: train(path, folder, False), "rows, 0 blank"),
     "1 GiB as a stream": (gibibyte, stream, "1000 rows"),
     "a line of 100,000 characters": (long_line, train, "1001 rows, 0 blank"),
     "a tenth odd text": (lambda path: write(path, 10_000, odd_text), train, "rows"),

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from fmicl_text.errors import InputError
 from fmicl_text.text.collator import TextViewCollator, TokenCollator, text_id
-from fmicl_text.text.tokenization import tokenise_once
+from fmicl_text.text.tokenization import tokenize_dataset
 from tests.conftest import SPECIAL, WORDS, sentences
 
 
@@ -103,10 +103,10 @@ def slow(folder):
 def test_tokens_and_texts_give_the_same_batches(bert_folder, make, columns):
     texts = iter([*sentences(34), "dog", "a cat"] * len(columns))
     rows = [{name: next(texts) for name in columns} for _ in range(36)]
-    tokenised = tokenise_once(datasets.Dataset.from_list(rows), make(bert_folder), columns, 9)
+    tokenized = tokenize_dataset(datasets.Dataset.from_list(rows), make(bert_folder), columns, 9)
     from_tokens, from_texts = TokenCollator(make(bert_folder)), TextViewCollator(make(bert_folder), columns, 9)
     for chosen in (range(36), [35, 3, 3, 20], [34]):
-        got, expected = from_tokens([tokenised[i] for i in chosen]), from_texts([rows[i] for i in chosen])
+        got, expected = from_tokens([tokenized[i] for i in chosen]), from_texts([rows[i] for i in chosen])
         assert got.keys() == expected.keys()
         for key, value in expected.items():
             assert got[key].dtype == value.dtype == torch.int64

@@ -448,6 +448,6 @@ def test_the_commit_of_data_from_the_hub_is_recorded():
     address = f"hf://datasets/someone/texts@{'0f' * 20}/train.txt"
     info = SimpleNamespace(download_checksums={address: {}})
     data = TextData(SimpleNamespace(info=info), ("text",), None, None, "s")
-    assert data.facts() == {"source": "s", "revision": "0f" * 20, "columns": "text"}
+    assert data.metadata() == {"source": "s", "revision": "0f" * 20, "columns": "text"}
     info.download_checksums = None
-    assert data.facts() == {"source": "s", "columns": "text"}
+    assert data.metadata() == {"source": "s", "columns": "text"}

@@ -154,9 +154,7 @@ def test_lora_resumes_bit_exactly(bert_folder, tmp_path):
     with pytest.warns(UserWarning, match="not exact"), pytest.raises(InputError, match="checkpoint-2 does not fit"):
         without.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     other_rank = make_trainer(bert_folder, "mean", tmp_path, **settings | {"lora_rank": 2})
-    with pytest.raises(
-        InputError, match=r"does not fit: .*lora_A.* is \[4, 32\]"
-    ):
+    with pytest.raises(InputError, match=r"does not fit: .*lora_A.* is \[4, 32\]"):
         other_rank.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, 
 from fmicl_text.errors import InputError
 from fmicl_text.text.collator import text_id
 from fmicl_text.text.data import load_training_text
-from fmicl_text.text.tokenization import tokenise_once
+from fmicl_text.text.tokenization import tokenize_dataset
 from tests.conftest import sentences
 
 TRIPLETS = [
@@ -48,7 +48,7 @@ def triplets(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def no_tokenising(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def no_tokenizing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """To be called when from now on a call of any tokenizer is an error."""
 
     def refuse(*_: object, **__: object) -> None:
@@ -68,7 +68,7 @@ def file_of(dataset: datasets.Dataset) -> Path:
 
 def test_rows(bert_folder: str, triplets: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
-    tokens = tokenise_once(load(triplets), tokenizer, TRIPLET_COLUMNS, 6)
+    tokens = tokenize_dataset(load(triplets), tokenizer, TRIPLET_COLUMNS, 6)
     expected = [[tokenizer(row[name])["input_ids"] for name in TRIPLET_COLUMNS] for row in TRIPLETS]
     assert [list(map(len, row)) for row in expected] == [[4, 5, 4], [8, 3, 5]]
     expected[1][0] = [*expected[1][0][:5], 3]
@@ -80,7 +80,7 @@ def test_rows(bert_folder: str, triplets: str) -> None:
 
 def test_columns_keep_the_order_asked_for(bert_folder: str, triplets: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
-    tokens = tokenise_once(load(triplets), tokenizer, ("hard_neg", "sent0"), 32)
+    tokens = tokenize_dataset(load(triplets), tokenizer, ("hard_neg", "sent0"), 32)
     assert tokens["text_ids"][0] == [text_id("a cat"), text_id("a dog")]
     assert tokens["input_ids"][0] == tokenizer(["a cat", "a dog"])["input_ids"]
 
@@ -88,7 +88,7 @@ def test_columns_keep_the_order_asked_for(bert_folder: str, triplets: str) -> No
 def test_types_in_the_file(bert_folder: str, triplets: str) -> None:
     names = ["input_ids", "token_type_ids", "attention_mask"]
     tokenizer = AutoTokenizer.from_pretrained(bert_folder, model_input_names=names)
-    tokens = tokenise_once(load(triplets), tokenizer, TRIPLET_COLUMNS, 32)
+    tokens = tokenize_dataset(load(triplets), tokenizer, TRIPLET_COLUMNS, 32)
     with pa.memory_map(str(file_of(tokens))) as source, pa.ipc.open_stream(source) as reader:
         types = dict(zip(reader.schema.names, reader.schema.types, strict=True))
     assert types == {
@@ -103,32 +103,32 @@ def test_types_in_the_file(bert_folder: str, triplets: str) -> None:
 def test_many_rows_keep_their_order(bert_folder: str) -> None:
     texts = sentences(2500)
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
-    tokens = tokenise_once(datasets.Dataset.from_dict({"text": texts}), tokenizer, ("text",), 8)
+    tokens = tokenize_dataset(datasets.Dataset.from_dict({"text": texts}), tokenizer, ("text",), 8)
     assert tokens["text_ids"][:] == [[text_id(text)] for text in texts]
     ids = tokenizer(texts, truncation=True, max_length=8)["input_ids"]
     assert tokens["input_ids"][:] == [[row] for row in ids]
     assert tokens["length"][:] == list(map(len, ids))
 
 
-def test_the_second_call_reads_the_file(bert_folder: str, lines: str, no_tokenising: Callable[[], None]) -> None:
-    first = tokenise_once(load(lines), AutoTokenizer.from_pretrained(bert_folder), ("text",), 8)
+def test_the_second_call_reads_the_file(bert_folder: str, lines: str, no_tokenizing: Callable[[], None]) -> None:
+    first = tokenize_dataset(load(lines), AutoTokenizer.from_pretrained(bert_folder), ("text",), 8)
     # A fast tokenizer keeps the truncation and padding of its last call, until the next.
     used = AutoTokenizer.from_pretrained(bert_folder, padding_side="left")
     used(["a dog"], truncation=True, max_length=5, padding="max_length")
     assert used.backend_tokenizer.to_str() != AutoTokenizer.from_pretrained(bert_folder).backend_tokenizer.to_str()
-    no_tokenising()
-    second = tokenise_once(load(lines), used, ["text"], 8)
+    no_tokenizing()
+    second = tokenize_dataset(load(lines), used, ["text"], 8)
     assert file_of(second) == file_of(first)
     assert second.to_list() == first.to_list()
     assert second.features == first.features
 
 
-def test_the_file_of_a_slow_tokenizer_is_found(lines: str, no_tokenising: Callable[[], None]) -> None:
-    first = tokenise_once(load(lines), ByT5Tokenizer(), ("text",), 8)
-    other = tokenise_once(load(lines), ByT5Tokenizer(extra_ids=3), ("text",), 8)
+def test_the_file_of_a_slow_tokenizer_is_found(lines: str, no_tokenizing: Callable[[], None]) -> None:
+    first = tokenize_dataset(load(lines), ByT5Tokenizer(), ("text",), 8)
+    other = tokenize_dataset(load(lines), ByT5Tokenizer(extra_ids=3), ("text",), 8)
     assert file_of(first) != file_of(other)
-    no_tokenising()
-    assert file_of(tokenise_once(load(lines), ByT5Tokenizer(), ("text",), 8)) == file_of(first)
+    no_tokenizing()
+    assert file_of(tokenize_dataset(load(lines), ByT5Tokenizer(), ("text",), 8)) == file_of(first)
 
 
 ANOTHER_PROCESS = """
@@ -136,16 +136,16 @@ import sys
 from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from fmicl_text.text.data import load_training_text
-from fmicl_text.text.tokenization import tokenise_once
+from fmicl_text.text.tokenization import tokenize_dataset
 PreTrainedTokenizerBase.__call__ = None
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-tokens = tokenise_once(load_training_text(train_file=sys.argv[2]).dataset, tokenizer, ("text",), 8)
+tokens = tokenize_dataset(load_training_text(train_file=sys.argv[2]).dataset, tokenizer, ("text",), 8)
 Path(sys.argv[3]).write_text(tokens.cache_files[0]["filename"])
 """
 
 
 def test_another_process_reads_the_file(bert_folder: str, lines: str, tmp_path: Path) -> None:
-    tokens = tokenise_once(load(lines), AutoTokenizer.from_pretrained(bert_folder), ("text",), 8)
+    tokens = tokenize_dataset(load(lines), AutoTokenizer.from_pretrained(bert_folder), ("text",), 8)
     subprocess.run(
         [sys.executable, "-c", ANOTHER_PROCESS, bert_folder, lines, str(tmp_path / "found")],
         env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONHASHSEED": "1"},
@@ -159,30 +159,30 @@ class Subclass(PreTrainedTokenizerFast):
 
 
 def test_what_changes_the_tokens_changes_the_file(bert_folder: str, triplets: str) -> None:
-    def tokenise(columns: tuple[str, ...] = ("sent0", "sent1"), length: int = 8, **options: object) -> Path:
+    def tokenize(columns: tuple[str, ...] = ("sent0", "sent1"), length: int = 8, **options: object) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(bert_folder, **options)
-        return file_of(tokenise_once(load(triplets), tokenizer, columns, length))
+        return file_of(tokenize_dataset(load(triplets), tokenizer, columns, length))
 
     bare = AutoTokenizer.from_pretrained(bert_folder)
     bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     files = [
-        tokenise(),
-        tokenise(length=9),
-        tokenise(columns=("sent1", "sent0")),
-        tokenise(columns=("sent0",)),
-        tokenise(truncation_side="left"),
-        tokenise(split_special_tokens=True),
-        tokenise(model_input_names=["input_ids", "token_type_ids", "attention_mask"]),
-        tokenise(extra_special_tokens=["dog"]),
-        file_of(tokenise_once(load(triplets), bare, ("sent0", "sent1"), 8)),
-        file_of(tokenise_once(load(triplets), Subclass.from_pretrained(bert_folder), ("sent0", "sent1"), 8)),
-        file_of(tokenise_once(load(triplets).select([0]), AutoTokenizer.from_pretrained(bert_folder), ["sent0"], 8)),
+        tokenize(),
+        tokenize(length=9),
+        tokenize(columns=("sent1", "sent0")),
+        tokenize(columns=("sent0",)),
+        tokenize(truncation_side="left"),
+        tokenize(split_special_tokens=True),
+        tokenize(model_input_names=["input_ids", "token_type_ids", "attention_mask"]),
+        tokenize(extra_special_tokens=["dog"]),
+        file_of(tokenize_dataset(load(triplets), bare, ("sent0", "sent1"), 8)),
+        file_of(tokenize_dataset(load(triplets), Subclass.from_pretrained(bert_folder), ("sent0", "sent1"), 8)),
+        file_of(tokenize_dataset(load(triplets).select([0]), AutoTokenizer.from_pretrained(bert_folder), ["sent0"], 8)),
     ]
     assert len(set(files)) == len(files)
     Path(triplets).write_text("\n".join(map(json.dumps, TRIPLETS[::-1])))
-    assert tokenise() not in files
+    assert tokenize() not in files
 
 
 def test_a_length_beyond_the_model_is_refused(bert_folder: str, lines: str) -> None:
     with pytest.raises(InputError, match="--max_seq_length 41 is beyond the model's 40 tokens"):
-        tokenise_once(load(lines), AutoTokenizer.from_pretrained(bert_folder), ("text",), 41)
+        tokenize_dataset(load(lines), AutoTokenizer.from_pretrained(bert_folder), ("text",), 41)

@@ -64,7 +64,7 @@ def step_with_the_graph_kept(trainer, model, inputs):
     for k, start in enumerate(range(0, 8, 3)):
         trainer.seed_dropout(k)
         parts.append(trainer.embed(model, {name: value[start : start + 3] for name, value in inputs.items()}))
-    loss = trainer.loss_of(torch.cat(parts).unbind(1), text_ids) / 2
+    loss = trainer.compute_loss_from_embeddings(torch.cat(parts).unbind(1), text_ids) / 2
     trainer.accelerator.backward(loss)
     return loss.detach()
 

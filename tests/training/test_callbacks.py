@@ -11,7 +11,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from fmicl_text.errors import Interrupted
 from fmicl_text.losses.contrastive import FMICLLoss, InfoNCELoss
-from fmicl_text.training.callbacks import CollapseWatch, describe_views
+from fmicl_text.training.callbacks import CollapseMonitor, describe_views
 from fmicl_text.training.trainer import NonFiniteError
 from tests.training.test_signals import Signal
 from tests.training.test_trainer import make_trainer, same, weights
@@ -115,11 +115,11 @@ def test_a_run_that_was_cut_short_counts_on_and_knows_its_highest_rank(bert_fold
     resumed.train(resume_from_checkpoint="auto")
     counts = [entry.get("nonfinite_steps") for entry in resumed.state.log_history if "loss" in entry]
     assert counts == [None, *[1] * 7]
-    watch = CollapseWatch()
+    watch = CollapseMonitor()
     for step, rank in enumerate((30.0, 25.0)):
         watch.look({"effective_rank": rank, "mean_cosine": 0.1}, step)
     state = json.loads(json.dumps(watch.state()))
-    later = CollapseWatch(**state["args"])
+    later = CollapseMonitor(**state["args"])
     vars(later).update(state["attributes"])
     assert later.look({"effective_rank": 9.0, "mean_cosine": 0.1}, 2)
 
@@ -134,7 +134,7 @@ def test_the_range_of_the_similarity_is_told():
 
 def told(ranks, cosines=None, batch=64):
     """The steps at which a log of these values is warned of."""
-    watch, args, steps = CollapseWatch(), SimpleNamespace(train_batch_size=batch), []
+    watch, args, steps = CollapseMonitor(), SimpleNamespace(train_batch_size=batch), []
     cosines = cosines or [0.1] * len(ranks)
     for step, (rank, cosine) in enumerate(zip(ranks, cosines, strict=True)):
         logs = {"effective_rank": rank, "mean_cosine": cosine}
@@ -155,11 +155,11 @@ def test_what_is_no_collapse():
     assert told([1.3, 1.9, 4.0, 20.0, 35.0], [0.995, 0.993, 0.9, 0.3, 0.1]) == []  # many an encoder before training
     assert told([60.0, 45.0, 30.0, 25.0]) == []
     assert told([31.7, 1.0], batch=8) == []
-    assert CollapseWatch().look({"eval_sts_spearman": 80.0}, 5) is None
+    assert CollapseMonitor().look({"eval_sts_spearman": 80.0}, 5) is None
 
 
 def test_the_words_name_what_helps():
-    watch = CollapseWatch()
+    watch = CollapseMonitor()
     watch.look({"effective_rank": 30.0, "mean_cosine": 0.1}, 25)
     words = watch.look({"effective_rank": 5.0, "mean_cosine": 0.4}, 50)
     assert words.startswith(

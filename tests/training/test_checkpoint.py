@@ -7,14 +7,14 @@ import pytest
 from datasets import Dataset, concatenate_datasets
 
 from fmicl_text import InputError
-from fmicl_text.files import move_files, write_whole
+from fmicl_text.files import move_files, write_atomic
 from fmicl_text.training.checkpoint import (
     checkpoints_in,
     fault,
     find_checkpoint,
     fingerprint,
+    latest_valid_checkpoint,
     move_into_place,
-    newest_whole,
     remove,
     run_of,
     seal,
@@ -63,13 +63,13 @@ DAMAGE = {
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_found_and_the_newest_whole_one_taken(tmp_path, case):
     older, newer = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
-    assert fault(newer) is None and newest_whole(tmp_path) == newer
+    assert fault(newer) is None and latest_valid_checkpoint(tmp_path) == newer
     harm, words = DAMAGE[case]
     harm(newer)
     assert fault(newer) == words
-    found, passed_over = find_checkpoint(tmp_path, "auto")
-    assert found == older and passed_over == [f"{newer} is damaged and was passed over: {words}"]
-    assert find_checkpoint(tmp_path, True) == (older, passed_over)
+    found, skipped = find_checkpoint(tmp_path, "auto")
+    assert found == older and skipped == [f"{newer} is damaged and was passed over: {words}"]
+    assert find_checkpoint(tmp_path, True) == (older, skipped)
     harm(older)
     with pytest.raises(InputError, match=r"auto: no whole checkpoint; .*checkpoint-10 is damaged .*checkpoint-9 is"):
         find_checkpoint(tmp_path, "auto")
@@ -126,7 +126,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
     for name in names:
         (new / name).write_text("ours")
     move_files(new, place)
-    write_whole(place / "card.md", "ours")
+    write_atomic(place / "card.md", "ours")
     assert precious.read_text() == "precious" and not list(elsewhere.iterdir())
     assert [(place / name).read_text() for name in (*names, "card.md")] == ["ours"] * 4
     assert not new.exists() and {path.name for path in place.iterdir()} == {
@@ -175,7 +175,7 @@ def test_who_stopped_early():
 def test_the_newest_whole_one_for_messages(tmp_path):
     older, newer = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
     flip_a_bit(newer / "model.safetensors")
-    assert newest_whole(tmp_path) == older
+    assert latest_valid_checkpoint(tmp_path) == older
 
 
 def test_the_fingerprint_looks_at_the_last_row_too(tmp_path):

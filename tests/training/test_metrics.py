@@ -7,20 +7,20 @@ import torch
 from torch.nn.functional import normalize
 
 from fmicl_text.losses.contrastive import FMICLLoss
-from fmicl_text.training.metrics import TrainingLog
+from fmicl_text.training.metrics import TrainingMetrics
 from tests.training.test_trainer import make_trainer, trained
 
 
 def test_means_rank_and_pace(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    log = TrainingLog()
+    log = TrainingMetrics()
     now[0] = 150.0  # before the first step: not counted
     loss = FMICLLoss("js", gamma=1.0, alpha=4.0)
     batches = [torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     terms = []
     for x, y in batches:
-        log.count_inputs({"attention_mask": torch.ones(6, 2, 5, dtype=torch.int64)})
+        log.count_inputs("tokens", torch.tensor(60))
         now[0] += 1.0
         terms.append(loss.terms(x, y))
         log.add(terms[-1], x, y)
@@ -33,7 +33,7 @@ def test_means_rank_and_pace(monkeypatch):
     shares = torch.linalg.eigvalsh(rows.T @ rows / 6)
     assert found["effective_rank"] == pytest.approx(torch.exp(-(shares * shares.log()).sum()).item(), rel=1e-6)
     assert log.take() == {}
-    log.count_inputs({"pixel_values": torch.zeros(3, 2, 1, 4, 4)})
+    log.count_inputs("images", torch.tensor(6))
     now[0] += 2.0
     assert log.take() == {"images_per_second": 3.0}
 

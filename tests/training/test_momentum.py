@@ -11,7 +11,7 @@ from fmicl_text import FMICLTrainingArguments, InputError, TextContrastiveModel,
 from fmicl_text.losses.contrastive import OBJECTIVES, FMICLLoss
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.text.collator import TextViewCollator
-from fmicl_text.training.momentum import MomentumTrainer, SlowCopy
+from fmicl_text.training.momentum import MomentumEncoder, MomentumTrainer
 from tests.conftest import sentences
 from tests.training.test_trainer import Dataset, weights
 
@@ -52,7 +52,7 @@ def test_every_objective_trains(bert_folder, tmp_path, name, method):
     moved = {n for n in before if not torch.equal(before[n], after[n])}
     assert {
         "head.0.weight",
-        "slow_copy.model.head.0.weight",
+        "momentum_encoder.model.head.0.weight",
         "encoder.0.model.encoder.layer.0.output.dense.weight",
     } < moved
     assert not method.get("predictor") or {"predictor.0.weight", "predictor.3.weight"} < moved
@@ -109,7 +109,7 @@ def test_a_queue_that_does_not_fit(shape):
 
 def test_the_copy_follows(bert_folder):
     model = TextContrastiveModel(build_text_encoder(bert_folder), "simcse")
-    slow = SlowCopy(model)
+    slow = MomentumEncoder(model)
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(1)
@@ -122,7 +122,7 @@ def test_the_copy_follows(bert_folder):
 
 
 def test_the_queue_replaces_its_oldest_rows(bert_folder):
-    slow = SlowCopy(TextContrastiveModel(build_text_encoder(bert_folder)), queue_size=5)
+    slow = MomentumEncoder(TextContrastiveModel(build_text_encoder(bert_folder)), queue_size=5)
     random = slow.queue.clone()
     assert_close(random.norm(dim=1), torch.ones(5))
     rows = torch.randn(7, 32)
@@ -135,9 +135,9 @@ def test_the_queue_replaces_its_oldest_rows(bert_folder):
 def test_momentum_rises_to_one(bert_folder, tmp_path):
     trainer = make_trainer(bert_folder, tmp_path, MOCOV3, max_steps=4)
     seen = []
-    follow = SlowCopy.follow
-    trainer.model.slow_copy.follow = lambda model, momentum: (
-        seen.append(momentum) or follow(trainer.model.slow_copy, model, momentum)
+    follow = MomentumEncoder.follow
+    trainer.model.momentum_encoder.follow = lambda model, momentum: (
+        seen.append(momentum) or follow(trainer.model.momentum_encoder, model, momentum)
     )
     trainer.train()
     assert seen == pytest.approx([1 - 0.01 * (1 + math.cos(math.pi * t / 4)) / 2 for t in (1, 2, 3)])
@@ -160,7 +160,7 @@ def test_both_views_are_queries_and_the_copy_keys(no_dropout_folder, tmp_path):
         return hook
 
     trainer.model.register_forward_hook(keep("q"))
-    trainer.model.slow_copy.model.register_forward_hook(keep("k"))
+    trainer.model.momentum_encoder.model.register_forward_hook(keep("k"))
     trainer.train()
     q, k = (outputs[name].unflatten(0, (8, 2)) for name in "qk")
     assert not torch.equal(q, k)  # the predictor
@@ -179,7 +179,7 @@ def test_a_resumed_run_ends_as_the_whole_one(bert_folder, tmp_path, method):
     resumed = make_trainer(bert_folder, tmp_path, method, **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     a, b = whole.model.state_dict(), resumed.model.state_dict()
-    assert a.keys() == b.keys() and ("slow_copy.queue" in a) == ("queue_size" in method)
+    assert a.keys() == b.keys() and ("momentum_encoder.queue" in a) == ("queue_size" in method)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -187,17 +187,17 @@ def test_a_resumed_run_ends_as_the_whole_one(bert_folder, tmp_path, method):
 def test_a_checkpoint_of_another_method_is_refused(bert_folder, tmp_path):
     make_trainer(bert_folder, tmp_path, MOCO, max_steps=1, save_strategy="steps", save_steps=1).train()
     other = make_trainer(bert_folder, tmp_path, MOCOV3)
-    with pytest.raises(InputError, match="checkpoint-1 does not fit: the checkpoint has no predictor"):
+    with pytest.raises(InputError, match="checkpoint-1 does not fit"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 def test_accumulation_moves_the_copy_once_a_step(bert_folder, tmp_path):
     trainer = make_trainer(bert_folder, tmp_path, MOCO, gradient_accumulation_steps=2, max_steps=3)
     calls = []
-    trainer.model.slow_copy.follow = lambda model, momentum: calls.append(momentum)
+    trainer.model.momentum_encoder.follow = lambda model, momentum: calls.append(momentum)
     trainer.train()
     assert len(calls) == 2  # before the second and the third step
-    assert trainer.model.slow_copy.next_row == 3 * 2 * 16 % 24
+    assert trainer.model.momentum_encoder.next_row == 3 * 2 * 16 % 24
 
 
 def test_what_is_refused(bert_folder, tmp_path):

@@ -16,7 +16,7 @@ from fmicl_text import FMICLTrainer, InputError, TextContrastiveModel
 from fmicl_text.errors import Interrupted
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import build_text_encoder, set_pooling
-from fmicl_text.text.tokenization import Passes, training_rows
+from fmicl_text.text.tokenization import RepeatedStream, training_rows
 from fmicl_text.training import checkpoint as checkpoints
 from tests.conftest import sentences
 from tests.training.test_signals import SAVING, Signal
@@ -255,10 +255,10 @@ def test_a_stream_begins_anew_in_another_order(tmp_path):
     texts = sentences(20)
     (tmp_path / "text.txt").write_text("\n".join(texts))
     data = load_training_text(str(tmp_path / "text.txt"), streaming=True, shuffle_seed=1)
-    rows = [row["text"] for row in islice(Passes(data.dataset), 60)]
+    rows = [row["text"] for row in islice(RepeatedStream(data.dataset), 60)]
     passes = [rows[:20], rows[20:40], rows[40:]]
     assert all(sorted(one) == sorted(texts) for one in passes) and len({tuple(one) for one in passes}) == 3
-    assert [row["text"] for row in islice(Passes(data.dataset), 60)] == rows
+    assert [row["text"] for row in islice(RepeatedStream(data.dataset), 60)] == rows
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_a_stream_that_has_nothing_for_a_worker_ends():
         def set_epoch(self, number):
             assert number < 3
 
-    assert list(Passes(Empty())) == []
+    assert list(RepeatedStream(Empty())) == []
 
 
 def test_going_on_without_the_optimizer_in_later_checkpoints_changes_nothing(whole, bert_folder, tmp_path):

@@ -15,7 +15,7 @@ from transformers import Trainer
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, InputError, TextContrastiveModel, build_text_encoder
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.text.collator import TextViewCollator, TokenCollator
-from fmicl_text.text.tokenization import tokenise_once
+from fmicl_text.text.tokenization import tokenize_dataset
 from fmicl_text.training.momentum import MomentumTrainer
 from fmicl_text.training.trainer import NonFiniteError
 from tests.conftest import sentences
@@ -69,10 +69,10 @@ def same(a, b):
 
 
 @pytest.mark.parametrize(
-    "knobs", [{}, {"objective": "infonce", "gamma": None, "alpha": None}], ids=["fmicl", "infonce"]
+    "kwargs", [{}, {"objective": "infonce", "gamma": None, "alpha": None}], ids=["fmicl", "infonce"]
 )
-def test_training_moves_every_parameter_and_logs_the_terms(bert_folder, tmp_path, knobs):
-    trainer = make_trainer(bert_folder, tmp_path, head="simcse", **knobs)
+def test_training_moves_every_parameter_and_logs_the_terms(bert_folder, tmp_path, kwargs):
+    trainer = make_trainer(bert_folder, tmp_path, head="simcse", **kwargs)
     before = weights(trainer)
     trainer.train()
     after = weights(trainer)
@@ -289,7 +289,7 @@ def test_an_evaluator_is_asked_for(bert_folder, tmp_path):
 def test_length_grouped_batches_are_the_same_in_every_epoch_that_is_repeated(bert_folder, tmp_path):
     """Batches hold like lengths; the order differs between epochs, and is a function of seed and epoch alone."""
     encoder = build_text_encoder(bert_folder)
-    rows = tokenise_once(Dataset.from_dict({"text": sentences(400)}), encoder.tokenizer, ["text"], 32)
+    rows = tokenize_dataset(Dataset.from_dict({"text": sentences(400)}), encoder.tokenizer, ["text"], 32)
     lengths = rows["length"][:]
 
     def batches(sampler):
@@ -318,7 +318,7 @@ def test_length_grouped_batches_are_the_same_in_every_epoch_that_is_repeated(ber
 
 def test_length_grouping_trains_and_resumes_in_its_second_epoch(bert_folder, tmp_path):
     encoder = build_text_encoder(bert_folder)
-    rows = tokenise_once(Dataset.from_dict({"text": sentences(40)}), encoder.tokenizer, ["text"], 32)
+    rows = tokenize_dataset(Dataset.from_dict({"text": sentences(40)}), encoder.tokenizer, ["text"], 32)
     settings = {
         "max_steps": 10,
         "save_strategy": "steps",
@@ -335,7 +335,7 @@ def test_length_grouping_trains_and_resumes_in_its_second_epoch(bert_folder, tmp
 
 
 def test_length_grouping_of_text_is_refused(bert_folder, tmp_path):
-    with pytest.raises(InputError, match="group_by_length needs text tokenised before training"):
+    with pytest.raises(InputError, match="group_by_length needs text tokenized before training"):
         make_trainer(bert_folder, tmp_path, train_sampling_strategy="group_by_length").train()
 
 

@@ -19,11 +19,11 @@ from fmicl_text.vision.augmentations import (
     random_affine,
     random_blur,
     random_erase,
-    random_greyscale,
+    random_grayscale,
     random_jitter,
     random_noise,
     random_resized_crop,
-    random_solarise,
+    random_solarize,
     resize_weights,
 )
 
@@ -86,16 +86,16 @@ def test_a_flip_turns_the_crop_around():
 def test_brightness_contrast_and_saturation_by_hand():
     pixels = images(2, height=2, width=2)
     factor = torch.tensor([0.5, 1.7])
-    grey = 0.299 * pixels[:, 0] + 0.587 * pixels[:, 1] + 0.114 * pixels[:, 2]
+    gray = 0.299 * pixels[:, 0] + 0.587 * pixels[:, 1] + 0.114 * pixels[:, 2]
     for i, f in enumerate(factor.tolist()):
         assert_close(adjust_brightness(pixels, factor)[i], (pixels[i] * f).clamp(0, 1))
-        assert_close(adjust_contrast(pixels, factor)[i], (f * pixels[i] + (1 - f) * grey[i].mean()).clamp(0, 1))
-        assert_close(adjust_saturation(pixels, factor)[i], (f * pixels[i] + (1 - f) * grey[i]).clamp(0, 1))
+        assert_close(adjust_contrast(pixels, factor)[i], (f * pixels[i] + (1 - f) * gray[i].mean()).clamp(0, 1))
+        assert_close(adjust_saturation(pixels, factor)[i], (f * pixels[i] + (1 - f) * gray[i]).clamp(0, 1))
 
 
 def test_hue_is_that_of_colorsys():
     pixels = images(4, height=5, width=5)
-    pixels[0, :, 0, 0], pixels[0, :, 0, 1], pixels[0, :, 0, 2] = 0, 1, 0.4  # no hue: black, white, grey
+    pixels[0, :, 0, 0], pixels[0, :, 0, 1], pixels[0, :, 0, 2] = 0, 1, 0.4  # no hue: black, white, gray
     shift = torch.tensor([0.1, -0.5, 0.37, 0.0])
     turned = adjust_hue(pixels, shift)
     for i in range(4):
@@ -126,10 +126,10 @@ def test_the_order_of_the_jitter_is_random_and_each_images_own():
         assert_close(jittered[i], expected[0])
 
 
-@pytest.mark.parametrize("colour", ["exact", "fast"])
-def test_the_jitter_is_left_out_with_its_probability(colour):
+@pytest.mark.parametrize("color", ["exact", "fast"])
+def test_the_jitter_is_left_out_with_its_probability(color):
     pixels = images(500, height=2, width=2)
-    same = random_jitter(pixels, draw(pixels), (0.4, 0.4, 0.4, 0.1), 0.8, colour).eq(pixels).flatten(1).all(1)
+    same = random_jitter(pixels, draw(pixels), (0.4, 0.4, 0.4, 0.1), 0.8, color).eq(pixels).flatten(1).all(1)
     assert 70 < same.sum() < 130
 
 
@@ -147,15 +147,15 @@ def test_the_fast_jitter_is_the_exact_one_but_for_hue_and_clamps():
     assert torch.nn.functional.cosine_similarity(moved.flatten(), exact.flatten(), dim=0) > 0.5  # turns the same way
 
 
-def test_grey_and_solarised_images():
+def test_gray_and_solarized_images():
     pixels = images(400, height=2, width=2)
-    grey = random_greyscale(pixels, draw(pixels), 0.2)
-    turned = (grey[:, 0] == grey[:, 1]).flatten(1).all(1)
-    assert 50 < turned.sum() < 110 and torch.equal(grey[~turned], pixels[~turned])
+    gray = random_grayscale(pixels, draw(pixels), 0.2)
+    turned = (gray[:, 0] == gray[:, 1]).flatten(1).all(1)
+    assert 50 < turned.sum() < 110 and torch.equal(gray[~turned], pixels[~turned])
     luma = (pixels * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1)
-    assert_close(grey[turned][:, 0], luma[turned])
-    solarised = random_solarise(pixels, draw(pixels), 1.0)
-    assert_close(solarised, torch.where(pixels < 0.5, pixels, 1 - pixels))
+    assert_close(gray[turned][:, 0], luma[turned])
+    solarized = random_solarize(pixels, draw(pixels), 1.0)
+    assert_close(solarized, torch.where(pixels < 0.5, pixels, 1 - pixels))
 
 
 def test_blur_is_the_loop():

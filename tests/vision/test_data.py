@@ -59,8 +59,8 @@ def test_a_parquet_file(tmp_path):
 def test_modes_become_one(tmp_path):
     path = parquet(tmp_path, [picture(mode, seed=3) for mode in ("RGB", "L", "P", "RGBA", "LA", "1")])
     assert load_images(path).pixels.shape == (6, 3, 8, 8)
-    grey = load_images(path, channels=1).pixels
-    assert grey.shape == (6, 1, 8, 8) and (grey[0].int() - grey[1].int()).abs().max() <= 1
+    gray = load_images(path, channels=1).pixels
+    assert gray.shape == (6, 1, 8, 8) and (gray[0].int() - gray[1].int()).abs().max() <= 1
 
 
 def test_a_folder_of_classes(tmp_path):
@@ -177,7 +177,7 @@ def test_crops_of_files_are_a_function_of_seed_epoch_and_row(files):
 
 
 def test_a_crop_of_a_file_is_that_of_the_batched_views():
-    """The same boxes cut out and resized by PIL and by `random_resized_crop`, on colours that change slowly: PIL rounds
+    """The same boxes cut out and resized by PIL and by `random_resized_crop`, on colors that change slowly: PIL rounds
     between its two passes."""
     rows, columns = torch.meshgrid(torch.linspace(0, 255, 60), torch.linspace(0, 255, 80), indexing="ij")
     pixels = torch.stack([rows, columns, (rows + columns) / 2]).round().to(torch.uint8)

@@ -104,5 +104,5 @@ def test_features_do_not_depend_on_the_batch_or_change_the_mode():
 
 
 def test_mini_batches_are_refused():
-    with pytest.raises(ValueError, match="batch normalisation needs the whole batch"):
+    with pytest.raises(ValueError, match="batch normalization needs the whole batch"):
         VisionTrainingArguments("runs/x", mini_batch_size=2)

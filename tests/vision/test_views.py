@@ -20,12 +20,12 @@ def batch(count=16, channels=3, size=32):
     return torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("color", COLOURS)
 @pytest.mark.parametrize("preset", VIEWS)
-def test_no_two_images_and_no_two_views_share_parameters(preset, colour):
-    channels = 1 if preset == "grey" else 3
+def test_no_two_images_and_no_two_views_share_parameters(preset, color):
+    channels = 1 if preset == "gray" else 3
     one = batch(1, channels).repeat(16, 1, 1, 1)  # equal images: only parameters can tell the views apart
-    views = ImageViews(preset, 24, MEAN[:channels], STD[:channels], colour)(one, torch.Generator().manual_seed(0))
+    views = ImageViews(preset, 24, MEAN[:channels], STD[:channels], color)(one, torch.Generator().manual_seed(0))
     assert views.shape == (16, 2, channels, 24, 24) and views.dtype == torch.float32 and views.isfinite().all()
     assert len(torch.unique(views.flatten(0, 1), dim=0)) == 32
     pixels = views * torch.tensor(STD[:channels])[:, None, None] + torch.tensor(MEAN[:channels])[:, None, None]
@@ -34,7 +34,7 @@ def test_no_two_images_and_no_two_views_share_parameters(preset, colour):
 
 @pytest.mark.parametrize("preset", VIEWS)
 def test_a_generator_makes_them_again(preset):
-    channels = 1 if preset == "grey" else 3
+    channels = 1 if preset == "gray" else 3
     make = ImageViews(preset, 32, MEAN[:channels], STD[:channels])
     state = torch.get_rng_state()
     first, again, other = (make(batch(channels=channels), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
@@ -43,11 +43,11 @@ def test_a_generator_makes_them_again(preset):
 
 
 STEPS = {  # preset: what each view does after the crop, with which probabilities
-    "cifar": [{"random_jitter": 0.8, "random_greyscale": 0.2}] * 2,
-    "imagenet": [{"random_jitter": 0.8, "random_greyscale": 0.2, "random_blur": 0.5}] * 2,
+    "cifar": [{"random_jitter": 0.8, "random_grayscale": 0.2}] * 2,
+    "imagenet": [{"random_jitter": 0.8, "random_grayscale": 0.2, "random_blur": 0.5}] * 2,
     "mocov3": [
-        {"random_jitter": 0.8, "random_greyscale": 0.2, "random_blur": 1.0},
-        {"random_jitter": 0.8, "random_greyscale": 0.2, "random_blur": 0.1, "random_solarise": 0.2},
+        {"random_jitter": 0.8, "random_grayscale": 0.2, "random_blur": 1.0},
+        {"random_jitter": 0.8, "random_grayscale": 0.2, "random_blur": 0.1, "random_solarize": 0.2},
     ],
 }
 SMALLEST = {"cifar": 0.2, "imagenet": 0.08, "mocov3": 0.08}
@@ -63,26 +63,26 @@ def test_presets_are_those_of_the_papers(preset):
 @pytest.mark.parametrize("preset", VIEWS)
 def test_crops_made_before_are_not_cropped_again(monkeypatch, preset):
     """View k is of crop k; half of them are flipped, but for written characters; nothing else of the crop is left."""
-    channels = 1 if preset == "grey" else 3
+    channels = 1 if preset == "gray" else 3
     make = ImageViews(preset, 24, (0.0,) * channels, (1.0,) * channels)
     monkeypatch.setattr(make, "steps", ((), ()))
     crops = batch(32, 2 * channels, 24).view(32, 2, channels, 24, 24)
     views = make(crops, torch.Generator().manual_seed(0))
     same = (views == crops / 255).flatten(2).all(-1)
     flipped = (views == crops.flip(-1) / 255).flatten(2).all(-1)
-    assert (same ^ flipped).all() and (same.all() if preset == "grey" else 10 < same.sum() < 54)
+    assert (same ^ flipped).all() and (same.all() if preset == "gray" else 10 < same.sum() < 54)
 
 
-def test_fast_colours_are_used():
+def test_fast_colors_are_used():
     exact, fast = (ImageViews("cifar", 32, MEAN, STD, c)(batch(), torch.Generator().manual_seed(0)) for c in COLOURS)
     assert 0.01 < (exact - fast).abs().mean() < 1.0
 
 
-@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("color", COLOURS)
 @pytest.mark.parametrize("preset", VIEWS)
-def test_autocast_and_gradients_do_not_reach_the_views(preset, colour):
-    channels = 1 if preset == "grey" else 3
-    make = ImageViews(preset, 24, MEAN[:channels], STD[:channels], colour)
+def test_autocast_and_gradients_do_not_reach_the_views(preset, color):
+    channels = 1 if preset == "gray" else 3
+    make = ImageViews(preset, 24, MEAN[:channels], STD[:channels], color)
     pixels = (batch(8, channels) / 255).requires_grad_()
     plain = make(pixels, torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -90,9 +90,9 @@ def test_autocast_and_gradients_do_not_reach_the_views(preset, colour):
     assert torch.equal(plain, cast) and not plain.requires_grad and cast.dtype == torch.float32
 
 
-@pytest.mark.parametrize("colour", COLOURS)
-def test_one_channel_skips_colour(colour):
-    views = ImageViews("imagenet", 24, (0.5,), (0.25,), colour)(batch(channels=1), torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("color", COLOURS)
+def test_one_channel_skips_color(color):
+    views = ImageViews("imagenet", 24, (0.5,), (0.25,), color)(batch(channels=1), torch.Generator().manual_seed(0))
     assert views.shape == (16, 2, 1, 24, 24) and views.isfinite().all()
 
 
@@ -120,9 +120,9 @@ def test_the_plain_view_is_the_image():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="views must be one of cifar, imagenet, mocov3, grey; got 'simclr'"):
+    with pytest.raises(ValueError, match="views must be one of cifar, imagenet, mocov3, gray; got 'simclr'"):
         ImageViews("simclr", 32, MEAN, STD)
-    with pytest.raises(ValueError, match="colour must be exact or fast; got 'slow'"):
+    with pytest.raises(ValueError, match="color must be exact or fast; got 'slow'"):
         ImageViews("cifar", 32, MEAN, STD, "slow")
     with pytest.raises(ValueError, match=r"images must be \[B, 3, H, W\], got \[16, 1, 32, 32\]"):
         ImageViews("cifar", 32, MEAN, STD)(batch(channels=1))

@@ -7,7 +7,7 @@ the one above. In lists and templates ``{name}`` takes an entry of a list, ``[a|
 given options and ``{2..9}`` a number between the two. Everything here is made up for this project
 (Apache-2.0); the "news" reports nothing that happened.
 
-Usage: ``python fmicl_text/quickstart/generate.py [--output PATH]``
+Usage: ``python tests/generate_sentences.py [--output PATH]``
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 COUNT = 12_000  # sentences in all
 PER_TEMPLATE = 90  # at most this many from one template
 OVERLAP = 0.65  # two sentences of a template share at most this part of their words
-OUTPUT = Path(__file__).with_name("sentences.txt")
+OUTPUT = Path(__file__).parents[1] / "fmicl_text" / "quickstart" / "sentences.txt"
 
 SLOT = re.compile(r"\{([^{}]+)\}|\[([^\[\]{}]*)\]")
 AN = re.compile(r"\ba (?=(?!one\b|once\b|uni[^dmn]|us[eu]|eu)[aeiou]|hour|honest|heir|8|11\b|18\b)", re.I)
