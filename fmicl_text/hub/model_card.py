@@ -1,4 +1,4 @@
-"""The model card of a run, README.md, made from the run record with model_card_template.md."""
+"""Write the model card of a run, README.md, from the run record and model_card_template.md."""
 
 from __future__ import annotations
 
@@ -22,27 +22,7 @@ CITATION = """@article{lu2023fmicl,
   year = {2023},
   url = {https://arxiv.org/abs/2402.10150}
 }"""
-MARK = "by [fmicl_text](https://arxiv.org/abs/2402.10150)"  # in every card that is written here
-R = "r = -gamma ||x - y||^2 of unit embeddings"
-
-# Divergence: f(u), score f'(e^r), conjugate (f* o f')(e^r); the README's table.
-FORMULAS = {
-    "kl": ("u log u", "r", "e^r - 1"),
-    "js": ("u log u - (1+u) log((1+u)/2)", "r - log((1+e^r)/2)", "log((1+e^r)/2)"),
-    "pearson": ("(u-1)^2", "2(e^r - 1)", "e^2r - 1"),
-    "sh": ("(sqrt u - 1)^2", "1 - e^(-r/2)", "e^(r/2) - 1"),
-    "tsallis": ("(u^a - 1)/(a-1)", "a/(a-1) (e^((a-1)r) - 1)", "e^(ar) - 1"),
-    "vlc": ("(u-1)^2/(u+1)", "1 - 4/(1+u)^2, u = e^r", "(u-1)(3u+1)/(u+1)^2, u = e^r"),
-    "jeffrey": ("(u-1) log u", "r + 1 - e^-r", "e^r - 1 + r"),
-    "rkl": ("-log u", "1 - e^-r", "r"),
-    "neyman": ("(1-u)^2/u", "1 - e^-2r", "2(1 - e^-r)"),
-    "vlc_as_printed": ("(u-1)^2/(u+1)", "1 - 4/(1+u)^2, u = e^r", "3 - 4/(u+1), u = e^r"),
-}
-BASELINES = {
-    "infonce": "loss = -mean log( e^(x_i.y_i/temperature) / (the same + sum over negatives e^(x_i.n/temperature)) )",
-    "align_uniform": "loss = mean ||x_i - y_i||^2 + alpha log mean over negatives e^(-gamma ||x_i - n||^2)",
-    "spectral": "loss = -2 mean x_i.y_i + alpha mean over negatives (x_i.n)^2",
-}
+MARK = "by [fmicl_text](https://arxiv.org/abs/2402.10150)"  # in every card that this module writes
 
 TEXT_USE = """from sentence_transformers import SentenceTransformer
 
@@ -58,19 +38,20 @@ from transformers import AutoImageProcessor, AutoModel
 
 processor, model = AutoImageProcessor.from_pretrained("{name}"), AutoModel.from_pretrained("{name}").eval()
 output = model(**processor(Image.open("image.png"), return_tensors="pt"))"""
-SMALL_STEM_USE = """from fmicl_text.vision.encoder import build_image_encoder  # stock classes lack its small stem
+SMALL_STEM_USE = """# transformers' own classes do not support the small stem of this encoder
+from fmicl_text.vision.encoder import build_image_encoder
 
-encoder = build_image_encoder("{name}").eval()  # normalized images [B, C, H, W] to features [B, D]"""
+encoder = build_image_encoder("{name}").eval()  # normalized images [B, C, H, W] -> features [B, D]"""
 
 
 def write_card(run: Mapping[str, Any], folder: Path, name: str | None = None) -> None:
-    """Write README.md into the folder of a run, unless a person has written one (a card that this wrote says so); and a
-    score whose data can be looked up on the Hub also in its other form, `.eval_results/*.yaml`.
+    """Write README.md into the folder of a run, unless there is one that this module did not write. A score on a
+    dataset of the Hub is also written to `.eval_results/*.yaml`.
 
     Args:
-        run: What results.json holds.
-        folder: Where the encoder lies.
-        name: Under which it will be opened; by default the folder's.
+        run: Content of results.json, see `run_record`.
+        folder: Folder of the encoder.
+        name: Name under which users load the encoder; by default the folder's name.
     """
     if (score := hub_score(run)) is not None:
         results = folder / RESULTS_FOLDER
@@ -84,23 +65,24 @@ def write_card(run: Mapping[str, Any], folder: Path, name: str | None = None) ->
 
 
 def model_card(run: Mapping[str, Any], name: str, curve: bool = True) -> str:
-    """The card's text.
+    """Text of the model card.
 
     Args:
-        run: What results.json holds.
-        name: Under which the encoder will be opened: a folder or a Hub name.
-        curve: Whether a picture of training lies beside it.
+        run: Content of results.json, see `run_record`.
+        name: Name under which users load the encoder: a folder or a Hub name.
+        curve: Whether the folder contains the training curve.
     """
     text = run["encoder"]["modality"] == "text"
     card = ModelCard.from_template(
         card_metadata(run, name),
         template_path=str(TEMPLATE),
         title=name,
-        what="A sentence encoder" if text else "An image encoder",
+        kind="A sentence encoder" if text else "An image encoder",
         objective_sentence=objective_sentence(run),
         use=use_of(run, name),
         search=TEXT_SEARCH if text else None,
-        formula=formula(run),
+        formula=run["formula"],
+        hyperparameters=hyperparameters_sentence(run),
         training=training_facts(run),
         curve=CURVE if curve else None,
         results_sentence=results_sentence(run),
@@ -112,7 +94,7 @@ def model_card(run: Mapping[str, Any], name: str, curve: bool = True) -> str:
 
 
 def card_metadata(run: Mapping[str, Any], name: str) -> ModelCardData:
-    """What the Hub reads of a card. A score goes in where its data set can be looked up there."""
+    """Metadata of the card for the Hub, with the score if its dataset is on the Hub."""
     encoder, settings, scored_on = run["encoder"], run["settings"], run["scored_on"]
     text = encoder["modality"] == "text"
     dataset = settings.get("dataset_name")
@@ -142,7 +124,7 @@ def card_metadata(run: Mapping[str, Any], name: str) -> ModelCardData:
 
 
 def hub_score(run: Mapping[str, Any]) -> EvalResultEntry | None:
-    """The score on a data set of the Hub, named as MTEB names it; None of other data."""
+    """The score on a dataset of the Hub, under MTEB's name; None for other data."""
     where = run["scored_on"]
     if not where["dataset_id"] or "eval_sts_spearman" not in run["after"]:
         return None
@@ -151,40 +133,27 @@ def hub_score(run: Mapping[str, Any]) -> EvalResultEntry | None:
         task_id=f"{where['task']}_default_{where['split']}",
         value=round(run["after"]["eval_sts_spearman"], 5),
         dataset_revision=where["revision"],
-        notes="Spearman x 100 of cosine and score, by fmicl_text; this split chose the checkpoint"
-        if run["best_step"] is not None
-        else "Spearman x 100 of cosine and score, by fmicl_text",
+        notes="Spearman x 100 of cosine and score, by fmicl_text"
+        + ("; the checkpoint was selected on this split" if run["best_step"] is not None else ""),
     )
 
 
 def objective_sentence(run: Mapping[str, Any]) -> str:
-    """f-MICL (kl), or a baseline; and MoCo where positives come from a slow copy."""
+    """The objective, and the method if positives come from a momentum encoder: "f-MICL (kl) in mocov3"."""
     objective = run["objective"]
     named = f"f-MICL ({objective.removeprefix('fmicl-')})" if objective.startswith("fmicl-") else f"`{objective}`"
     method = run["settings"].get("method", "simclr")
     return named if method == "simclr" else f"{named} in {method}"
 
 
-def formula(run: Mapping[str, Any]) -> str:
-    """The loss that was minimized, with its hyperparameters."""
-    kwargs = {
-        name: value for name, value in run["hyperparameters"].items() if name not in ("global_batch", "divergence")
-    }
-    with_knobs = "with " + ", ".join(f"{name} {value}" for name, value in kwargs.items())
-    if not run["objective"].startswith("fmicl-"):
-        return f"    {BASELINES[run['objective']]}\n\n{with_knobs}."
-    name = run["hyperparameters"]["divergence"]
-    f, score, conjugate = FORMULAS.get(name, ("of the user's own", "f'(e^r)", "(f* o f')(e^r)"))
-    terms = "loss = -mean score(r of positives) + alpha mean conjugate(r of negatives)"
-    if run["hyperparameters"]["similarity"] == "cosine":
-        return f"    {terms}, on cosines instead of r, score(t) = t, conjugate = f*\n\nfor f(u) = {f}, {with_knobs}."
-    return (
-        f"    {terms}\n    score(r) = {score}\n    conjugate(r) = {conjugate}\n\nfor f(u) = {f} and {R}, {with_knobs}."
-    )
+def hyperparameters_sentence(run: Mapping[str, Any]) -> str:
+    """Values of the hyperparameters, except the divergence, which the first line names, and `global_batch`."""
+    values = {k: v for k, v in run["hyperparameters"].items() if k not in ("global_batch", "divergence")}
+    return f"Hyperparameters: {', '.join(f'{name} {value}' for name, value in values.items())}." if values else ""
 
 
 def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of the card's table: names of files, never where they lie."""
+    """Rows of the card's table. Files are given by name, without their folder."""
     encoder, settings, data = run["encoder"], run["settings"], run["data"]
     file = settings.get("train_file")
     started_from = settings.get("model_name_or_path")
@@ -197,12 +166,12 @@ def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
         "positives": "two random views of an image" if encoder["modality"] == "image" else positives(data),
         "pooling": encoder["pooling"],
         "tokens per text, in training": settings.get("max_seq_length"),
-        "tokens per text, at most" if encoder["modality"] == "text" else "image size": encoder["size"],
-        "head, in training only": head_of(settings),
-        "LoRA rank, merged": settings.get("lora_rank"),
+        "maximum tokens per text" if encoder["modality"] == "text" else "image size": encoder["size"],
+        "training-only head": head_of(settings),
+        "LoRA rank (merged)": settings.get("lora_rank"),
         "batch": settings["per_device_train_batch_size"] * run["processes"],
         "steps": run["steps"],
-        "best step, kept": run["best_step"],
+        "best step (saved)": run["best_step"],
         "learning rate": settings["learning_rate"],
         "seed": run["seed"],
         "versions": ", ".join(f"{package} {number}" for package, number in run["versions"].items()),
@@ -211,57 +180,59 @@ def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def head_of(settings: Mapping[str, Any]) -> str | None:
-    """The head that only training saw."""
+    """The training-only head."""
     return f"projection, width {settings['head_dim']}" if "head_dim" in settings else settings.get("head")
 
 
 def positives(data: Mapping[str, Any]) -> str:
-    """What a positive pair of text is."""
+    """The positive pairs of texts."""
     columns = str(data.get("columns", "text"))
-    return "dropout views of a text" if len(columns.split()) == 1 else f"columns {columns}"
+    return "two dropout views of a text" if len(columns.split()) == 1 else f"columns {columns}"
 
 
 def results_sentence(run: Mapping[str, Any]) -> str:
-    """On what the scores are, and how to read them."""
+    """The evaluation data and the metric."""
     where = run["scored_on"]
     revision = f", revision {where['revision']}" if where["revision"] else ""
     if run["encoder"]["modality"] == "text":
-        chosen = " The checkpoint was chosen by this score." if run["best_step"] is not None else ""
-        return f"{where['name']}{revision}: Spearman x 100 of cosine and score, over all pairs.{chosen}"
+        selected = " The checkpoint was selected by this score." if run["best_step"] is not None else ""
+        return f"{where['name']}{revision}: Spearman x 100 of cosine and score, over all pairs.{selected}"
     return (
-        f"{where['name']}: percent of held-out images whose class a probe of the frozen features finds, beside raw "
-        "pixels and the encoder before training."
+        f"{where['name']}: accuracy in percent of probes of the frozen features, compared with raw pixels and with the "
+        "encoder before training."
     )
 
 
 def results_table(run: Mapping[str, Any]) -> str:
-    """Scores before and after, of images the probes; in mid-training those there are."""
+    """Scores before and after training (probe results for images); during training, the scores so far."""
     if probes := run["data"].get("probes"):
         return markdown_table(probes)
     if run["before"]:
         return before_after_table(run["before"], run["after"])
     scores = {name.removeprefix("eval_"): v for name, v in run["after"].items() if name.startswith("eval_")}
     return (
-        markdown_table([{"metric": name, "value": value} for name, value in scores.items()]) if scores else "None yet."
+        markdown_table([{"metric": name, "value": value} for name, value in scores.items()])
+        if scores
+        else "Not evaluated yet."
     )
 
 
 def limits_of(text: bool) -> str:
-    """What a reader should not expect."""
+    """Limitations of the encoder."""
     if text:
         return (
-            "Trained on texts of the length named above and scored on sentences; it knows the "
-            "languages and carries the biases of its base model and training text. The weights hold no BERT pooler: "
-            "`pooler_output` of `AutoModel` is random, use the pooling named above."
+            "Trained on texts of the length given above and evaluated on sentences. It covers the languages of its "
+            "base model and training text and inherits their biases. The weights contain no BERT pooler: "
+            "`pooler_output` of `AutoModel` is random; use the pooling given above."
         )
     return (
-        "Trained without labels on the images named above; on others, or at another size, probe it first. It carries "
-        "the biases of its training images."
+        "Trained without labels on the images given above; evaluate it before use on other images or sizes. It "
+        "inherits the biases of its training images."
     )
 
 
 def use_of(run: Mapping[str, Any], name: str) -> str:
-    """Lines that open the encoder."""
+    """Code that loads the encoder."""
     if run["encoder"]["modality"] == "text":
         return TEXT_USE.format(name=name)
-    return (SMALL_STEM_USE if run["encoder"]["small_image_stem"] else STOCK_IMAGE_USE).format(name=name)
+    return (SMALL_STEM_USE if run["encoder"].get("small_image_stem") else STOCK_IMAGE_USE).format(name=name)

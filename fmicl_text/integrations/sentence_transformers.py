@@ -1,4 +1,4 @@
-"""f-MICL as losses of sentence-transformers: `SentenceTransformerTrainer(model, loss=FMICLLoss(model), ...)`."""
+"""f-MICL losses for sentence-transformers: `SentenceTransformerTrainer(model, loss=FMICLLoss(model), ...)`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from sentence_transformers.base.losses.merged_forward import embed_columns
-from torch import Tensor, nn
+from torch import Tensor
 
+from fmicl_text import losses
 from fmicl_text.hub.model_card import CITATION
-from fmicl_text.losses import contrastive as core
-from fmicl_text.losses.divergences import FDivergence
+from fmicl_text.losses import FDivergence, Similarity
 
 
-class FMICLLoss(nn.Module):
-    """f-MICL (arXiv 2402.10150) on the columns of a dataset: one of texts (their two views differ by dropout), two of
-    pairs, or three of triplets (anchor, positive, hard negative). Labels are not used.
+class FMICLLoss(losses.FMICLLoss):
+    """f-MICL (arXiv 2402.10150) on the columns of a dataset: one column of texts (two dropout views of each), two for
+    pairs, or three for triplets (anchor, positive, hard negative). Labels are not used.
 
-    Examples that share a text are no negatives of each other; texts are told apart by their tokens.
+    Examples that share a text are not negatives of each other; texts are compared by their tokens.
 
     Args:
-        model: What is trained.
+        model: The model to train.
         divergence, gamma, alpha, negatives, similarity: As for `fmicl_text.FMICLLoss`.
-        gather_across_devices: Under torch.distributed, take the loss of all processes' rows.
+        gather_across_devices: Under torch.distributed, compute the loss on the rows of all processes.
 
     Raises:
-        ValueError: A hyperparameter outside its range.
+        ValueError: A hyperparameter is out of range.
     """
 
     def __init__(
@@ -39,67 +39,67 @@ class FMICLLoss(nn.Module):
         gamma: float = 20.0,
         alpha: float = 409600.0,
         negatives: str = "same_view",
-        similarity: str = "gaussian",
+        similarity: str | Similarity = "gaussian",
         gather_across_devices: bool = False,
     ) -> None:
-        super().__init__()
+        global_batch = "gather" if gather_across_devices else "none"
+        super().__init__(divergence, gamma, alpha, negatives, similarity, global_batch=global_batch)
         self.model = model
         self.gather_across_devices = gather_across_devices
-        global_batch = "gather" if gather_across_devices else "none"
-        self.objective = core.FMICLLoss(divergence, gamma, alpha, negatives, similarity, global_batch=global_batch)
         self.views_checked = False
 
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]  # sentence-transformers calls a loss with features
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> Tensor:
         """The loss, a scalar.
 
         Args:
-            sentence_features: Of each column, {input_ids: [N, T], ...}.
+            sentence_features: {input_ids: [N, T], ...} for each column.
             labels: Not used.
 
         Raises:
-            ValueError: Not one to three columns.
+            ValueError: There are not one to three columns.
         """
-        columns = columns_of(sentence_features)
+        columns = view_columns(sentence_features)
         text_ids = token_ids(columns)
-        return self.loss_from_views(embed_columns(self.model, columns), text_ids)
+        return self.masked_loss(embed_columns(self.model, columns), text_ids)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """The loss of two or three columns of embeddings [N, D]."""
-        return self.loss_from_views(embeddings, None)
+        return self.masked_loss(embeddings, None)
 
-    def loss_from_views(self, embeddings: list[Tensor], text_ids: Tensor | None) -> Tensor:
-        """The loss of views x, y and, where there are any, hard negatives."""
+    def masked_loss(self, embeddings: list[Tensor], text_ids: Tensor | None) -> Tensor:
+        """The loss of two or three columns of embeddings [N, D]. Pairs of equal texts are not negatives."""
         x, y, *hard = embeddings
         if not self.views_checked and torch.equal(x, y):
             warnings.warn(
-                "the two views of every text are identical: the model has no dropout (ModernBERT's default, for one). "
-                "Set it in the model's config, or train on pairs of texts.",
+                "both views of every text are identical because the model has no dropout (the default of ModernBERT, "
+                "for example). Set dropout in the model's config, or train on pairs of texts.",
                 stacklevel=2,
             )
         self.views_checked = True
         if text_ids is not None:
             text_ids = text_ids[:, : len(embeddings)]
-        return self.objective(x, y, hard[0] if hard else None, text_ids)
+        return self.terms(x, y, hard[0] if hard else None, text_ids).loss
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What the model card prints."""
-        kwargs = {name: value for name, value in self.objective.hyperparameters.items() if name != "global_batch"}
-        return kwargs | {"gather_across_devices": self.gather_across_devices}
+        """Hyperparameters, for the model card."""
+        return self.hyperparameters
 
     @property
     def citation(self) -> str:
-        """BibTeX of the paper."""
+        """BibTeX entry of the paper."""
         return CITATION
 
 
 class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
-    """`FMICLLoss` in the memory of a mini-batch, with the same gradient (GradCache, arXiv 2101.06983).
+    """`FMICLLoss` with the memory use of a mini-batch and the same gradient (GradCache, arXiv 2101.06983).
 
     Args:
         model, divergence, gamma, alpha, negatives, similarity, gather_across_devices: As for `FMICLLoss`.
-        mini_batch_size: Texts of a column that are embedded at once.
-        mini_batch_num_tokens: Or so many tokens at most.
-        show_progress_bar: Over the mini-batches.
+        mini_batch_size: Number of texts of a column to embed at once.
+        mini_batch_num_tokens: Maximum number of tokens to embed at once, in place of `mini_batch_size`.
+        show_progress_bar: Whether to show a progress bar over the mini-batches.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
         gamma: float = 20.0,
         alpha: float = 409600.0,
         negatives: str = "same_view",
-        similarity: str = "gaussian",
+        similarity: str | Similarity = "gaussian",
         mini_batch_size: int = 32,
         mini_batch_num_tokens: int | None = None,
         gather_across_devices: bool = False,
@@ -124,36 +124,41 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
         self.show_progress_bar = show_progress_bar
         self.text_ids: Tensor | None = None
 
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
-        """As that of `FMICLLoss`."""
-        columns = columns_of(sentence_features)
+    def forward(  # type: ignore[override]
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> Tensor:
+        """The loss, a scalar; see `FMICLLoss`."""
+        columns = view_columns(sentence_features)
         self.text_ids = token_ids(columns)
         return self.forward_cached(columns, labels)
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        """The loss of mini-batches of embeddings, of each column a list."""
-        loss = self.loss_from_views([torch.cat(mini_batches) for mini_batches in reps], self.text_ids)
+        """The loss of a list of mini-batches of embeddings for each column."""
+        loss = self.masked_loss([torch.cat(mini_batches) for mini_batches in reps], self.text_ids)
         if not with_backward:
             return loss
         loss.backward()
         return loss.detach()
 
+    def get_config_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().get_config_dict().items() if name != "show_progress_bar"}
 
-def columns_of(sentence_features: Iterable[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Features of two or three columns; one alone is taken twice."""
+
+def view_columns(sentence_features: Iterable[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Features of two or three columns; a single column is used twice."""
     columns = list(sentence_features)
     if len(columns) == 1:
-        return [columns[0], dict(columns[0])]  # a copy, for modules write into the features
+        return [columns[0], dict(columns[0])]  # a copy, because modules write into the features
     if len(columns) > 3:
-        raise ValueError(f"f-MICL takes one to three columns (text; pairs; triplets), got {len(columns)}")
+        raise ValueError(f"expected one to three columns (text; pairs; triplets), got {len(columns)}")
     return columns
 
 
 def token_ids(columns: list[dict[str, Tensor]]) -> Tensor | None:
-    """Integers [N, columns], equal where texts have equal tokens, in every process; None where there are no padded
-    tokens [N, T] to compare."""
+    """Text ids [N, columns]: integers that are equal where texts have equal tokens, in every process. None if the
+    features are not padded tokens [N, T]."""
     hashes = []
     for features in columns:
         tokens, mask = features.get("input_ids"), features.get("attention_mask")
@@ -165,7 +170,7 @@ def token_ids(columns: list[dict[str, Tensor]]) -> Tensor | None:
 
 
 def scramble(numbers: Tensor) -> Tensor:
-    """A bijection of int64 that spreads its input over all bits (splitmix64's finaliser, with arithmetic shifts)."""
+    """A bijection of int64 that mixes all bits (splitmix64's finalizer, with arithmetic shifts)."""
     for factor, shift in ((-4658895280553007687, 31), (-7723592293110705685, 27)):
         numbers = (numbers ^ (numbers >> shift)) * factor
     return numbers ^ (numbers >> 33)

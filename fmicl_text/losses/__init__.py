@@ -1,4 +1,4 @@
-"""The losses and their parts. Imports torch only."""
+"""The losses, their divergences and similarities. Imports torch only."""
 
 from fmicl_text.losses.contrastive import (
     OBJECTIVES,
@@ -6,9 +6,12 @@ from fmicl_text.losses.contrastive import (
     ContrastiveLoss,
     FMICLLoss,
     InfoNCELoss,
+    LossTerms,
     SpectralLoss,
+    load_objective,
 )
-from fmicl_text.losses.divergences import DIVERGENCES, FDivergence, tsallis, uniformity_holds
+from fmicl_text.losses.divergences import DIVERGENCES, FDivergence, load_divergence, tsallis, uniformity_holds
+from fmicl_text.losses.objectives import PairObjective, Terms
 from fmicl_text.losses.similarity import SIMILARITIES, Similarity
 
 __all__ = [
@@ -20,8 +23,13 @@ __all__ = [
     "FDivergence",
     "FMICLLoss",
     "InfoNCELoss",
+    "LossTerms",
+    "PairObjective",
     "Similarity",
     "SpectralLoss",
+    "Terms",
+    "load_divergence",
+    "load_objective",
     "tsallis",
     "uniformity_holds",
 ]

@@ -1,9 +1,9 @@
-"""A `PairObjective` on the batch of all processes: value and gradient in one pass over blocks of pairs.
+"""A `PairObjective` on the global batch: value and gradient in one pass over blocks of pairs.
 
-Memory is linear in the number of rows: a block's similarities live until its gradient is taken, no graph over all
-pairs is kept. Same-view pairs are symmetric, so half of the blocks do. Of the rows of other processes no gradient is
-needed: each process takes that of its own rows, from its pairs with all columns and from all rows' pairs with its
-columns, and the backward pass communicates nothing.
+Memory is linear in the number of rows: the similarities of a block are freed once its gradient is computed, and there
+is no graph over all pairs. Same-view pairs are symmetric, so half of the blocks suffice. Each process computes the
+gradient of its own rows only, from all their pairs with rows of any process, so the backward pass needs no
+communication.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NEGATIVE_TERMS = {"same_view": [("x", "x")], "cross_view": [("x", "y")], "both":
 
 @dataclass(frozen=True)
 class BlockwiseConfig:
-    """What to compute, and in which pieces."""
+    """Objective, similarity, negative pairs and block size of a loss."""
 
     objective: PairObjective
     similarity: Similarity
@@ -37,10 +37,10 @@ class BlockwiseConfig:
 
 
 class RowIds(NamedTuple):
-    """Which texts the rows of one process are.
+    """Text ids of the rows of one process.
 
-    own [N, V] and hard [N, 0 or 1], equal where texts are equal. `*_recurs` [N], on the CPU: whether a text stands in
-    another row too, so that pairs with it need a mask."""
+    own [N, V] and hard [N, 0 or 1], equal where texts are equal. `*_recurs` [N], on the CPU: whether one of the texts
+    also occurs in another row, so that pairs with it need a mask."""
 
     own: Tensor
     hard: Tensor
@@ -48,12 +48,12 @@ class RowIds(NamedTuple):
     hard_recurs: Tensor
 
     def of(self, view: str) -> tuple[Tensor, Tensor]:
-        """RowIds and flags of the rows of a view."""
+        """Ids of the rows of a view, and whether they recur."""
         return (self.hard, self.hard_recurs) if view == "hard" else (self.own, self.own_recurs)
 
 
 def distinct(first: Tensor, second: Tensor) -> Tensor:
-    """Whether row i of first [N, V] and row j of second [M, W] share no text; [N, M]."""
+    """Mask [N, M]: True where row i of first [N, V] and row j of second [M, W] share no text."""
     return (first[:, None, :, None] != second[None, :, None, :]).flatten(2).all(-1)
 
 
@@ -72,30 +72,37 @@ def blocks(num_rows: int, block_size: int, start: int = 0) -> Iterator[slice]:
     return (slice(at, min(at + block_size, num_rows)) for at in range(start, num_rows, block_size))
 
 
-def pair_block(rows: Tensor, columns: Tensor, keep: Tensor | None, plan: BlockwiseConfig) -> tuple[Tensor, Tensor]:
-    """Sum of `pair` over a block of unit rows [b, D], [c, D], and its slope in their similarities [b, c]."""
-    similarities = plan.similarity.of_product(rows @ columns.T, plan.gamma).requires_grad_()
+def pair_block(rows: Tensor, columns: Tensor, keep: Tensor | None, config: BlockwiseConfig) -> tuple[Tensor, Tensor]:
+    """Sum of `pair` over a block of unit rows [b, D], [c, D]; and its derivative [b, c] with respect to their
+    similarities if these have a constant `slope`, else to their inner products."""
+    similarity, leaf = config.similarity, rows @ columns.T
+    if similarity.slope is not None:
+        leaf = similarity.of_product(leaf, config.gamma)
+    leaf.requires_grad_()
     with torch.enable_grad():
-        values = plan.objective.pair(similarities)
+        similarities = leaf
+        if similarity.slope is None:
+            similarities = similarity.of_product(similarity.masked(leaf, keep), config.gamma)
+        values = config.objective.pair(similarities)
         total = (values if keep is None else torch.where(keep, values, 0)).sum()
-    return total.detach(), torch.autograd.grad(total, similarities)[0]
+    return total.detach(), torch.autograd.grad(total, leaf)[0]
 
 
-def positive_block(x: Tensor, y: Tensor, plan: BlockwiseConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum of `score` over partners, unit rows [b, D], and its gradients in them."""
+def positive_block(x: Tensor, y: Tensor, config: BlockwiseConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of `score` over positive pairs, unit rows [b, D], and its gradients with respect to them."""
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     with torch.enable_grad():
-        total = plan.objective.score(plan.similarity.paired(x, y, plan.gamma)).sum()
+        total = config.objective.score(config.similarity.paired(x, y, config.gamma)).sum()
     return total.detach(), dict(zip(("x", "y"), torch.autograd.grad(total, (x, y)), strict=True))
 
 
 class PairSumAccumulator:
-    """Runs over blocks of pairs and adds up their sum, their number and the gradients of this process's rows."""
+    """Accumulates the sum of all pairs, their number and the gradients of this process's rows, block by block."""
 
-    def __init__(self, plan: BlockwiseConfig, device: torch.device) -> None:
-        self.plan = plan
-        # Of the blocks that this process counts. In place: small tensors kept between the blocks' buffers would pin the
-        # heap, and memory would grow with their number. In float64 where there is one, for they may be millions.
+    def __init__(self, config: BlockwiseConfig, device: torch.device) -> None:
+        self.config = config
+        # Over the pairs that this process counts. Updated in place: a small tensor kept for each block would fragment
+        # the heap, and memory would grow with the number of blocks. In float64 if available, for millions of blocks.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sum_and_count = torch.zeros(2, dtype=dtype, device=device)
 
@@ -109,29 +116,31 @@ class PairSumAccumulator:
         row_gradient: Tensor | None = None,
         column_gradient: Tensor | None = None,
     ) -> None:
-        """All pairs of unit rows [N, D] and columns [M, D] that differ in text.
+        """Add all pairs of unit rows [N, D] and columns [M, D] that share no text.
 
         Args:
-            views: Of rows and columns. Where they are the same, (i, j) and (j, i) are two pairs with one gradient.
-            row_gradient: [N, D], added to where given. Without it another process counts these pairs.
-            column_gradient: [M, D], added to where given.
+            views: Views of rows and columns. If they are the same, (i, j) and (j, i) are two pairs with one gradient.
+            row_ids, column_ids: Text ids of rows and columns.
+            row_gradient: [N, D], accumulated in place. If None, another process counts these pairs.
+            column_gradient: [M, D], accumulated in place.
         """
         (ids_i, recurs_i), (ids_j, recurs_j) = row_ids.of(views[0]), column_ids.of(views[1])
         own, symmetric = row_ids is column_ids, views[0] == views[1]
-        weight = self.plan.similarity.slope(self.plan.gamma) * (1 + symmetric)
-        for i in blocks(len(rows), self.plan.block_size):
-            for j in blocks(len(columns), self.plan.block_size, start=i.start if own and symmetric else 0):
+        slope = self.config.similarity.slope
+        weight = (1.0 if slope is None else slope(self.config.gamma)) * (1 + symmetric)
+        for i in blocks(len(rows), self.config.block_size):
+            for j in blocks(len(columns), self.config.block_size, start=i.start if own and symmetric else 0):
                 diagonal = own and i == j
                 masked = diagonal or bool(recurs_i[i].any() and recurs_j[j].any())
                 keep = distinct(ids_i[i], ids_j[j]) if masked else None
-                total, slope = pair_block(rows[i], columns[j], keep, self.plan)
+                total, derivative = pair_block(rows[i], columns[j], keep, self.config)
                 mirrored = own and symmetric and not diagonal  # block (j, i) is not visited
                 if row_gradient is not None:
                     self.sum_and_count[0] += total * (1 + mirrored)
-                    self.sum_and_count[1] += (slope.numel() if keep is None else keep.sum()) * (1 + mirrored)
-                    row_gradient[i].addmm_(slope, columns[j], alpha=weight)
+                    self.sum_and_count[1] += (derivative.numel() if keep is None else keep.sum()) * (1 + mirrored)
+                    row_gradient[i].addmm_(derivative, columns[j], alpha=weight)
                 if column_gradient is not None and (mirrored or not symmetric):
-                    column_gradient[j].addmm_(slope.T, rows[i], alpha=weight)
+                    column_gradient[j].addmm_(derivative.T, rows[i], alpha=weight)
 
 
 def add_all_pairs(
@@ -141,43 +150,43 @@ def add_all_pairs(
     everyone: list[RowIds],
     counts: list[int],
 ) -> None:
-    """Every summand of the negative term: pairs within this process, then with the rows of each other one."""
-    plan = sums.plan
-    summands = NEGATIVE_TERMS[plan.negatives] + ([("x", "hard")] if "hard" in units else [])
+    """Add every part of the negative term: pairs within this process, then with the rows of each other process."""
+    config = sums.config
+    view_pairs = NEGATIVE_TERMS[config.negatives] + ([("x", "hard")] if "hard" in units else [])
     here = everyone[own_rank(counts)]
-    for a, b in summands:
+    for a, b in view_pairs:
         sums.add((a, b), units[a], units[b], here, here, gradients[a], gradients[b])
     if len(counts) == 1:
         return
-    for k, visiting in rows_of_others(torch.cat(list(units.values()), dim=1), counts, plan.global_batch):
+    for k, visiting in rows_of_others(torch.cat(list(units.values()), dim=1), counts, config.global_batch):
         theirs = dict(zip(units, visiting.chunk(len(units), dim=1), strict=True))
-        for a, b in summands:
+        for a, b in view_pairs:
             sums.add((a, b), units[a], theirs[b], here, everyone[k], row_gradient=gradients[a])
-            if a != b:  # that the other process counts
+            if a != b:  # the other process counts these pairs
                 mine = gradients[b]
                 sums.add((a, b), theirs[a], units[b], everyone[k], here, column_gradient=mine)
 
 
 def value_and_gradients(
-    plan: BlockwiseConfig, raw: dict[str, Tensor], own: Tensor, hard: Tensor
+    config: BlockwiseConfig, raw: dict[str, Tensor], own: Tensor, hard: Tensor
 ) -> tuple[Terms, dict[str, Tensor]]:
-    """The terms of the loss on all processes' rows, and its gradient in this process's rows times the number of
-    processes (DDP and FSDP divide by it again).
+    """The terms of the loss on the global batch, and its gradient with respect to this process's rows, times the number
+    of processes (by which DDP and FSDP divide).
 
     Args:
-        plan: Objective, similarity and block size.
-        raw: x, y and, where there are any, hard: rows [N, D] of any scale.
+        config: Objective, similarity and block size.
+        raw: x, y and optionally hard: rows [N, D] of any scale.
         own: Text ids [N, V] of x and y.
-        hard: Text ids [N, 1] of hard, [N, 0] without.
+        hard: Text ids [N, 1] of hard, or [N, 0].
 
     Raises:
         InputError: All texts are equal.
     """
-    counts = row_counts(raw["x"]) if plan.global_batch != "none" else [len(raw["x"])]
+    counts = row_counts(raw["x"]) if config.global_batch != "none" else [len(raw["x"])]
     total_rows, factor = sum(counts), len(counts)
-    everyone, sums = ids_of_ranks(own, hard, counts), PairSumAccumulator(plan, raw["x"].device)
+    everyone, sums = ids_of_ranks(own, hard, counts), PairSumAccumulator(config, raw["x"].device)
     units = {name: unit_rows(rows) for name, rows in raw.items()}
-    paired = {name: unit for name, unit in units.items() if name != "y" or plan.negatives != "same_view"}
+    paired = {name: unit for name, unit in units.items() if name != "y" or config.negatives != "same_view"}
     gradients = {name: torch.zeros_like(unit) for name, unit in paired.items()}
     add_all_pairs(sums, paired, gradients, everyone, counts)
 
@@ -186,13 +195,13 @@ def value_and_gradients(
         raise InputError(f"no negative pair in the batch: all {total_rows} texts are equal")
     with torch.enable_grad():
         mean = (pair_sum / count).requires_grad_()
-        negative = plan.objective.outer(mean)
+        negative = config.objective.outer(mean)
     slope = (torch.autograd.grad(negative, mean)[0] / count * factor).to(units["x"].dtype)
 
-    gradients.setdefault("y", units["y"])  # in same_view no pair gives y one: its rows are overwritten as they are used
+    gradients.setdefault("y", units["y"])  # with same_view, no pair adds to it; its rows are overwritten below
     score = torch.zeros_like(pair_sum)
-    for i in blocks(len(raw["x"]), plan.block_size):
-        total, attraction = positive_block(units["x"][i], units["y"][i], plan)
+    for i in blocks(len(raw["x"]), config.block_size):
+        total, attraction = positive_block(units["x"][i], units["y"][i], config)
         score += total
         for name, gradient in gradients.items():
             part = gradient[i].mul(slope) if name in paired else torch.zeros_like(gradient[i])
@@ -204,15 +213,15 @@ def value_and_gradients(
 
 
 class OnePass(torch.autograd.Function):
-    """Loss and its two terms from rows x, y and hard of any scale [N, D]; only the loss carries a gradient."""
+    """Loss and its two terms from rows x, y and hard of any scale [N, D]; only the loss has a gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, plan: BlockwiseConfig, own: Tensor, hard_ids: Tensor, x: Tensor, y: Tensor, hard: Tensor | None
+        ctx: Any, config: BlockwiseConfig, own: Tensor, hard_ids: Tensor, x: Tensor, y: Tensor, hard: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         raw = {"x": x, "y": y} | ({} if hard is None else {"hard": hard})
-        with torch.inference_mode(False), torch.no_grad():  # gradients are taken within, whatever the caller's mode
-            terms, gradients = value_and_gradients(plan, raw, own, hard_ids)
+        with torch.inference_mode(False), torch.no_grad():  # independent of the caller's grad mode
+            terms, gradients = value_and_gradients(config, raw, own, hard_ids)
         ctx.gradients = [gradients[name].to(tensor.dtype) for name, tensor in raw.items()]
         ctx.mark_non_differentiable(*terms)
         return terms.positive + terms.negative, *terms
@@ -221,6 +230,6 @@ class OnePass(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradient of a blockwise loss can be taken once")
+            raise RuntimeError("the gradient of a blockwise loss can be computed only once")
         gradients, ctx.gradients = [part.mul_(gradient) for part in ctx.gradients], None
         return None, None, None, *gradients, *[None] * (3 - len(gradients))

@@ -1,9 +1,12 @@
-"""Losses on embeddings: normalize -> gather -> pair up -> similarity -> objective. A loss never sees a model."""
+"""Losses on embeddings: normalize -> gather -> pair up -> similarity -> objective. Losses do not depend on the model.
+
+To add an objective, subclass `ContrastiveLoss`; its name and hyperparameters are read from the class.
+"""
 
 from __future__ import annotations
 
 import inspect
-import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from fmicl_text.errors import InputError
 from fmicl_text.losses import objectives
 from fmicl_text.losses.blockwise import NEGATIVE_TERMS, BlockwiseConfig, OnePass, distinct
+from fmicl_text.losses.checks import import_attribute, require_choice, require_positive
 from fmicl_text.losses.distributed import (
     GLOBAL_BATCH,
     GatherWithGradient,
@@ -24,20 +28,20 @@ from fmicl_text.losses.distributed import (
     sum_over_ranks,
     world_size,
 )
-from fmicl_text.losses.divergences import DIVERGENCES, FDivergence, convex_conjugate, uniformity_holds
+from fmicl_text.losses.divergences import DIVERGENCES, FDivergence, load_divergence, uniformity_holds
 from fmicl_text.losses.objectives import PairObjective, Terms
-from fmicl_text.losses.similarity import SIMILARITIES, unit_rows
+from fmicl_text.losses.similarity import SIMILARITIES, Similarity, unit_rows
 
 IN_BATCH = tuple(NEGATIVE_TERMS)
 NEGATIVES = (*IN_BATCH, "queue")
-BLOCKWISE_FROM = 512  # rows from which one pass in blocks is faster (eval/loss_benchmark.py --sizes 256 512 1024)
-CPU_BLOCK, GPU_BLOCK = 512, 4096  # the few buffers of a block fit the L2 cache; a launch has enough to do
+BLOCKWISE_FROM = 512  # from this many rows, one pass in blocks is faster (eval/loss_benchmark.py --sizes 256 512 1024)
+CPU_BLOCK, GPU_BLOCK = 512, 4096  # CPU: the buffers of a block fit the L2 cache; GPU: kernels are large enough
 
 
 @contextmanager
 def ieee_products() -> Iterator[None]:
-    """Matrix products of float32 in float32, though the encoder's may be in TF32 (or bfloat16 on a CPU): that would put
-    r off by up to 0.04 at gamma = 20."""
+    """Compute float32 matrix products in float32, even if the encoder's are in TF32 (or bfloat16 on a CPU), where the
+    error of r would be up to 0.04 at gamma = 20."""
     backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:
@@ -50,57 +54,51 @@ def ieee_products() -> Iterator[None]:
 
 
 class LossTerms(NamedTuple):
-    """Scalars: the loss, which carries the gradient, and the two terms whose sum it is, for the log."""
+    """Scalars: the loss, which has a gradient, and its two summands without one, for logging."""
 
     loss: Tensor
     positive: Tensor
     negative: Tensor
 
 
-def require_choice(name: str, value: str, accepted: tuple[str, ...] | list[str]) -> None:
-    """ValueError naming the argument, unless value is one of those accepted."""
-    if value not in accepted:
-        raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {value!r}")
-
-
-def require_positive(name: str, value: float) -> None:
-    """ValueError naming the argument, unless value is a finite number > 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number > 0, got {value}")
-
-
 class ContrastiveLoss(nn.Module):
-    """Base of the losses: holds the hyperparameters that all share.
+    """Base class of the losses: applies `objective` to the similarities of all positive and negative pairs of a batch.
+
+    A subclass implements `objective`. It stores its constructor's arguments as attributes of the same name, from which
+    records and model cards read them, and may define `formula`.
 
     Args:
         gamma: 1/(2 sigma^2) of the Gaussian log ratio r = -gamma ||x - y||^2; finite, > 0.
         negatives: `same_view` pairs (x_i, x_j), `cross_view` pairs (x_i, y_j), or `both`; i != j. `queue` pairs
-            (x_i, k), k of a queue that each call is given.
-        similarity: `gaussian` or `cosine`.
-        block_size: Rows of a block of pairs, >= 1; memory is then linear in N. None takes the whole matrix for small
-            N and chooses blocks from N = 512 on. The gradient of a loss in blocks can be taken once, and has none.
-        global_batch: Under torch.distributed, `none` is a loss of this process's rows alone. `gather` and `ring` are
-            the loss of all processes' rows (which may differ in number), the same value in each, with gradients times
-            the number of processes because DDP and FSDP average them; every process must call it. `ring` holds the
-            rows of two processes at a time instead of all.
+            (x_i, k), where k is a row of a queue that each call receives.
+        similarity: `gaussian`, `cosine`, or a `Similarity`.
+        block_size: Rows per block of pairs, >= 1; memory is then linear in N. None uses the full matrix for small N
+            and chooses the block size from N = 512 on. The gradient of a blockwise loss can be computed only once, and
+            cannot be differentiated.
+        global_batch: Under torch.distributed, `none` is the loss of this process's rows alone. `gather` and `ring` are
+            the loss of all processes' rows (whose numbers may differ), the same value in each process, with gradients
+            times the number of processes because DDP and FSDP average them; every process must call it. `ring` keeps
+            the rows of two processes in memory at a time instead of all.
 
     Raises:
-        ValueError: A hyperparameter outside its range; names it, the value received and what is accepted.
+        ValueError: A hyperparameter is out of range. The message names it, the value received and the accepted values.
     """
 
     def __init__(
         self,
         gamma: float,
         negatives: str,
-        similarity: str = "gaussian",
+        similarity: str | Similarity = "gaussian",
         block_size: int | None = None,
         global_batch: str = "none",
     ) -> None:
         super().__init__()
         require_positive("gamma", gamma)
         require_choice("negatives", negatives, NEGATIVES)
-        require_choice("similarity", similarity, list(SIMILARITIES))
         require_choice("global_batch", global_batch, GLOBAL_BATCH)
+        if not isinstance(similarity, Similarity):
+            require_choice("similarity", similarity, SIMILARITIES)
+            similarity = SIMILARITIES[similarity]
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {block_size}")
         self.gamma, self.negatives, self.similarity = gamma, negatives, similarity
@@ -108,18 +106,33 @@ class ContrastiveLoss(nn.Module):
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Constructor arguments that say what is minimized, the divergence by name; what settings files and model cards
-        record."""
-        values = {
-            name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "block_size"
-        }
-        if self.similarity == "cosine":
-            del values["gamma"]
-        return {name: value.name if isinstance(value, FDivergence) else value for name, value in values.items()}
+        """Constructor arguments that define the objective, in a form that JSON can store, for records and model cards.
+
+        A divergence or a similarity is given by its name. Arguments that are not plain attributes, and
+        `block_size`, which does not change the value, are skipped."""
+        values = {name: vars(self)[name] for name in constructor_arguments(type(self)) if name in vars(self)}
+        values.pop("block_size", None)
+        if not self.similarity.uses_gamma:
+            values.pop("gamma", None)
+        return {name: to_json(value) for name, value in values.items()}
+
+    @property
+    def formula(self) -> str:
+        """The loss as Markdown, for model cards: by default, the first line of the class's docstring."""
+        lines = (type(self).__doc__ or "").strip().splitlines()
+        return lines[0] if lines else f"`{type(self).__name__}`"
+
+    @property
+    def objective_name(self) -> str:
+        """Name in records and model cards: the key in `OBJECTIVES`, or the class's own name in snake case."""
+        for name, loss_class in OBJECTIVES.items():
+            if type(self) is loss_class:
+                return name
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
 
     @property
     def objective(self) -> Callable[[Tensor, Tensor, Tensor], Terms]:
-        """From similarities [N], [N, M] and the mask [N, M] to the two terms; see `objectives`."""
+        """Function of similarities [N], [N, M] and the mask [N, M] that returns the two terms; see `objectives`."""
         raise NotImplementedError
 
     def forward(
@@ -146,15 +159,15 @@ class ContrastiveLoss(nn.Module):
         Args:
             x: First views [N, D], N >= 2, any scale (normalized here), differentiable.
             y: Second views [N, D].
-            hard_negatives: One negative more per example [N, D]; row j is a negative of every x_i, j = i included.
-            text_ids: Integers [N, V], equal where texts are equal: column 0 for x, 1 for y (absent: as x), 2 for
-                hard_negatives. Pairs of examples that share a text are no negatives of each other.
-            queue: With negatives `queue`, and only then, those of every x_i (MoCo, arXiv 1911.05722), [K, D], K >= 1,
-                the same in all processes; gets no gradient, and goes with neither hard_negatives nor text_ids.
+            hard_negatives: One additional negative per example [N, D]; row j is a negative of every x_i, also of x_j.
+            text_ids: Integers [N, V], equal where texts are equal: column 0 for x, 1 for y (if absent, as x), 2 for
+                hard_negatives. Examples that share a text are not negatives of each other.
+            queue: Negatives of every x_i (MoCo, arXiv 1911.05722), [K, D], K >= 1, the same in all processes, without
+                gradient. Required with negatives `queue`, and only accepted then, without hard_negatives and text_ids.
 
         Raises:
-            ValueError: Shapes that do not fit, fewer than 2 examples, or no negative left because all texts are
-                equal.
+            ValueError: Shapes do not match, there are fewer than 2 examples, or there is no negative pair because all
+                texts are equal.
         """
         if x.ndim != 2 or x.shape != y.shape or (hard_negatives is not None and hard_negatives.shape != x.shape):
             shapes = [tuple(t.shape) for t in (x, y, hard_negatives) if t is not None]
@@ -165,14 +178,15 @@ class ContrastiveLoss(nn.Module):
                 expected = "[N, 1 to 3]" if hard_negatives is None else "[N, 3] with hard_negatives"
                 raise ValueError(f"text_ids must be {expected}, N = {len(x)}, got {list(text_ids.shape)}")
         if (queue is None) == (self.negatives == "queue"):
+            given = "None" if queue is None else list(queue.shape)
             raise ValueError(
-                f"a queue goes with negatives queue, got negatives {self.negatives}, queue {queue is not None}"
+                f"queue is required with negatives=queue, and only then: got {self.negatives}, queue {given}"
             )
         if queue is not None:
             if queue.ndim != 2 or queue.shape[1:] != x.shape[1:] or not len(queue):
                 raise ValueError(f"queue must be [K, {x.shape[1]}], K >= 1, got {list(queue.shape)}")
             if hard_negatives is not None or text_ids is not None:
-                raise ValueError("a queue replaces all other negatives: no hard_negatives or text_ids beside it")
+                raise ValueError("queue replaces all other negatives: hard_negatives and text_ids must be None")
         distributed = self.global_batch != "none" and world_size() > 1
         if len(x) < 2 and not distributed:
             raise ValueError(f"a batch needs at least 2 examples to have a negative, got {len(x)}")
@@ -184,50 +198,54 @@ class ContrastiveLoss(nn.Module):
             if not isinstance(objective, PairObjective) or (small and not distributed):
                 return self.whole_matrix(x, y, hard_negatives, text_ids, distributed)
             block_size = self.block_size or (CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK)
-            similarity = SIMILARITIES[self.similarity]
-            plan = BlockwiseConfig(objective, similarity, self.gamma, self.negatives, block_size, self.global_batch)
-            return LossTerms(*OnePass.apply(plan, *ids_of_rows(x, text_ids, distributed), x, y, hard_negatives))
+            shared = self.similarity, self.gamma, self.negatives, block_size, self.global_batch
+            config = BlockwiseConfig(objective, *shared)
+            return LossTerms(*OnePass.apply(config, *ids_of_rows(x, text_ids, distributed), x, y, hard_negatives))
 
     def whole_matrix(
         self, x: Tensor, y: Tensor, hard: Tensor | None, text_ids: Tensor | None, distributed: bool
     ) -> LossTerms:
-        """As `terms`, by autograd through the similarities of this process's rows with all columns [N, M]."""
+        """`terms` by autograd through the similarities of this process's rows with all columns [N, M]."""
         own, hard_ids = ids_of_rows(x, text_ids, distributed)
-        x, y = unit_rows(x), unit_rows(y)
-        views = [{"x": x, "y": y}[view] for _, view in NEGATIVE_TERMS[self.negatives]]
-        columns = torch.stack(views + ([] if hard is None else [unit_rows(hard)]), dim=1)
+        units = {"x": unit_rows(x), "y": unit_rows(y)} | ({} if hard is None else {"hard": unit_rows(hard)})
+        pairs = NEGATIVE_TERMS[self.negatives] + ([] if hard is None else [("x", "hard")])
         counts = row_counts(x) if distributed else [len(x)]
         own_columns, hard_columns = (torch.cat(gather_rows(ids, counts)) for ids in (own, hard_ids))
-        if distributed:
-            columns = GatherWithGradient.apply(columns, counts)
-        masks = [distinct(own, own_columns)] * len(views) + ([] if hard is None else [distinct(own, hard_columns)])
-        keep = torch.cat(masks, dim=1)
+        masks = {view: distinct(own, hard_columns if view == "hard" else own_columns) for view in units}
+        similarities, kept = [], []
+        for row_view in dict.fromkeys(view for view, _ in pairs):  # one matrix product per view of the rows
+            views = [view for first, view in pairs if first == row_view]
+            columns = torch.stack([units[view] for view in views], dim=1)
+            if distributed:
+                columns = GatherWithGradient.apply(columns, counts)
+            keep = torch.cat([masks[view] for view in views], dim=1)
+            columns = columns.transpose(0, 1).flatten(0, 1)
+            similarities.append(self.similarity.pairwise(units[row_view], columns, self.gamma, keep))
+            kept.append(keep)
+        keep = torch.cat(kept, dim=1)
         if text_ids is not None and not sum_over_ranks(keep.sum(), counts):
             raise InputError(f"no negative pair in the batch: all {sum(counts)} texts are equal")
-        paired, pairwise = SIMILARITIES[self.similarity].paired, SIMILARITIES[self.similarity].pairwise
-        terms = self.objective(
-            paired(x, y, self.gamma), pairwise(x, columns.transpose(0, 1).flatten(0, 1), self.gamma), keep
-        )
-        return mean_over_rows(terms, counts)
+        positive = self.similarity.paired(units["x"], units["y"], self.gamma)
+        return mean_over_rows(self.objective(positive, torch.cat(similarities, dim=1), keep), counts)
 
     def against_queue(self, x: Tensor, y: Tensor, queue: Tensor, distributed: bool) -> LossTerms:
-        """As `terms`, with the rows of a queue as the only negatives: nothing of a pair is another process's."""
+        """`terms` with the rows of a queue as the only negatives. No pair contains a row of another process."""
         x, y, queue = unit_rows(x), unit_rows(y), unit_rows(queue.detach())
-        paired, pairwise = SIMILARITIES[self.similarity].paired, SIMILARITIES[self.similarity].pairwise
-        positive, negative = paired(x, y, self.gamma), pairwise(x, queue, self.gamma)
+        positive = self.similarity.paired(x, y, self.gamma)
+        negative = self.similarity.pairwise(x, queue, self.gamma)
         counts = row_counts(x) if distributed else [len(x)]
         objective = self.objective
         if not isinstance(objective, PairObjective):
             return mean_over_rows(objective(positive, negative, torch.ones_like(negative, dtype=torch.bool)), counts)
         mean = objective.pair(negative).mean()
-        if distributed:  # its value over all processes' rows, its gradient in this process's
+        if distributed:  # value of all processes' rows, gradient of this process's
             everyone = sum_over_ranks(mean.detach() * len(x) / sum(counts), counts)
             mean = everyone + mean - mean.detach()
         return mean_over_rows(Terms(-objective.score(positive).mean(), objective.outer(mean)), counts)
 
 
 def mean_over_rows(terms: Terms, counts: list[int]) -> LossTerms:
-    """Means of terms over the rows of all processes, weighed by their numbers; the gradient is that of this process's
+    """Means of the terms over all processes, weighted by their numbers of rows; with the gradient of this process's
     rows, times the number of processes because DDP averages."""
     if len(counts) == 1:
         return LossTerms(terms.positive + terms.negative, *(term.detach() for term in terms))
@@ -238,8 +256,8 @@ def mean_over_rows(terms: Terms, counts: list[int]) -> LossTerms:
 
 
 def ids_of_rows(x: Tensor, text_ids: Tensor | None, distributed: bool) -> tuple[Tensor, Tensor]:
-    """Text ids [N, V] of the examples and [N, 0 or 1] of their hard negatives. Without text_ids no two are equal, in
-    all processes if the batch is spread over them."""
+    """Text ids [N, V] of the examples and [N, 0 or 1] of their hard negatives. Without text_ids, all differ, across
+    processes too if the batch is distributed."""
     if text_ids is not None:
         return text_ids[:, :2], text_ids[:, 2:]
     first = dist.get_rank() << 32 if distributed else 0
@@ -250,8 +268,8 @@ def ids_of_rows(x: Tensor, text_ids: Tensor | None, distributed: bool) -> tuple[
 class FMICLLoss(ContrastiveLoss):
     """f-MICL (arXiv 2402.10150): -mean f'(u(x_i, y_i)) + alpha mean_{i != j} (f* o f')(u(x_i, x_j)), u = e^r.
 
-    Up to a constant that grows with alpha it is minus a lower bound of an f-mutual information: expect it near alpha
-    times the conjugate's lowest value (-alpha for kl, -0.69 alpha for js) once distinct texts are far apart.
+    Up to a constant that grows with alpha, it is the negated lower bound of an f-mutual information. Expect values near
+    alpha times the lowest value of the conjugate (-alpha for kl, -0.69 alpha for js) once distinct texts are far apart.
 
     >>> loss = FMICLLoss(divergence="js", gamma=1.0, alpha=40.0)
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -259,17 +277,17 @@ class FMICLLoss(ContrastiveLoss):
     -22.6488
 
     Args:
-        divergence: A name in `DIVERGENCES`, or a record (`FDivergence.from_convex(f)` makes one of your own).
-        gamma: 1/(2 sigma^2), finite, > 0; the paper's 20 for text, 1 for vision. Unused by `cosine`.
-        alpha: Weight of the negative term, finite, > 0; the paper's 409600 for text, 40 for vision.
+        divergence: A name, see `load_divergence`; or an `FDivergence`, e.g. `FDivergence.from_convex(f)` for any f.
+        gamma: 1/(2 sigma^2), finite, > 0; the paper uses 20 for text, 1 for vision. Unused by `cosine`.
+        alpha: Weight of the negative term, finite, > 0; the paper uses 409600 for text, 40 for vision.
         negatives: `same_view` as in the paper, `cross_view`, `both` or `queue`; see `ContrastiveLoss`.
-        similarity: `gaussian`, the f-Gaussian similarity f'(e^r); or `cosine`, the paper's comparison, which puts
-            x.y in place of f'(u) and f*(x.y) in place of the conjugate, inf where x.y is beyond the range of f'.
+        similarity: `gaussian`, the f-Gaussian similarity f'(e^r); `cosine`, the paper's comparison, which replaces
+            f'(u) by x.y and the conjugate by f*(x.y), inf where x.y is outside the range of f'; or a `Similarity`.
         block_size: See `ContrastiveLoss`.
         global_batch: See `ContrastiveLoss`.
 
     Warns:
-        UserWarning: The uniformity condition fails, so that embeddings may collapse.
+        UserWarning: The uniformity condition does not hold, so embeddings may collapse.
     """
 
     def __init__(
@@ -278,41 +296,60 @@ class FMICLLoss(ContrastiveLoss):
         gamma: float = 20.0,
         alpha: float = 409600.0,
         negatives: str = "same_view",
-        similarity: str = "gaussian",
+        similarity: str | Similarity = "gaussian",
         block_size: int | None = None,
         global_batch: str = "none",
     ) -> None:
         super().__init__(gamma, negatives, similarity, block_size, global_batch)
         require_positive("alpha", alpha)
-        if isinstance(divergence, str):
-            require_choice("divergence", divergence, list(DIVERGENCES))
-            divergence = DIVERGENCES[divergence]
-        self.divergence, self.alpha = divergence, alpha
-        if similarity == "gaussian" and not uniformity_holds(divergence, gamma):
+        self.divergence = load_divergence(divergence) if isinstance(divergence, str) else divergence
+        self.alpha = alpha
+        if self.similarity.uniformity_condition and not uniformity_holds(self.divergence, gamma):
+            holds = [name for name, record in DIVERGENCES.items() if uniformity_holds(record, gamma)]
             warnings.warn(
-                f"divergence {divergence.name!r} with gamma {gamma:g} fails the uniformity condition (its negative "
-                "term is not strictly convex in the squared distance): embeddings are at risk of collapse, for they "
-                f"need not spread evenly. Divergences that pass: {', '.join(passing(gamma))}.",
+                f"divergence {self.divergence.name!r} with gamma {gamma:g} fails the uniformity condition (the "
+                "negative term is not strictly convex in the squared distance): nothing forces embeddings to spread "
+                f"evenly, and they may collapse. Divergences that satisfy it: {', '.join(holds)}.",
                 stacklevel=2,
             )
 
     @property
     def objective(self) -> PairObjective:
-        score, conjugate = self.divergence.score, self.divergence.conjugate
-        if self.similarity == "cosine":
-            score, conjugate = (lambda t: t), (lambda t: convex_conjugate(self.divergence, t))
+        score, conjugate = self.similarity.score_and_conjugate(self.divergence)
         return objectives.fmicl(score=score, conjugate=conjugate, alpha=self.alpha)
+
+    @property
+    def objective_name(self) -> str:
+        return f"{super().objective_name}-{self.divergence.name}"
+
+    @property
+    def formula(self) -> str:
+        own = f"{self.divergence.name}, a user-defined convex function", "f'(e^r)", "(f* o f')(e^r)"
+        f, score, conjugate = self.divergence.formulas or own
+        symbol = self.similarity.symbol
+        if not self.similarity.is_log_ratio:
+            score, conjugate = symbol, f"f*({symbol})"
+        definition = self.similarity.definition or f"{symbol} = {self.similarity.name} similarity of unit embeddings"
+        return (
+            f"    loss = -mean score({symbol} of positives) + alpha mean conjugate({symbol} of negatives)\n"
+            f"    score({symbol}) = {score}\n    conjugate({symbol}) = {conjugate}\n\n"
+            f"for f(u) = {f}, and {definition}."
+        )
 
 
 class InfoNCELoss(ContrastiveLoss):
-    """InfoNCE on cosines, SimCSE's loss with its defaults.
+    """InfoNCE on cosines; the defaults are those of SimCSE.
 
     Args:
-        temperature: Of the softmax, finite, > 0 (= 1/(2 gamma)).
+        temperature: Temperature of the softmax, finite, > 0 (= 1/(2 gamma)).
         negatives: As for `FMICLLoss`, `cross_view` by default.
-        global_batch: `none` or `gather`: every row's log-sum-exp needs all columns, so their gradient is summed over
+        global_batch: `none` or `gather`: the log-sum-exp of a row needs all columns, so their gradient is summed over
             the processes in the backward pass.
     """
+
+    formula = (
+        "    loss = -mean log( p_i / (p_i + sum over negatives e^(x_i.n/temperature)) ), p_i = e^(x_i.y_i/temperature)"
+    )
 
     def __init__(self, temperature: float = 0.05, negatives: str = "cross_view", global_batch: str = "none") -> None:
         require_positive("temperature", temperature)
@@ -329,10 +366,13 @@ class AlignUniformLoss(ContrastiveLoss):
     """Alignment + uniformity (Wang & Isola, arXiv 2005.10242): mean ||x - y||^2 + alpha log mean e^{-gamma d^2}.
 
     Args:
-        gamma: Theirs is t = 2; > 0, at most 36: beyond it, e^r of opposite rows would be 0 in float32.
-        alpha: Weight of uniformity, finite, > 0.
+        gamma: The paper's t (2 there); > 0, at most 36, beyond which the exponential of opposite rows
+            underflows in float32, even shifted as in `objectives.align_uniform`.
+        alpha: Weight of the uniformity term, finite, > 0.
         negatives, block_size, global_batch: As for `FMICLLoss`.
     """
+
+    formula = "    loss = mean ||x_i - y_i||^2 + alpha log mean over negatives e^(-gamma ||x_i - n||^2)"
 
     def __init__(
         self,
@@ -345,7 +385,7 @@ class AlignUniformLoss(ContrastiveLoss):
         super().__init__(gamma, negatives, block_size=block_size, global_batch=global_batch)
         require_positive("alpha", alpha)
         if gamma > 36:
-            raise ValueError(f"gamma of alignment + uniformity must be at most 36, got {gamma}")
+            raise ValueError(f"gamma must be at most 36 for alignment + uniformity, got {gamma}")
         self.alpha = alpha
 
     @property
@@ -361,6 +401,8 @@ class SpectralLoss(ContrastiveLoss):
         negatives: As for `FMICLLoss`, `cross_view` by default.
         block_size, global_batch: As for `FMICLLoss`.
     """
+
+    formula = "    loss = -2 mean x_i.y_i + alpha mean over negatives (x_i.n)^2"
 
     def __init__(
         self,
@@ -378,9 +420,32 @@ class SpectralLoss(ContrastiveLoss):
         return objectives.spectral(alpha=self.alpha)
 
 
-def passing(gamma: float) -> list[str]:
-    """Names of the divergences for which the uniformity condition holds."""
-    return [name for name, record in DIVERGENCES.items() if uniformity_holds(record, gamma)]
+def constructor_arguments(loss_class: type[ContrastiveLoss]) -> list[str]:
+    """Names of the arguments of a class's constructor, including those that it passes to its base as **kwargs."""
+    names: dict[str, None] = {}
+    for base in loss_class.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base).parameters.values()
+            variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+            names |= dict.fromkeys(parameter.name for parameter in parameters if parameter.kind not in variadic)
+            if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return list(names)
+
+
+def to_json(value: Any) -> Any:
+    """A hyperparameter in a form that JSON can store: divergences, similarities, functions and classes by name."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, FDivergence | Similarity):
+        return value.name
+    return value.__name__ if inspect.isroutine(value) or isinstance(value, type) else type(value).__name__
 
 
 OBJECTIVES: dict[str, type[ContrastiveLoss]] = {
@@ -389,3 +454,21 @@ OBJECTIVES: dict[str, type[ContrastiveLoss]] = {
     "align_uniform": AlignUniformLoss,
     "spectral": SpectralLoss,
 }
+
+
+def load_objective(name: str) -> type[ContrastiveLoss]:
+    """Load a loss class by name.
+
+    Args:
+        name: A key of `OBJECTIVES`, or `package.module:Class`, a subclass of `ContrastiveLoss`.
+
+    Raises:
+        ValueError: There is no such objective, module or attribute, or the attribute is not such a class.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    expected = f"one of {', '.join(OBJECTIVES)}, or package.module:Class, a subclass of ContrastiveLoss"
+    found = import_attribute("objective", name, expected)
+    if not (isinstance(found, type) and issubclass(found, ContrastiveLoss)):
+        raise ValueError(f"objective={name}: is not a subclass of ContrastiveLoss, expected {expected}")
+    return found

@@ -1,6 +1,6 @@
-"""Rows of every process, for losses on the batch that all processes hold together. No-op in one process.
+"""Exchange of rows between processes, for losses on the global batch. No-op in one process.
 
-Nothing here runs in a backward pass but `GatherWithGradient`, which InfoNCE needs and f-MICL does not.
+Only `GatherWithGradient`, which InfoNCE needs and f-MICL does not, communicates in the backward pass.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ GLOBAL_BATCH = ("none", "gather", "ring")
 
 
 def world_size() -> int:
-    """Number of processes; 1 where torch.distributed is not set up."""
+    """Number of processes; 1 if torch.distributed is not initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def own_rank(counts: Sequence[int]) -> int:
-    """Where this process stands in what `row_counts` gives; 0 if that is one process only."""
+    """Index of this process in the result of `row_counts`; 0 if it has only one entry."""
     return dist.get_rank() if len(counts) > 1 else 0
 
 
 def row_counts(rows: Tensor) -> list[int]:
-    """len(rows) of every process, in rank order. They may differ, as in a last batch."""
+    """len(rows) of every process, in rank order. The numbers may differ, e.g. in a last batch.
+
+    Raises:
+        ValueError: A process has no rows.
+    """
     if world_size() == 1:
         return [len(rows)]
     own = torch.tensor([len(rows)], device=rows.device)
@@ -54,10 +58,10 @@ def rows_of_others(rows: Tensor, counts: Sequence[int], strategy: str) -> Iterat
     """(k, rows of process k) for every other process k, without gradient.
 
     Args:
-        rows: Those of this process [N, D].
-        counts: What `row_counts` gives.
-        strategy: `gather` holds the rows of all processes at once; `ring` those of two, each process passing on what
-            it received while the caller works on it, so that memory does not grow with their number.
+        rows: Rows of this process [N, D].
+        counts: Result of `row_counts`.
+        strategy: `gather` keeps the rows of all processes in memory; `ring` those of two, as each process forwards the
+            rows it received while the caller works on them. Memory then does not grow with the number of processes.
     """
     own, size = own_rank(counts), len(counts)
     if strategy == "gather":
@@ -89,8 +93,8 @@ def sum_over_ranks(values: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 class GatherWithGradient(torch.autograd.Function):
-    """Rows [N_k, ...] of every process, joined in rank order [N, ...]. The gradient of this process's rows is the sum
-    of what all processes' losses say of them: one all-reduce in the backward pass."""
+    """Rows [N_k, ...] of every process, joined in rank order [N, ...]. The gradient of this process's rows is summed
+    over the losses of all processes: one all-reduce in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int]) -> Tensor:

@@ -1,27 +1,27 @@
 """f-divergences as functions of r = log u, the log density ratio.
 
-Training never forms u. What it needs of a convex f are two functions of r:
+Training never computes u. It uses two functions of r for each convex f:
 
-    score(r)     = f'(e^r)                            the f-Gaussian similarity, seen by positive pairs
-    conjugate(r) = (f* o f')(e^r) = u f'(u) - f(u)    seen by negative pairs
+    score(r)     = f'(e^r)                            the f-Gaussian similarity, for positive pairs
+    conjugate(r) = (f* o f')(e^r) = u f'(u) - f(u)    for negative pairs
 
-Every f here is normalized to f(1) = f'(1) = 0. Adding c(u - 1) to f adds c to both functions, so normalizing changes
-the objective of the paper by a constant only; with it a collapsed batch (all r = 0) has loss 0, but for
-`vlc_as_printed`.
+Every f here is normalized to f(1) = f'(1) = 0. Adding c(u - 1) to f adds c to both functions, so normalization changes
+the paper's objective by a constant only. A collapsed batch (all r = 0) then has loss 0, except with `vlc_as_printed`.
 
-On the unit sphere r lies in [-4 gamma, 0]. The conjugate stays bounded there for all but `jeffrey`, `rkl` (linear in
-r) and `neyman` (exponential); the score of `sh`, `jeffrey`, `rkl` and `neyman` grows exponentially in -r.
+On the unit sphere r lies in [-4 gamma, 0]. The conjugate is bounded for all gamma, except for `jeffrey`, `rkl`
+(linear in r) and `neyman` (exponential); the score of `sh`, `jeffrey`, `rkl` and `neyman` is exponential in -r.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fmicl_text.losses.checks import import_attribute, require_positive
 
 CURVATURE_TOLERANCE = 1e-9
 
@@ -40,31 +40,32 @@ class ExpM1(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (r,) = ctx.saved_tensors
-        # e^r as a square: torch.exp takes 100 times as long on a CPU where its result is below float32's normal range
+        # e^r as a square: on a CPU torch.exp is 100 times slower where its result is below float32's normal range
         half = r * 0.5
-        if torch.is_grad_enabled():  # to be differentiated again
+        if torch.is_grad_enabled():  # for a second derivative
             return gradient * half.exp().square()
         return half.exp_().square_().mul_(gradient)
 
 
 def expm1(r: Tensor) -> Tensor:
-    """e^r - 1, with value and gradient right to rounding over all r.
+    """e^r - 1, with value and gradient accurate to rounding for all r.
 
-    torch.expm1 alone has the gradient (e^r - 1) + 1, which float32 rounds to multiples of 6e-8: off by 1.6 %
-    near r = -13, where the paper's alpha = 409600 balances attraction and repulsion, and 0 below r = -17.
+    The gradient of torch.expm1 is (e^r - 1) + 1, which float32 rounds to multiples of 6e-8: its error is 1.6 % near
+    r = -13, where the paper's alpha = 409600 balances attraction and repulsion, and it is 0 below r = -17.
     """
     return ExpM1.apply(r)
 
 
 @dataclass(frozen=True)
 class FDivergence:
-    """A convex f with f(1) = f'(1) = 0, and what f-MICL (arXiv 2402.10150, Table 1) needs of it.
+    """A convex f with f(1) = f'(1) = 0, and its functions in f-MICL (arXiv 2402.10150, Table 1).
 
     Attributes:
-        name: What users type.
-        f: u -> f(u), u > 0. Tests and plots call it, training does not.
+        name: Name in arguments and records.
+        f: u -> f(u), u > 0. Used by tests and plots, not by training.
         score: r -> f'(e^r), increasing in r.
         conjugate: r -> (f* o f')(e^r), increasing in r.
+        formulas: f(u), up to c(u - 1), score and conjugate as text, for model cards.
 
     Each function takes a tensor and returns one of the same shape and dtype.
     """
@@ -73,21 +74,22 @@ class FDivergence:
     f: Callable[[Tensor], Tensor]
     score: Callable[[Tensor], Tensor]
     conjugate: Callable[[Tensor], Tensor]
+    formulas: tuple[str, str, str] | None = field(default=None, compare=False)
 
     @classmethod
     def from_convex(cls, f: Callable[[Tensor], Tensor], name: str = "custom") -> FDivergence:
-        """The record of any convex, differentiable f: (0, inf) -> R, by autograd in float64.
+        """The divergence of any convex, differentiable f: (0, inf) -> R, by autograd in float64.
 
         >>> chi2 = FDivergence.from_convex(lambda u: u**2, name="chi2")   # Pearson's, up to normalization
         >>> chi2.score(torch.tensor([0.0])), chi2.conjugate(torch.tensor([0.0]))
         (tensor([0.]), tensor([0.]))
 
         Args:
-            f: Elementwise function of a tensor u > 0, written with torch operations. It need not be normalized.
-            name: Used in messages and model cards.
+            f: Elementwise function of a tensor u > 0, written with torch operations. It does not have to be normalized.
+            name: Name in messages, records and model cards.
 
         Raises:
-            ValueError: f' decreases, or is not finite, somewhere on u in [e^-8, e^2].
+            ValueError: f' decreases or is not finite somewhere on u in [e^-8, e^2].
         """
 
         def slope(u: Tensor) -> Tensor:
@@ -110,99 +112,146 @@ class FDivergence:
         slopes = score(torch.linspace(-8, 2, 1001, dtype=torch.float64))
         steps = slopes.diff()
         if not slopes.isfinite().all() or (steps < -CURVATURE_TOLERANCE * slopes[1:].abs()).any():
-            raise ValueError(f"divergence {name!r}: f must be convex and differentiable, f' increasing and finite")
+            raise ValueError(
+                f"divergence={name}: f must be convex and differentiable, with f' increasing and finite on [e^-8, e^2]"
+            )
         return cls(name, normalized, score, conjugate)
 
 
 def kl() -> FDivergence:
-    """Kullback-Leibler."""
-    return FDivergence("kl", lambda u: torch.xlogy(u, u) - u + 1, lambda r: r, expm1)
+    """Kullback-Leibler divergence."""
+    return FDivergence(
+        "kl",
+        lambda u: torch.xlogy(u, u) - u + 1,
+        lambda r: r,
+        expm1,
+        ("u log u", "r", "e^r - 1"),
+    )
 
 
 def js() -> FDivergence:
-    """Jensen-Shannon (times 2). log((1 + u)/2) as log1p(expm1(r)/2) keeps its digits near r = 0, where every
-    well-aligned positive lies and softplus(r) - log 2 cancels."""
+    """Jensen-Shannon divergence, times 2. log((1 + u)/2) is computed as log1p(expm1(r)/2), which, unlike
+    softplus(r) - log 2, is accurate near r = 0, the value of well-aligned positive pairs."""
     return FDivergence(
         "js",
         lambda u: torch.xlogy(u, u) - (1 + u) * torch.log1p((u - 1) / 2),
         lambda r: r - torch.log1p(expm1(r) / 2),
         lambda r: torch.log1p(expm1(r) / 2),
+        ("u log u - (1+u) log((1+u)/2)", "r - log((1+e^r)/2)", "log((1+e^r)/2)"),
     )
 
 
 def pearson() -> FDivergence:
-    """Pearson chi-square. expm1(2r), since u^2 - 1 in float32 is off by 1 % at r = -1e-6."""
-    return FDivergence("pearson", lambda u: (u - 1) ** 2, lambda r: 2 * expm1(r), lambda r: expm1(2 * r))
+    """Pearson chi-square divergence. Uses expm1(2r), because u^2 - 1 in float32 has an error of 1 % at r = -1e-6."""
+    return FDivergence(
+        "pearson",
+        lambda u: (u - 1) ** 2,
+        lambda r: 2 * expm1(r),
+        lambda r: expm1(2 * r),
+        ("(u-1)^2", "2(e^r - 1)", "e^2r - 1"),
+    )
 
 
 def sh() -> FDivergence:
-    """Squared Hellinger."""
-    return FDivergence("sh", lambda u: (u.sqrt() - 1) ** 2, lambda r: -expm1(-r / 2), lambda r: expm1(r / 2))
+    """Squared Hellinger distance."""
+    return FDivergence(
+        "sh",
+        lambda u: (u.sqrt() - 1) ** 2,
+        lambda r: -expm1(-r / 2),
+        lambda r: expm1(r / 2),
+        ("(sqrt u - 1)^2", "1 - e^(-r/2)", "e^(r/2) - 1"),
+    )
 
 
 def tsallis(order: float = 3.0) -> FDivergence:
-    """Tsallis of the given order > 0: order 2 is `pearson`, 1/2 is `sh`, 1 is `kl` (its limit).
+    """Tsallis divergence of the given order > 0: order 2 is `pearson`, 1/2 is `sh`, 1 is `kl` (its limit).
 
     Raises:
         ValueError: The order is not a finite number > 0.
     """
-    if not (math.isfinite(order) and order > 0):
-        raise ValueError(f"tsallis order must be a finite number > 0, got {order}")
+    require_positive("tsallis_order", order)
+    formulas = ("(u^a - 1)/(a-1)", "a/(a-1) (e^((a-1)r) - 1)", "e^(ar) - 1")
     if order == 1.0:
-        return FDivergence("tsallis", kl().f, kl().score, kl().conjugate)
+        return FDivergence("tsallis", kl().f, kl().score, kl().conjugate, formulas)
     return FDivergence(
         "tsallis",
         lambda u: (u**order - 1 - order * (u - 1)) / (order - 1),
         lambda r: order / (order - 1) * expm1((order - 1) * r),
         lambda r: expm1(order * r),
+        formulas,
     )
 
 
 def vlc() -> FDivergence:
-    """Vincze-Le Cam. The conjugate follows from f, (u-1)(3u+1)/(u+1)^2; the paper's tables print another form.
+    """Vincze-Le Cam divergence. The conjugate (u-1)(3u+1)/(u+1)^2 follows from f; the paper prints another form.
 
-    In sigmoid(r) = u/(1+u), since the gradient of sigmoid(-r) is 0 in float32 below r = -17."""
+    Uses sigmoid(r) = u/(1+u), because the gradient of sigmoid(-r) is 0 in float32 below r = -17."""
     return FDivergence(
         "vlc",
         lambda u: (u - 1) ** 2 / (u + 1),
         lambda r: 4 * torch.sigmoid(r) * (2 - torch.sigmoid(r)) - 3,
         lambda r: 4 * torch.sigmoid(r) ** 2 - 1,
+        ("(u-1)^2/(u+1)", "1 - 4/(1+u)^2, u = e^r", "(u-1)(3u+1)/(u+1)^2, u = e^r"),
     )
 
 
 def vlc_as_printed() -> FDivergence:
-    """Vincze-Le Cam with the conjugate 3 - 4/(u + 1) as printed in the paper, which is not that of its own f (and
-    is 1, not 0, at u = 1). Kept so that the paper's VLC figures can be compared."""
-    return FDivergence("vlc_as_printed", vlc().f, vlc().score, lambda r: 4 * torch.sigmoid(r) - 1)
+    """Vincze-Le Cam divergence with the conjugate 3 - 4/(u + 1) as printed in the paper, which does not follow from
+    its f (and is 1, not 0, at u = 1). Kept for comparison with the paper's VLC results."""
+    return FDivergence(
+        "vlc_as_printed",
+        vlc().f,
+        vlc().score,
+        lambda r: 4 * torch.sigmoid(r) - 1,
+        ("(u-1)^2/(u+1)", "1 - 4/(1+u)^2, u = e^r", "3 - 4/(u+1), u = e^r"),
+    )
 
 
 def jeffrey() -> FDivergence:
-    """Jeffrey: KL plus reverse KL."""
-    return FDivergence("jeffrey", lambda u: (u - 1) * u.log(), lambda r: r - expm1(-r), lambda r: expm1(r) + r)
+    """Jeffrey divergence: KL plus reverse KL."""
+    return FDivergence(
+        "jeffrey",
+        lambda u: (u - 1) * u.log(),
+        lambda r: r - expm1(-r),
+        lambda r: expm1(r) + r,
+        ("(u-1) log u", "r + 1 - e^-r", "e^r - 1 + r"),
+    )
 
 
 def rkl() -> FDivergence:
-    """Reverse KL. Fails the uniformity condition: its conjugate is linear in r."""
-    return FDivergence("rkl", lambda u: u - 1 - u.log(), lambda r: -expm1(-r), lambda r: r)
+    """Reverse KL divergence. Fails the uniformity condition: its conjugate is linear in r."""
+    return FDivergence(
+        "rkl",
+        lambda u: u - 1 - u.log(),
+        lambda r: -expm1(-r),
+        lambda r: r,
+        ("-log u", "1 - e^-r", "r"),
+    )
 
 
 def neyman() -> FDivergence:
-    """Neyman chi-square. Fails the uniformity condition: its conjugate is concave in r."""
-    return FDivergence("neyman", lambda u: (1 - u) ** 2 / u, lambda r: -expm1(-2 * r), lambda r: -2 * expm1(-r))
+    """Neyman chi-square divergence. Fails the uniformity condition: its conjugate is concave in r."""
+    return FDivergence(
+        "neyman",
+        lambda u: (1 - u) ** 2 / u,
+        lambda r: -expm1(-2 * r),
+        lambda r: -2 * expm1(-r),
+        ("(1-u)^2/u", "1 - e^-2r", "2(1 - e^-r)"),
+    )
 
 
 def convex_conjugate(divergence: FDivergence, t: Tensor) -> Tensor:
-    """f*(t) = sup_u (u t - f(u)), for similarities t that are not f'(u) of some density ratio, such as cosine.
+    """f*(t) = sup_u (u t - f(u)), for similarities t that are not f'(u) of a density ratio u, such as cosine.
 
-    The maximizer is found by bisection of score(r) = t over |r| <= 60 in float64; the gradient is the maximizer
-    u = e^r itself (envelope theorem).
+    Finds the maximizer by bisection of score(r) = t over |r| <= 60 in float64. The gradient is the maximizer u = e^r
+    itself (envelope theorem).
 
     Args:
-        divergence: The record.
+        divergence: f and its functions.
         t: Any shape.
 
     Returns:
-        f*(t), same shape and dtype; inf where t is beyond the range of f' (log 2 for js, 1 for sh and vlc).
+        f*(t), same shape and dtype; inf where t is outside the range of f' (log 2 for js, 1 for sh and vlc).
     """
     with torch.no_grad():
         low, high = (
@@ -222,14 +271,13 @@ def convex_conjugate(divergence: FDivergence, t: Tensor) -> Tensor:
 def uniformity_holds(divergence: FDivergence, gamma: float, points: int = 2001) -> bool:
     """Whether h(t) = conjugate(-gamma t) is strictly convex on [0, 4], the condition of the uniformity theorem.
 
-    Where it holds and 2 <= N <= d + 1, every minimizer of the negative term is a centred regular simplex
-    (arXiv 2402.10150, Theorem on uniformity); where it fails, minimizers need not spread evenly, and the
-    paper reports collapse.
-    Decided on a grid of squared distances, in float64: h'' nowhere negative beyond rounding, and not zero
-    throughout.
+    If it is and 2 <= N <= d + 1, every minimizer of the negative term is a centered regular simplex (arXiv 2402.10150,
+    Theorem on uniformity). If not, minimizers may be spread unevenly, and the paper reports collapse.
+    Evaluated on a grid of squared distances in float64: h'' is nowhere negative, up to rounding, and not zero
+    everywhere.
 
     Args:
-        divergence: The record.
+        divergence: f and its functions.
         gamma: 1/(2 sigma^2) > 0.
         points: Grid size.
     """
@@ -244,8 +292,8 @@ def uniformity_holds(divergence: FDivergence, gamma: float, points: int = 2001) 
 
 
 DIVERGENCES: dict[str, FDivergence] = {
-    record.name: record
-    for record in (
+    divergence.name: divergence
+    for divergence in (
         kl(),
         js(),
         pearson(),
@@ -258,3 +306,29 @@ DIVERGENCES: dict[str, FDivergence] = {
         vlc_as_printed(),
     )
 }
+
+
+def load_divergence(name: str) -> FDivergence:
+    """Load a divergence by name.
+
+    Args:
+        name: A name in `DIVERGENCES`; or `package.module:attribute`, an `FDivergence` or a convex function f, from
+            which `FDivergence.from_convex` makes a divergence named after the attribute.
+
+    Raises:
+        ValueError: There is no such divergence, module or attribute, or the attribute is neither of the two.
+    """
+    if name in DIVERGENCES:
+        return DIVERGENCES[name]
+    expected = f"one of {', '.join(DIVERGENCES)}, or package.module:attribute, an FDivergence or a convex function f"
+    found = import_attribute("divergence", name, expected)
+    if isinstance(found, FDivergence):
+        return found
+    if isinstance(found, type) or not callable(found):
+        raise ValueError(f"divergence={name}: is of type {type(found).__name__}, expected {expected}")
+    try:
+        divergence = FDivergence.from_convex(found, name)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        reason = f"elementwise function of a tensor u > 0 ({' '.join(str(error).split())})"
+        raise ValueError(f"divergence={name}: f must be an {reason}") from error
+    return replace(divergence, name=name.partition(":")[2])

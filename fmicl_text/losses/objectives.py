@@ -1,11 +1,12 @@
 """Contrastive objectives: functions of similarities that return two terms, whose sum is the loss to minimize. `infonce`
-is one; the others make one, a `PairObjective`, of their hyperparameters.
+is such a function; the others return one, a `PairObjective`, for given hyperparameters.
 
     positive [N]       similarity of example i to its positive
     negative [N, M]    similarity of example i to each of M candidates
     keep     [N, M]    bool, which candidates are negatives of i (at least one)
 
-Similarities are log density ratios r = -gamma ||x - y||^2; with `fmicl` they may be anything its `score` takes.
+Similarities are log density ratios r = -gamma ||x - y||^2; with `fmicl`, any values that `score` and `conjugate`
+accept.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from torch import Tensor
 
 
 class Terms(NamedTuple):
-    """What pulls positives together and what pushes negatives apart; scalars."""
+    """The attractive term, of positive pairs, and the repulsive term, of negative pairs; scalars."""
 
     positive: Tensor
     negative: Tensor
 
 
 def kept_mean(values: Tensor, keep: Tensor) -> Tensor:
-    """Mean of values where keep is True; both [N, M]. No indexing by the mask, which would wait for the GPU."""
+    """Mean of values where keep is True; both [N, M]. Does not index by the mask, which would synchronize the GPU."""
     return torch.where(keep, values, 0).sum() / keep.sum()
 
 
@@ -34,13 +35,13 @@ def kept_mean(values: Tensor, keep: Tensor) -> Tensor:
 class PairObjective:
     """-mean score(positive) + outer(mean pair(negative)).
 
-    No pair knows of another, but through one mean. So the sum splits over blocks, micro-batches and processes
-    (`blockwise`), which InfoNCE's, with a log-sum-exp for every row, does not.
+    Pairs interact through one mean only, so the sum can be split over blocks, micro-batches and processes
+    (`blockwise`). InfoNCE, with a log-sum-exp per row, has no such form.
 
     Attributes:
-        score: Similarities of positives, elementwise.
-        pair: Similarities of negatives, elementwise.
-        outer: The mean of `pair`, a scalar.
+        score: Elementwise function of the similarities of positive pairs.
+        pair: Elementwise function of the similarities of negative pairs.
+        outer: Function of the mean of `pair`, a scalar.
     """
 
     score: Callable[[Tensor], Tensor]
@@ -54,7 +55,7 @@ class PairObjective:
 def fmicl(*, score: Callable[[Tensor], Tensor], conjugate: Callable[[Tensor], Tensor], alpha: float) -> PairObjective:
     """-mean score(positive) + alpha mean conjugate(negative): arXiv 2402.10150, the f-MICL objective.
 
-    With f = KL (score r, conjugate e^r - 1), positive r = -1 and one negative r = -2 for either of two examples:
+    With f = KL (score r, conjugate e^r - 1), and for each of two examples positive r = -1 and one negative r = -2:
 
     >>> r = torch.tensor([-1.0, -1.0]), torch.tensor([[0.0, -2.0], [-2.0, 0.0]])
     >>> keep = torch.tensor([[False, True], [True, False]])
@@ -67,9 +68,10 @@ def fmicl(*, score: Callable[[Tensor], Tensor], conjugate: Callable[[Tensor], Te
 def align_uniform(*, gamma: float, alpha: float) -> PairObjective:
     """mean ||x - y||^2 + alpha log mean e^{-gamma ||x_i - x_j||^2}, Wang & Isola (arXiv 2005.10242).
 
-    With alpha = 1/gamma it is gamma times smaller than KL's Donsker-Varadhan bound, sign reversed.
-    The exponent is moved to 2 gamma x_i.x_j, which is near 0 for embeddings that spread: r alone may fall below -87,
-    where float32 has no e^r, for gamma > 22. By at most 60, or e^r of 10^9 pairs that coincide would overflow.
+    With alpha = 1/gamma it equals the negated Donsker-Varadhan bound of KL, divided by gamma.
+    The exponent is shifted to 2 gamma x_i.x_j, which is near 0 for well-spread embeddings: for gamma > 22, r alone may
+    be below -87, where e^r underflows in float32. The shift is at most 60, or the sum over 10^9 coinciding pairs would
+    overflow.
     """
     shift = min(2 * gamma, 60.0)
     return PairObjective(lambda r: r / gamma, lambda r: torch.exp(r + shift), lambda mean: alpha * (mean.log() - shift))
@@ -78,13 +80,13 @@ def align_uniform(*, gamma: float, alpha: float) -> PairObjective:
 def spectral(*, alpha: float) -> PairObjective:
     """-2 mean x.y + alpha mean (x_i.x_j)^2, the spectral contrastive loss (arXiv 2106.04156) on the unit sphere.
 
-    Takes r at gamma = 1/2, where x.y = 1 + r."""
+    Expects r at gamma = 1/2, where x.y = 1 + r."""
     return PairObjective(lambda r: 2 * (1 + r), lambda r: (1 + r).square(), lambda mean: alpha * mean)
 
 
 def infonce(positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
     """-mean_i r_i + mean_i log(e^{r_i} + sum_j e^{r_ij}), InfoNCE / NT-Xent (arXiv 1807.03748, 2002.05709).
 
-    On the sphere r = 2 gamma (cos - 1), so this is the usual loss on cosines with temperature 1/(2 gamma)."""
+    On the sphere r = 2 gamma (cos - 1), so this is the usual loss of cosines with temperature 1/(2 gamma)."""
     logits = torch.cat([positive[:, None], negative.masked_fill(~keep, -torch.inf)], dim=1)
     return Terms(-positive.mean(), logits.logsumexp(1).mean())

@@ -1,17 +1,20 @@
-"""The model card: what a reader needs, and nothing of where things lay."""
+"""The model card: its content, and no local paths in it."""
 
 import copy
+import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from fmicl_text.hub.model_card import BASELINES, FORMULAS, MARK, model_card, write_card
-from fmicl_text.losses.contrastive import OBJECTIVES
-from fmicl_text.losses.divergences import DIVERGENCES
+from fmicl_text.hub.model_card import MARK, model_card, write_card
+from fmicl_text.hub.run_record import run_record
+from fmicl_text.losses import DIVERGENCES, OBJECTIVES, ContrastiveLoss, FDivergence, FMICLLoss, InfoNCELoss
 
 TEXT_RUN = {
     "objective": "fmicl-js",
+    "formula": FMICLLoss("js").formula,
     "hyperparameters": {
         **{"divergence": "js", "gamma": 20.0, "alpha": 4096.0, "negatives": "same_view", "similarity": "gaussian"},
     },
@@ -32,6 +35,7 @@ TEXT_RUN = {
 }  # fmt: skip
 IMAGE_RUN = TEXT_RUN | {
     "objective": "infonce",
+    "formula": InfoNCELoss.formula,
     "hyperparameters": {"temperature": 0.5, "negatives": "cross_view"},
     "best_step": None,
     "encoder": {"modality": "image", "base_model": None, "pooling": "auto", "size": 32, "small_image_stem": True},
@@ -42,50 +46,74 @@ IMAGE_RUN = TEXT_RUN | {
 }  # fmt: skip
 
 
-def test_every_divergence_and_baseline_has_its_formula():
-    assert set(FORMULAS) == set(DIVERGENCES) and set(BASELINES) == set(OBJECTIVES) - {"fmicl"}
-    for name in DIVERGENCES:
-        run = TEXT_RUN | {
-            "objective": f"fmicl-{name}",
-            "hyperparameters": TEXT_RUN["hyperparameters"] | {"divergence": name},
-        }
-        assert all(part in model_card(run, "m") for part in FORMULAS[name])
-    own = TEXT_RUN | {
-        "objective": "fmicl-custom",
-        "hyperparameters": TEXT_RUN["hyperparameters"] | {"divergence": "custom"},
-    }
-    assert "f(u) = of the user's own" in model_card(own, "m")
+class MarginLoss(ContrastiveLoss):
+    """Squared distance of positives, and the margin by which negatives exceed it."""
+
+    def __init__(self, margin=0.5, negatives="cross_view", global_batch="none"):
+        super().__init__(0.5, negatives, global_batch=global_batch)
+        self.margin = margin
+
+
+LOSSES = {
+    **{name: loss_class() for name, loss_class in OBJECTIVES.items() if name != "fmicl"},
+    **{f"fmicl-{name}": FMICLLoss(name, 1.0, 40.0, similarity="cosine") for name in DIVERGENCES},
+    "fmicl-mine": FMICLLoss(FDivergence.from_convex(lambda u: u**1.5, "mine"), 1.0, 40.0),
+    "margin_loss": MarginLoss(margin=0.25),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_record_and_card_of_every_objective(name):
+    """Everything about the loss comes from the loss, also for custom objectives and divergences."""
+    loss = LOSSES[name]
+    trainer = SimpleNamespace(
+        loss=loss,
+        args=SimpleNamespace(per_device_train_batch_size=8, learning_rate=0.1, seed=1, world_size=1,
+                             load_best_model_at_end=False),
+        state=SimpleNamespace(log_history=[], global_step=3),
+        accelerator=SimpleNamespace(distributed_type=SimpleNamespace(value="NO")),
+        model=SimpleNamespace(describe=lambda: TEXT_RUN["encoder"]),
+        metadata={},
+    )  # fmt: skip
+    run = json.loads(json.dumps(run_record(trainer, {"eval_sts_spearman": 50.5})))
+    assert (run["objective"], run["hyperparameters"]) == (name, loss.hyperparameters)
+    card = model_card(run, "m")
+    assert loss.formula in card
+    for argument, value in loss.hyperparameters.items():
+        assert argument in ("divergence", "global_batch") or f"{argument} {value}" in card
+    title = f"f-MICL ({name[6:]})" if name.startswith("fmicl-") else f"`{name}`"
+    assert f"trained with {title} by" in card
 
 
 def test_a_text_encoders_card():
     content = model_card(TEXT_RUN, "user/encoder")
-    card = ModelCard(content)  # parses as the Hub does
+    card = ModelCard(content)  # parsed as on the Hub
     assert card.data.library_name == "sentence-transformers" and card.data.pipeline_tag == "sentence-similarity"
     assert card.data.base_model == "google-bert/bert-base-uncased"
     (result,) = card.data.eval_results
     assert (result.dataset_type, result.dataset_split) == ("mteb/stsbenchmark-sts", "validation")
     assert result.dataset_revision.startswith("b0fddb") and result.metric_value == 50.5
-    for said in ('SentenceTransformer("user/encoder")', "alpha 4096.0", "| batch | 128 |", "| best step, kept | 75 |",
-                 "| sts_spearman | 42.00  | 50.50 | 8.50   |", "The checkpoint was chosen by this score",
+    for part in ('SentenceTransformer("user/encoder")', "alpha 4096.0", "| batch | 128 |", "| best step (saved) | 75 |",
+                 "| sts_spearman | 42.00  | 50.50 | 8.50   |", "checkpoint was selected",
                  "torch 2.13.0", "| seed | 7 |", "@article{lu2023fmicl", "training_curve.png",
                  "semantic_search"):  # fmt: skip
-        assert said in content, said
+        assert part in content, part
 
 
 def test_an_image_encoders_card():
     card = ModelCard(model_card(IMAGE_RUN, "user/encoder"))
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-feature-extraction"
     assert card.data.datasets == ["owner/images"] and card.data.eval_results is None and card.data.base_model is None
-    for said in ("`infonce` in mocov3", "build_image_encoder", "| raw pixels | 31.40 |", "temperature 0.5",
+    for part in ("`infonce` in mocov3", "build_image_encoder", "| raw pixels | 31.40 |", "temperature 0.5",
                  "random weights, resnet-18-small", "two random views of an image"):  # fmt: skip
-        assert said in card.content, said
+        assert part in card.content, part
     stock = copy.deepcopy(IMAGE_RUN)
     stock["encoder"]["small_image_stem"] = False
     assert 'AutoModel.from_pretrained("user/encoder")' in model_card(stock, "user/encoder")
 
 
 def test_no_card_names_a_folder(tmp_path):
-    """Data, model and pairs of the user's own machine are named by their last part."""
+    """Local data and models are given by the last part of their path."""
     texts, model = tmp_path / "texts.txt", tmp_path / "my-bert"
     texts.write_text("a\nb\n")
     run = copy.deepcopy(TEXT_RUN)
@@ -98,20 +126,20 @@ def test_no_card_names_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("before, kept", [("# My own words\n", True), (f"old, {MARK}\n", False), (None, False)])
-def test_a_card_that_a_person_wrote_stays(tmp_path, before, kept):
+def test_a_card_that_a_user_wrote_is_kept(tmp_path, before, kept):
     if before:
         (tmp_path / "README.md").write_text(before)
     write_card(TEXT_RUN, tmp_path)
     assert ((tmp_path / "README.md").read_text() == before) == kept
 
 
-def test_the_score_in_the_hubs_other_form(tmp_path):
-    """Where its data can be looked up; named as MTEB names it."""
+def test_eval_results(tmp_path):
+    """Written if the data set is on the Hub, under MTEB's name."""
     write_card(TEXT_RUN, tmp_path)
     (file,) = (tmp_path / ".eval_results").iterdir()
     (entry,) = parse_eval_result_entries(yaml.safe_load(file.read_text()))
     assert (entry.dataset_id, entry.task_id) == ("mteb/stsbenchmark-sts", "STSBenchmark_default_validation")
-    assert entry.value == 50.5 and entry.dataset_revision.startswith("b0fddb") and "chose the checkpoint" in entry.notes
+    assert entry.value == 50.5 and entry.dataset_revision.startswith("b0fddb") and "selected" in entry.notes
     images = tmp_path / "images"
     images.mkdir()
     write_card(IMAGE_RUN, images)

@@ -1,4 +1,4 @@
-"""The losses in sentence-transformers' own trainer: columns, gradients plain and cached, Matryoshka, adapters."""
+"""The losses in sentence-transformers' trainer: columns, plain and cached gradients, Matryoshka, adapters."""
 
 import json
 
@@ -13,13 +13,12 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
 from fmicl_text import build_text_encoder
+from fmicl_text import losses as core
 from fmicl_text.integrations.sentence_transformers import CachedFMICLLoss, FMICLLoss, token_ids
-from fmicl_text.losses import contrastive as core
-from tests.conftest import sentences
-from tests.distributed.test_trainer import run_trainers
+from tests.support import one_fast, run_trainers, sentences
 
 COLUMNS = {"text": ["text"], "pairs": ["anchor", "positive"], "triplets": ["anchor", "positive", "negative"]}
-KNOBS = {"divergence": "js", "gamma": 2.0, "alpha": 4.0}
+SETTINGS = {"divergence": "js", "gamma": 2.0, "alpha": 4.0}
 
 
 def data(kind, rows=16):
@@ -50,34 +49,34 @@ def close(a, b, bar=1e-6):
 def test_the_loss_is_that_of_the_core(no_dropout_folder, kind):
     model = encoder(no_dropout_folder)
     x, y, *hard = (model(columns)["sentence_embedding"] for columns in features(model, kind))
-    expected = core.FMICLLoss(**KNOBS)(x, y, *hard)
-    found = FMICLLoss(model, **KNOBS)(features(model, kind), None)
+    expected = core.FMICLLoss(**SETTINGS)(x, y, *hard)
+    found = FMICLLoss(model, **SETTINGS)(features(model, kind), None)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(FMICLLoss(model, **KNOBS).compute_loss_from_embeddings([x, y, *hard]), expected)
+    torch.testing.assert_close(FMICLLoss(model, **SETTINGS).compute_loss_from_embeddings([x, y, *hard]), expected)
 
 
-@pytest.mark.filterwarnings("ignore:the two views of every text are identical")  # of one column, without dropout
+@pytest.mark.filterwarnings("ignore:.*views of every text are identical")  # of one column, without dropout
 @pytest.mark.parametrize("kind", COLUMNS)
 @pytest.mark.parametrize("size", [{"mini_batch_size": 5}, {"mini_batch_num_tokens": 40}], ids=str)
 def test_cached_gradients_are_the_plain_ones(no_dropout_folder, kind, size):
     model = encoder(no_dropout_folder)
-    plain = gradient(model, FMICLLoss(model, **KNOBS)(features(model, kind), None))
-    assert close(gradient(model, CachedFMICLLoss(model, **KNOBS, **size)(features(model, kind), None)), plain)
+    plain = gradient(model, FMICLLoss(model, **SETTINGS)(features(model, kind), None))
+    assert close(gradient(model, CachedFMICLLoss(model, **SETTINGS, **size)(features(model, kind), None)), plain)
 
 
-def test_identical_views_are_warned_of(no_dropout_folder):
+def test_warning_about_identical_views(no_dropout_folder):
     model = encoder(no_dropout_folder)
-    with pytest.warns(UserWarning, match="views of every text are identical: the model has no dropout"):
-        FMICLLoss(model, **KNOBS)(features(model, "text"), None)
+    with pytest.warns(UserWarning, match=r"views of every text are identical .* dropout"):
+        FMICLLoss(model, **SETTINGS)(features(model, "text"), None)
 
 
 def test_cached_dropout_is_the_same_in_both_passes(bert_folder):
-    """One mini-batch a column: the same draws as the plain loss makes; several: each its own, replayed."""
+    """With one mini-batch per column, the draws are those of the plain loss."""
     model = encoder(bert_folder).train()
     torch.manual_seed(5)
-    plain = gradient(model, FMICLLoss(model, **KNOBS)(features(model, "text"), None))
+    plain = gradient(model, FMICLLoss(model, **SETTINGS)(features(model, "text"), None))
     torch.manual_seed(5)
-    assert close(gradient(model, CachedFMICLLoss(model, **KNOBS)(features(model, "text"), None)), plain)
+    assert close(gradient(model, CachedFMICLLoss(model, **SETTINGS)(features(model, "text"), None)), plain)
 
 
 def test_equal_texts_are_no_negatives(no_dropout_folder):
@@ -87,13 +86,13 @@ def test_equal_texts_are_no_negatives(no_dropout_folder):
     ids = torch.tensor([0, 1, 0, 2, 3])
     x, y = (model(dict(column))["sentence_embedding"] for column in pairs)
     own = torch.stack([ids, 10 + torch.arange(5)], dim=1)
-    expected = core.FMICLLoss(**KNOBS)(x, y, text_ids=own)
-    assert (expected - core.FMICLLoss(**KNOBS)(x, y)).abs() > 1e-4
-    torch.testing.assert_close(FMICLLoss(model, **KNOBS)(pairs, None), expected)
+    expected = core.FMICLLoss(**SETTINGS)(x, y, text_ids=own)
+    assert (expected - core.FMICLLoss(**SETTINGS)(x, y)).abs() > 1e-4
+    torch.testing.assert_close(FMICLLoss(model, **SETTINGS)(pairs, None), expected)
 
 
 def test_ids_are_of_tokens_alone(no_dropout_folder):
-    """Not of the padding; order and length count; none of inputs that are no padded tokens."""
+    """They depend on the order and the number of tokens, not on padding. Images have none."""
     model = encoder(no_dropout_folder)
     short = model.tokenize(["a dog", "dog a", "a dog dog"])
     long = model.tokenize(["the man walks over the river today", "a dog"])
@@ -122,7 +121,7 @@ def train(model, loss, kind, folder, rows=32, **settings):
 @pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
 def test_it_trains_and_saves(bert_folder, tmp_path, kind, make):
     model = encoder(bert_folder)
-    trainer, moved = train(model, make(model, **KNOBS), kind, tmp_path)
+    trainer, moved = train(model, make(model, **SETTINGS), kind, tmp_path)
     assert len(moved) > 20 and all("loss" in entry for entry in trainer.state.log_history[:3])
     model.save_pretrained(str(tmp_path / "final"))
     again = SentenceTransformer(str(tmp_path / "final"), device="cpu")
@@ -135,12 +134,12 @@ def test_it_trains_and_saves(bert_folder, tmp_path, kind, make):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
 def test_matryoshka(no_dropout_folder, tmp_path, make):
-    """Around the loss; its gradient is the sum over widths, plain and cached."""
+    """The gradient is the sum over widths, plain and cached."""
     model = encoder(no_dropout_folder)
-    wrapped = MatryoshkaLoss(model, make(model, **KNOBS), [32, 16, 8])
+    wrapped = MatryoshkaLoss(model, make(model, **SETTINGS), [32, 16, 8])
     found = gradient(model, wrapped(features(model, "pairs"), None))
     x, y = (model(column)["sentence_embedding"] for column in features(model, "pairs"))
-    parts = [core.FMICLLoss(**KNOBS)(x[:, :width], y[:, :width]) for width in (32, 16, 8)]
+    parts = [core.FMICLLoss(**SETTINGS)(x[:, :width], y[:, :width]) for width in (32, 16, 8)]
     assert close(found, gradient(model, sum(parts)))
     _, moved = train(model, wrapped, "pairs", tmp_path)
     assert len(moved) > 20
@@ -151,34 +150,38 @@ def test_lora(bert_folder, tmp_path):
     peft = pytest.importorskip("peft")
     model = encoder(bert_folder)
     model.add_adapter(peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=4, target_modules=["query", "value"]))
-    _, moved = train(model, FMICLLoss(model, **KNOBS), "pairs", tmp_path)
+    _, moved = train(model, FMICLLoss(model, **SETTINGS), "pairs", tmp_path)
     assert moved and all("lora" in name for name in moved)
 
 
-def test_what_the_card_says_is_json(bert_folder):
+def test_hyperparameters_are_attributes_and_json(bert_folder):
     model = encoder(bert_folder)
-    config = json.loads(json.dumps(CachedFMICLLoss(model, **KNOBS, gather_across_devices=True).get_config_dict()))
-    assert config == {
+    loss = FMICLLoss(model, **SETTINGS, gather_across_devices=True)
+    config = {
         "divergence": "js", "gamma": 2.0, "alpha": 4.0, "negatives": "same_view", "similarity": "gaussian",
         "gather_across_devices": True,
     }  # fmt: skip
+    assert json.loads(json.dumps(loss.get_config_dict())) == config
+    assert (loss.gamma, loss.alpha, loss.global_batch) == (2.0, 4.0, "gather")
+    cached = CachedFMICLLoss(model, **SETTINGS, gather_across_devices=True)
+    assert cached.get_config_dict() == config | {"mini_batch_size": 32, "mini_batch_num_tokens": None}
 
 
-def test_what_is_refused(bert_folder):
+def test_invalid_arguments(bert_folder):
     model = encoder(bert_folder)
-    with pytest.raises(ValueError, match=r"takes one to three columns \(text; pairs; triplets\), got 4"):
+    with pytest.raises(ValueError, match=r"one to three columns .* 4"):
         FMICLLoss(model)([{}] * 4, None)
-    with pytest.raises(ValueError, match="divergence must be one of kl, js"):
+    with pytest.raises(ValueError, match=r"divergence=chi: .* kl, js"):
         FMICLLoss(model, divergence="chi")
-    with pytest.raises(ValueError, match="mini_batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"mini_batch_size .* 1, got 0"):
         CachedFMICLLoss(model, mini_batch_size=0)
-    with pytest.raises(ValueError, match="mini_batch_num_tokens must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"mini_batch_num_tokens .* 1, got 0"):
         CachedFMICLLoss(model, mini_batch_num_tokens=0)
 
 
 def weights_after(folder, output_dir, make, **settings):
     model = encoder(folder)
-    loss = make(model, **KNOBS, gather_across_devices=True)
+    loss = make(model, **SETTINGS, gather_across_devices=True)
     settings |= {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "learning_rate": 0.05}
     args = SentenceTransformerTrainingArguments(
         str(output_dir), max_steps=3, use_cpu=True, disable_tqdm=True, report_to="none", save_strategy="no", **settings
@@ -189,7 +192,7 @@ def weights_after(folder, output_dir, make, **settings):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+@pytest.mark.parametrize("make", one_fast([CachedFMICLLoss, FMICLLoss]))
 def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, make):
     before, one = weights_after(no_dropout_folder, tmp_path, make, per_device_train_batch_size=16)
     for _, two in run_trainers(

@@ -1,4 +1,4 @@
-"""The one-pass loss against autograd through whole matrices, its memory, and what it refuses."""
+"""The blockwise loss against autograd through whole matrices, its memory and its errors."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fmicl_text import FDivergence, FMICLLoss
-from fmicl_text.losses.blockwise import blocks, distinct, ids_of_ranks
+from fmicl_text.losses.blockwise import NEGATIVE_TERMS, blocks, distinct, ids_of_ranks
 from fmicl_text.losses.contrastive import BLOCKWISE_FROM, IN_BATCH, OBJECTIVES, AlignUniformLoss, InfoNCELoss
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.losses.similarity import gradient_of_rows, unit_rows
@@ -50,7 +50,7 @@ def test_every_divergence_equals_the_plain_loss(name, negatives, dtype):
 @pytest.mark.parametrize("negatives", IN_BATCH)
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "infonce"])
 def test_hard_negatives_and_repeated_texts(name, negatives, block_size):
-    """Repeats within a block, between far blocks, of a positive, of a hard negative with its own and another text."""
+    """Texts recur within a block, in distant blocks, as positive, as hard negative of the same and of another row."""
     tensors = material(37, torch.float64)
     ids = torch.arange(37)[:, None] * 10 + torch.arange(3)
     ids[3, 0], ids[36, 0], ids[9, 1], ids[30, 2], ids[4, 2] = ids[2, 0], ids[1, 0], ids[20, 0], ids[7, 0], ids[4, 0]
@@ -63,7 +63,7 @@ def test_hard_negatives_and_repeated_texts(name, negatives, block_size):
     assert abs(masked - unmasked) > 1e-6
 
 
-def test_cosine_and_a_record_of_the_users_own():
+def test_cosine_and_a_custom_divergence():
     tensors = material(20, torch.float64)[:2]
     mine = FDivergence.from_convex(lambda u: u**1.5, "mine")
     for kwargs in ({"divergence": "pearson", "similarity": "cosine"}, {"divergence": mine, "gamma": 1.0}):
@@ -111,7 +111,7 @@ def test_scaled_gradients_and_a_second_backward_pass():
     (3 * loss).backward(retain_graph=True)
     expected = torch.autograd.grad(FMICLLoss("kl", 1.0, 4.0)(x, y), x)[0] * 3
     torch.testing.assert_close(x.grad, expected)
-    with pytest.raises(RuntimeError, match="the gradient of a blockwise loss can be taken once"):
+    with pytest.raises(RuntimeError, match="blockwise"):
         loss.backward()
 
 
@@ -159,18 +159,15 @@ def test_ids():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: FMICLLoss(block_size=0), "block_size must be at least 1, got 0"),
-        (lambda: FMICLLoss(global_batch="all"), "global_batch must be one of none, gather, ring; got 'all'"),
-        (lambda: AlignUniformLoss(gamma=37.0), "gamma of alignment . uniformity must be at most 36, got 37.0"),
-        (
-            lambda: FMICLLoss()(*[torch.ones(3, 3)] * 2, text_ids=torch.zeros(3)),
-            r"text_ids must be \[N, 1 to 3\], N = 3, got \[3\]",
-        ),
-        (lambda: InfoNCELoss(global_batch="ring"), "global_batch must be one of none, gather; got 'ring'"),
-        (lambda: FMICLLoss(block_size=2)(*[torch.ones(1, 3)] * 2), "a batch needs at least 2 examples"),
+        (lambda: FMICLLoss(block_size=0), "block_size .* 1, got 0"),
+        (lambda: FMICLLoss(global_batch="all"), "global_batch .* none, gather, ring.* 'all'"),
+        (lambda: AlignUniformLoss(gamma=37.0), "gamma .* 36.* 37.0"),
+        (lambda: FMICLLoss()(*[torch.ones(3, 3)] * 2, text_ids=torch.zeros(3)), r"text_ids .* N = 3, got \[3\]"),
+        (lambda: InfoNCELoss(global_batch="ring"), "global_batch .* none, gather; got 'ring'"),
+        (lambda: FMICLLoss(block_size=2)(*[torch.ones(1, 3)] * 2), "at least 2 examples .*1"),
         (
             lambda: FMICLLoss(block_size=2)(*[torch.ones(3, 3)] * 2, text_ids=torch.zeros(3, 1)),
-            "no negative pair in the batch: all 3 texts are equal",
+            "no negative pair .* 3 texts",
         ),
     ],
 )
@@ -188,7 +185,7 @@ def test_value_of_very_many_pairs_keeps_its_digits():
 
 @pytest.mark.parametrize("width", [0, 1, 2, 3])
 def test_masks_are_made_where_a_text_recurs_and_on_the_diagonal_only(monkeypatch, width):
-    """64 rows in blocks of 8: 8 masks on the diagonal of 36 blocks; a text that recurs in blocks 0 and 5 adds one."""
+    """64 rows in blocks of 8: 8 masks on the diagonal of 36 blocks. A text that recurs in blocks 0 and 5 adds one."""
     made = []
     monkeypatch.setattr("fmicl_text.losses.blockwise.distinct", lambda *a: made.append(1) or distinct(*a))
     x, y, _ = material(64, torch.float32)
@@ -202,7 +199,7 @@ def test_masks_are_made_where_a_text_recurs_and_on_the_diagonal_only(monkeypatch
 
 
 def test_every_mode_of_the_caller():
-    """No gradient wanted, inference mode, gradients of one view only, views of one tensor."""
+    """no_grad, inference mode, the gradient of one view only, views of one tensor."""
     x, y, _ = material(20, torch.float64)
     loss, expected = FMICLLoss("kl", 1.0, 4.0, block_size=8), FMICLLoss("kl", 1.0, 4.0)(x, y)
     with torch.no_grad():
@@ -219,7 +216,7 @@ def test_every_mode_of_the_caller():
 
 @pytest.mark.parametrize("block_size", [None, 8])
 def test_products_are_float32_whatever_the_encoder_uses(block_size):
-    """The switches as the conjugate finds them, between the products."""
+    """The precision switches, as the conjugate sees them between the products."""
     switches, seen, kl = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul), [], DIVERGENCES["kl"]
 
     def conjugate(r):
@@ -238,3 +235,19 @@ def test_products_are_float32_whatever_the_encoder_uses(block_size):
     finally:
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
+
+
+def test_negative_terms_of_other_views(monkeypatch):
+    """A new entry of NEGATIVE_TERMS counts for the matrix and for the blocks."""
+    monkeypatch.setitem(NEGATIVE_TERMS, "each_view", [("x", "x"), ("y", "y")])
+    blockwise, plain, both = (
+        FMICLLoss("js", 1.0, 4.0, block_size=7),
+        FMICLLoss("js", 1.0, 4.0),
+        FMICLLoss("js", 1.0, 4.0),
+    )
+    blockwise.negatives = plain.negatives = "each_view"
+    both.negatives = "both"
+    x, y = torch.randn(2, 20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.allclose(blockwise(x, y), plain(x, y), rtol=1e-12) and not torch.allclose(plain(x, y), both(x, y))
+    exact = (FMICLLoss("js", 1.0, 4.0).terms(x, y).negative + FMICLLoss("js", 1.0, 4.0).terms(y, x).negative) / 2
+    assert torch.allclose(plain.terms(x, y).negative, exact, rtol=1e-12)

@@ -1,0 +1,46 @@
+"""Checks of arguments, and imports of objects that an argument names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+
+def require_choice(name: str, value: str, accepted: Iterable[str]) -> None:
+    """Raise a ValueError that names the argument, unless the value is accepted."""
+    accepted = list(accepted)
+    if value not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {value!r}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise a ValueError that names the argument, unless the value is a finite number > 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a finite number > 0, got {value}")
+
+
+def import_attribute(argument: str, value: str, expected: str) -> Any:
+    """Import the attribute that `package.module:attribute` names.
+
+    Args:
+        argument: Name of the argument, for messages.
+        value: `package.module:attribute`.
+        expected: Accepted values, for messages.
+
+    Raises:
+        ValueError: The value has another form, or the module or the attribute does not exist.
+    """
+    module_name, _, attribute = value.partition(":")
+    if not (attribute.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise ValueError(f"{argument}={value}: expected {expected}")
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{argument}={value}: cannot import {module_name} ({reason}); expected {expected}") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise ValueError(f"{argument}={value}: {module_name} has no {attribute}; expected {expected}") from error
