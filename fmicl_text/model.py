@@ -1,4 +1,4 @@
-"""The trained module, base of every modality: an encoder plus a training-only projection head."""
+"""The module that is trained, base class of both modalities: an encoder plus a training-only projection head."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import explain
+from fmicl_text.loading import loading_error_message
 
-TRAINING_FILE = "training_only.safetensors"  # in a checkpoint: the weights that are not part of the encoder
+TRAINING_FILE = "training_only.safetensors"  # in a checkpoint: weights that are not part of the encoder
 
 
 class ContrastiveModel(nn.Module):
-    """The module that the trainer optimizes: encoder, then the head, then MoCo v3's predictor if there is one.
+    """The module that the trainer optimizes: the encoder, the head, and the predictor of MoCo v3 if there is one.
 
-    A new modality subclasses this: it states what its inputs are called and implements `embed`, `backbone`, `describe`,
+    A new modality subclasses this: it names its inputs and implements `embed`, `count`, `backbone`, `describe`,
     `save_encoder` and `open_encoder`.
 
     Args:
         encoder: The part that is evaluated, saved and exported.
-        head: From the encoder's embeddings to those that the loss sees, [B, D'] to [B, width]. Stored in checkpoints,
-            never in the exported encoder.
-        width: Size of the embeddings that the loss sees.
+        head: Maps the encoder's embeddings [B, D] to the loss's input [B, width]. Stored in checkpoints, never in the
+            exported encoder.
+        width: Dimension of the loss's input.
 
     Attributes:
-        modality: Name in records and model cards.
-        unit: The unit of the logged throughput, in the plural.
-        view_input: Name of the tensor in a batch that `FMICLTrainer(views=...)` turns into views; None if the collator
-            makes them.
-        model_input: Name under which these views reach the encoder.
+        modality: Name of the modality in run records and model cards.
+        unit: Unit of the logged throughput, in the plural.
+        view_input: Name of the tensor in a batch from which `FMICLTrainer(views=...)` makes the views; None if the
+            collator makes them.
+        model_input: Name under which the encoder receives these views.
     """
 
     modality: str
@@ -52,7 +52,7 @@ class ContrastiveModel(nn.Module):
         return self.predictor(self.head(self.embed(features)))
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
-        """The encoder's embeddings [B, D'] of inputs [B, ...]."""
+        """The encoder's embeddings [B, D] of inputs [B, ...]."""
         raise NotImplementedError
 
     def count(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -65,20 +65,20 @@ class ContrastiveModel(nn.Module):
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """Facts about the encoder for the run record and the model card: base_model, base_revision, pooling, size."""
+        """Properties of the encoder for the run record and the model card: base_model, base_revision, pooling, size."""
         raise NotImplementedError
 
     def describe_training(self) -> dict[str, Any]:
-        """Settings of the model that affect training and are not in the weights of a checkpoint."""
+        """Settings of the model that affect training and are not stored in the weights of a checkpoint."""
         dropout = {name: value for name, value in self.backbone.config.to_dict().items() if "drop" in name}
         return dropout | self.describe()
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
-        """Write the encoder into a folder, with the weights in `state`, a state dict of this module."""
+        """Write the encoder to a folder, with the weights in `state`, a state dict of this module."""
         raise NotImplementedError
 
     def open_encoder(self, folder: str) -> nn.Module:
-        """Load the encoder that `save_encoder` wrote into a folder. Custom code runs only if it did for this one."""
+        """Load the encoder that `save_encoder` wrote. Custom code runs only if it was allowed for this encoder."""
         raise NotImplementedError
 
     def is_exported(self, name: str) -> bool:
@@ -87,11 +87,19 @@ class ContrastiveModel(nn.Module):
 
     @property
     def loads_exported(self) -> bool:
-        """Whether a checkpoint's encoder holds this module's own weights, as opposed to merged ones."""
+        """Whether the encoder in a checkpoint stores this module's own weights, as opposed to merged ones."""
         return True
 
+    def prepare_data(self, train_dataset: Any) -> tuple[Any, Any]:
+        """The training data and the collator, if the trainer is given none; see `FMICLTrainer`.
+
+        Raises:
+            InputError: This modality has no default collator.
+        """
+        raise InputError(f"data_collator is required to train on {self.unit}")
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Called by the trainer for `activation_checkpointing`: less memory, the same gradient, dropout included.
+        """Enable activation checkpointing, which saves memory and leaves gradients unchanged. Called by the trainer.
 
         Raises:
             InputError: The architecture does not support it (MPNet and ALBERT, for example).
@@ -102,7 +110,7 @@ class ContrastiveModel(nn.Module):
             raise InputError(f"activation_checkpointing=True is not supported: {error}") from error
 
     def save_training_only(self, folder: str, state: dict[str, Tensor]) -> None:
-        """Write the weights in `state` that are not part of the exported encoder, if any, into a checkpoint folder."""
+        """Write the weights in `state` that are not part of the exported encoder, if any, to a checkpoint folder."""
         if weights := {name: weight for name, weight in state.items() if not self.is_exported(name)}:
             safetensors.torch.save_file(weights, Path(folder) / TRAINING_FILE)
 
@@ -110,7 +118,7 @@ class ContrastiveModel(nn.Module):
         """Load all weights from a checkpoint folder, in place.
 
         Raises:
-            InputError: The checkpoint is corrupted, or was written with another model, head or method.
+            InputError: The checkpoint is corrupted, or was saved with another model, head or method.
         """
         own = self.state_dict()
         state: dict[str, Tensor] = {}
@@ -122,7 +130,7 @@ class ContrastiveModel(nn.Module):
             try:
                 state |= safetensors.torch.load_file(file)
             except SafetensorError as error:
-                raise InputError(f"{file}: {explain(error)}") from error
+                raise InputError(f"{file}: {loading_error_message(error)}") from error
         if differing := sorted(state.keys() ^ own.keys()):
             where = "this run" if differing[0] in state else "the checkpoint"
             raise InputError(f"{folder} does not fit: {where} has no {differing[0]} (another head or method?)")

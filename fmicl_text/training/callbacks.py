@@ -1,46 +1,129 @@
-"""What training is told when numbers go wrong: embeddings that collapse, a loss that is not finite."""
+"""Callbacks of the trainer: epochs of samplers, non-finite losses, collapse, resuming, pushes to the Hub."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import HubStrategy
 
 from fmicl_text.errors import InputError
 from fmicl_text.losses.contrastive import ContrastiveLoss
-from fmicl_text.losses.similarity import SIMILARITIES, unit_rows
+from fmicl_text.losses.similarity import unit_rows
+from fmicl_text.training.checkpoint import latest_valid_checkpoint
 
-ROWS = 512  # of a batch; a message need not look at all pairs
-FEW_ROWS = 32  # in a batch of fewer the effective rank is small, and noise
+if TYPE_CHECKING:
+    from fmicl_text.training.trainer import FMICLTrainer
+
+ROWS = 512  # of a batch; enough pairs for a message
+FEW_ROWS = 32  # the effective rank of a smaller batch is small and noisy
 
 
 class NonFiniteError(InputError):
-    """The loss, a gradient or a weight is inf or nan; no weight was changed by it and nothing saved."""
+    """The loss, a gradient or a weight is inf or nan. The weights were not updated and nothing was saved."""
 
 
 @torch.no_grad()
 def describe_views(loss: ContrastiveLoss, x: Tensor, y: Tensor) -> str:
-    """The range of the similarity over pairs of rows of two views [N, D], or how many rows are not finite."""
+    """The range of the similarity over pairs of rows of two views [N, D], or the number of rows that are not finite."""
     rows = torch.cat([x[:ROWS], y[:ROWS]])
     if num_bad := int((~rows.isfinite()).any(1).sum()):
         return f"{num_bad} of {len(rows)} embeddings not finite"
     rows = unit_rows(rows)
-    values = SIMILARITIES[loss.similarity].pairwise(rows, rows, loss.gamma)
-    name = "r" if loss.similarity == "gaussian" else "cosine"
-    return f"{name} from {values.min().item():.4g} to {values.max().item():.4g}"
+    values = loss.similarity.pairwise(rows, rows, loss.gamma)
+    return f"{loss.similarity.symbol} from {values.min().item():.4g} to {values.max().item():.4g}"
+
+
+class SetEpochCallback(TrainerCallback):
+    """Sets the epoch of the length sampler and of the dataset, which accelerate does not do on several processes, and
+    resets the trainer's per-step state."""
+
+    def __init__(self, trainer: FMICLTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        epoch = int(state.epoch or 0)
+        if self.trainer.length_sampler is not None:
+            self.trainer.length_sampler.set_epoch(epoch)
+        dataset: Any = self.trainer.train_dataset
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(epoch)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.micro_step = 0
+        self.trainer.losses = []
+
+
+class ResumeCallback(TrainerCallback):
+    """Completes what the base class restores from a checkpoint.
+
+    The base class restores the callbacks' settings along with their state, so an early-stopping patience given now
+    would have no effect. It evaluates again with `eval_on_start`, which would count toward the patience, and it looks
+    for the best checkpoint only at its original path.
+    """
+
+    def __init__(self, trainer: FMICLTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpointer = self.trainer.checkpointer
+        if checkpointer.resumed_from is None:
+            return
+        settings = checkpointer.run["callbacks"]
+        for callback in self.trainer.callback_handler.callbacks:
+            vars(callback).update(settings.get(type(callback).__name__, {}))
+        args.eval_on_start = args.eval_on_start and state.global_step == 0
+        checkpointer.locate_best()
+
+
+class FiniteCheckCallback(TrainerCallback):
+    """Before every optimizer step: stops, or with `skip_nonfinite` skips the step, if any process has a non-finite loss
+    or gradient. The base class would take the step and save the weights."""
+
+    def __init__(self, trainer: FMICLTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        broken = ~torch.stack(trainer.losses).isfinite().all()
+        if trainer.accelerator.scaler is None:  # in fp16 the scaler skips steps whose gradients overflow
+            broken |= ~torch.as_tensor(trainer.grad_norm, device=broken.device).isfinite()
+        if trainer.graceful_stop.agree(broken):
+            self.skip_step(args, state)
+
+    def skip_step(self, args: Any, state: Any) -> None:
+        """With `skip_nonfinite`, drop the gradients and count the step; else raise NonFiniteError in all processes."""
+        trainer = self.trainer
+        buffer = next((name for name, value in trainer.model.named_buffers() if not value.isfinite().all()), None)
+        if args.skip_nonfinite and buffer is None:
+            trainer.skipped_steps.nonfinite_steps += 1
+            if trainer.accelerator.scaler is None:
+                for weight in trainer.model.parameters():
+                    weight.grad = None
+            return
+        loss = torch.stack(trainer.losses).mean().item()
+        views = "" if trainer.last_views is None else f", {describe_views(trainer.loss, *trainer.last_views)}"
+        checkpoint = latest_valid_checkpoint(Path(str(args.output_dir))) or "none was saved"
+        raise NonFiniteError(
+            f"loss is {loss} and gradient norm {float(trainer.grad_norm)} at step {state.global_step + 1} "
+            f"({trainer.loss.objective_name}, {trainer.loss.hyperparameters}{views}"
+            + (f", {buffer} is not finite" if buffer else "")
+            + f"): reduce learning_rate, gamma or alpha; last good checkpoint: {checkpoint}"
+        )
 
 
 class SkippedStepsCallback(TrainerCallback, ExportableState):
-    """Counts the steps that were left out, over all parts of a run that was cut short and gone on with.
+    """Counts skipped steps, across all resumed parts of a run.
 
     Attributes:
-        nonfinite_steps: Where the loss or a gradient was not finite; the trainer counts them.
-        overflow_steps: Those that the scaler of fp16 left out.
+        nonfinite_steps: Steps whose loss or gradient was not finite; `FiniteCheckCallback` counts them.
+        overflow_steps: Steps that fp16's gradient scaler skipped.
     """
 
     def __init__(self) -> None:
@@ -50,7 +133,7 @@ class SkippedStepsCallback(TrainerCallback, ExportableState):
         self.overflow_steps += kwargs["optimizer"].step_was_skipped
 
     def counts(self) -> dict[str, int]:
-        """For the log: those that are not 0."""
+        """The counts that are not 0, for the log."""
         return {name: count for name, count in vars(self).items() if count}
 
     def state(self) -> dict[str, Any]:
@@ -58,29 +141,29 @@ class SkippedStepsCallback(TrainerCallback, ExportableState):
 
 
 class CollapseMonitor(TrainerCallback, ExportableState):
-    """Looks at every logged `effective_rank` and `mean_cosine`, and warns when a collapse begins.
+    """Warns when the logged `effective_rank` and `mean_cosine` show that embeddings start to collapse.
 
-    That is an effective rank below a third of the highest so far, or below 2, or a mean cosine above 0.99, as long as
-    it does not get better: many an encoder starts there, and leaves at once. Batches below `FEW_ROWS` are
-    not looked at.
+    Collapse means an effective rank below 2 or below a third of the highest so far, or a mean cosine above 0.99. A
+    value that has improved since the last log gives no warning, because many pretrained encoders start with such
+    values. Batches smaller than `FEW_ROWS` are not checked.
     """
 
     def __init__(self) -> None:
         self.highest = 0.0
         self.before: tuple[float, float] | None = None
-        self.told = False
+        self.warned = False
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.train_batch_size < FEW_ROWS:
             return
-        if (words := self.look(kwargs["logs"], state.global_step)) is not None:
-            warnings.warn(words, stacklevel=2)
+        if (message := self.check(kwargs["logs"], state.global_step)) is not None:
+            warnings.warn(message, stacklevel=2)
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": dict(vars(self))}
 
-    def look(self, logs: Mapping[str, float], step: int) -> str | None:
-        """What to tell at the step of these logs; None where all is well, or told already."""
+    def check(self, logs: Mapping[str, float], step: int) -> str | None:
+        """The warning for the logs of a step; None if there is no problem or a warning was already issued."""
         if not {"effective_rank", "mean_cosine"} <= logs.keys():
             return None
         rank, cosine = logs["effective_rank"], logs["mean_cosine"]
@@ -88,12 +171,33 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         low = rank < max(2.0, self.highest / 3) and (self.before is not None and rank <= self.before[0])
         close = cosine > 0.99 and (self.before is not None and cosine >= self.before[1])
         self.before = rank, cosine
-        news = (low or close) and not self.told
-        self.told = low or close
-        if not news:
+        is_new = (low or close) and not self.warned
+        self.warned = low or close
+        if not is_new:
             return None
         return (
             f"step {step}: embeddings are collapsing, effective rank {rank:.1f} (highest so far {self.highest:.1f}), "
-            f"mean cosine {cosine:.3f}. What usually helps: a divergence that passes the uniformity condition (kl, js, "
-            "pearson, vlc), a lower --learning_rate, a larger --alpha"
+            f"mean cosine {cosine:.3f}. Try a divergence that satisfies the uniformity condition (kl, js, pearson, "
+            "vlc), a smaller learning_rate, or a larger alpha"
         )
+
+
+class PushCallback(TrainerCallback):
+    """Pushes the encoder in each checkpoint to the Hub while training continues, and waits for the last push at the
+    end. The base class would push an incomplete folder, without modules.json, pooling and model card."""
+
+    def __init__(self, trainer: FMICLTrainer) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        push = self.trainer.background_push
+        if push is None or not state.is_world_process_zero or args.hub_strategy == HubStrategy.END:
+            return
+        if args.hub_always_push or not push.busy:
+            folder = self.trainer.checkpointer.folder(state.global_step)
+            message = f"Training in progress, step {state.global_step}"
+            self.trainer.push_folder(folder, message, state.global_step, blocking=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.background_push is not None:
+            self.trainer.background_push.wait()

@@ -1,5 +1,4 @@
-"""Checkpoint folders that are whole or not there: written beside, moved into place, checked before they are trusted;
-and what a run's data are known by."""
+"""Checkpoint folders on disk: atomic, with a manifest of sizes and hashes, validated before they are used."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from fmicl_text.errors import InputError
 from fmicl_text.files import sync
 
-MANIFEST = "manifest.json"  # {format, run: what must be the same to go on, files: {name: {bytes, sha256}}}
-UNFINISHED = "unfinished"  # folder beside the checkpoints; what a killed run leaves in it is worth nothing
+MANIFEST = "manifest.json"  # {format, run: the resume signature, files: {name: {bytes, sha256}}}
+UNFINISHED = "unfinished"  # folder of incomplete files next to the checkpoints; deleted at the next start
 STATE = "trainer_state.json"
-NEWEST = ("true", "auto")  # auto starts afresh where there is none
+LATEST = ("true", "auto")  # auto starts from scratch if there is no checkpoint
 
 
 def step_of(checkpoint: Path) -> int:
@@ -37,12 +36,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def seal(folder: Path, run: Mapping[str, Any]) -> None:
-    """Put every file of a folder on the disk, and last the manifest, without which a folder is no checkpoint.
+def write_manifest(folder: Path, run: Mapping[str, Any]) -> None:
+    """Flush every file of a folder to disk, then write the manifest. A folder without one is not a checkpoint.
 
     Args:
-        folder: Everything a checkpoint holds.
-        run: What must be the same for a run that goes on from it.
+        folder: A complete checkpoint.
+        run: The resume signature of its run.
     """
     files = {}
     manifest = folder / MANIFEST
@@ -57,106 +56,106 @@ def seal(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def move_into_place(folder: Path, place: Path) -> None:
-    """Rename a sealed folder to its place; a checkpoint that is there already is removed."""
+    """Rename a folder with a manifest to its place. A checkpoint that is already there is removed."""
     if place.exists():
-        remove(place)
+        remove_checkpoint(place)
     folder.rename(place)
     sync(place.parent)
 
 
-def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; first its name, so that none of it passes for a checkpoint if that is cut short."""
-    away = checkpoint.parent / UNFINISHED / f"removed-{checkpoint.name}"
-    away.parent.mkdir(exist_ok=True)
-    shutil.rmtree(away, ignore_errors=True)
-    checkpoint.rename(away)
-    if away.is_symlink() or away.is_file():
-        away.unlink()
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that an interrupted deletion leaves no partial checkpoint."""
+    trash = checkpoint.parent / UNFINISHED / f"removed-{checkpoint.name}"
+    trash.parent.mkdir(exist_ok=True)
+    shutil.rmtree(trash, ignore_errors=True)
+    checkpoint.rename(trash)
+    if trash.is_symlink() or trash.is_file():
+        trash.unlink()
     else:
-        shutil.rmtree(away)
+        shutil.rmtree(trash)
 
 
-def fault(checkpoint: Path) -> str | None:
-    """The first thing that is wrong with a checkpoint; None if every file is what its manifest says."""
+def validate_checkpoint(checkpoint: Path) -> str | None:
+    """A description of the first problem of a checkpoint; None if every file matches the manifest."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         files, _ = manifest["files"], dict(manifest["run"])
-        for name, is_to_be in files.items():
+        for name, expected in files.items():
             path = checkpoint / name
             if not path.is_file():
                 return f"{name} is missing"
-            if (size := path.stat().st_size) != is_to_be["bytes"]:
-                return f"{name} has {size} bytes, not {is_to_be['bytes']}"
+            if (size := path.stat().st_size) != expected["bytes"]:
+                return f"{name} has {size} bytes, expected {expected['bytes']}"
             with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != is_to_be["sha256"]:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
                     return f"{name} has changed"
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # also what is JSON, but no manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # also JSON that is not a manifest
         return f"its {MANIFEST} cannot be read"
     return None if STATE in files else f"{STATE} is missing"
 
 
-def find_checkpoint(output_dir: Path, named: str | bool | None) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from.
+def find_checkpoint(output_dir: Path, resume_from: str | bool | None) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from.
 
     Args:
-        output_dir: Where a run's checkpoints lie.
-        named: None or `false` for none; a checkpoint folder; `true` or `auto` for the newest whole one in
-            `output_dir`, of which `auto` does without where there is no checkpoint at all.
+        output_dir: The folder with a run's checkpoints.
+        resume_from: None or `false` for no checkpoint; a checkpoint folder; `true` or `auto` for the latest valid one
+            in `output_dir`. With `auto`, a folder without any checkpoint gives None.
 
     Returns:
-        It, and a line for each newer one that is damaged.
+        The checkpoint, and one line for each later checkpoint that was skipped because it is corrupted.
 
     Raises:
-        InputError: There is none, or none that is whole.
+        InputError: There is no checkpoint, or no valid one.
     """
-    wanted = str(named).lower()
-    if named is None or wanted == "false":
+    wanted = str(resume_from).lower()
+    if resume_from is None or wanted == "false":
         return None, []
-    if wanted not in NEWEST:
-        if not (Path(str(named)) / STATE).is_file():
-            raise InputError(f"--resume_from_checkpoint {named}: no checkpoint, it has no {STATE}")
-        if damage := fault(Path(str(named))):
-            raise InputError(f"--resume_from_checkpoint {named}: the checkpoint is damaged, {damage}")
-        return Path(str(named)), []
+    if wanted not in LATEST:
+        if not (Path(str(resume_from)) / STATE).is_file():
+            raise InputError(f"resume_from_checkpoint={resume_from}: not a checkpoint (no {STATE})")
+        if problem := validate_checkpoint(Path(str(resume_from))):
+            raise InputError(f"resume_from_checkpoint={resume_from}: the checkpoint is corrupted, {problem}")
+        return Path(str(resume_from)), []
     skipped: list[str] = []
     for checkpoint in reversed(checkpoints_in(output_dir)):
-        if (damage := fault(checkpoint)) is None:
+        if (problem := validate_checkpoint(checkpoint)) is None:
             return checkpoint, skipped
-        skipped.append(f"{checkpoint} is damaged and was passed over: {damage}")
+        skipped.append(f"{checkpoint} is corrupted and was skipped: {problem}")
     if skipped:
-        raise InputError(f"--resume_from_checkpoint {named}: no whole checkpoint; {'; '.join(skipped)}")
+        raise InputError(f"resume_from_checkpoint={resume_from}: no valid checkpoint; {'; '.join(skipped)}")
     if wanted == "auto":
         return None, []
-    raise InputError(f"--resume_from_checkpoint {named}: {output_dir} holds no checkpoint")
+    raise InputError(f"resume_from_checkpoint={resume_from}: {output_dir} contains no checkpoint")
 
 
 def latest_valid_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that is whole, for messages."""
-    return next((path for path in reversed(checkpoints_in(output_dir)) if fault(path) is None), None)
+    """The latest valid checkpoint, for messages."""
+    return next((path for path in reversed(checkpoints_in(output_dir)) if validate_checkpoint(path) is None), None)
 
 
-def run_of(checkpoint: Path) -> dict[str, Any]:
-    """What its manifest says of the run that wrote it."""
+def saved_run(checkpoint: Path) -> dict[str, Any]:
+    """The resume signature of the run that wrote a checkpoint."""
     return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["run"])
 
 
 def stopped_early(state: TrainerState) -> bool:
-    """Whether a run that was saved in this state had been ended by early stopping."""
+    """Whether early stopping had ended the run that was saved in this state."""
     callbacks: Any = state.stateful_callbacks
-    said_stop = callbacks.get("TrainerControl", {}).get("args", {}).get("should_training_stop", False)
-    return bool(said_stop) and state.global_step < state.max_steps
+    stopped = callbacks.get("TrainerControl", {}).get("args", {}).get("should_training_stop", False)
+    return bool(stopped) and state.global_step < state.max_steps
 
 
-def fingerprint(rows: Any) -> str | None:
-    """A hash of all training data in an Arrow data set; of others what their method `fingerprint` says, or the number
-    of rows; None of a stream, which has no end to look at."""
+def dataset_fingerprint(rows: Any) -> str | None:
+    """The fingerprint of training data: a hash of all rows of a `datasets.Dataset`, else the result of the method
+    `fingerprint`, else the number of rows; None for a stream."""
     if isinstance(rows, datasets.Dataset):
         digest = hashlib.sha256(pa.schema(list(rows.features.arrow_schema)).serialize())  # without the metadata
         for table in rows.with_format("arrow").iter(batch_size=10_000):
             plain = table.replace_schema_metadata(None).combine_chunks()
-            for batch in plain.take(pa.array(range(len(plain)))).to_batches():  # without what a slice drags along
+            for batch in plain.take(pa.array(range(len(plain)))).to_batches():  # copies only the rows of a slice
                 digest.update(batch.serialize())
         return digest.hexdigest()
     if hasattr(rows, "fingerprint"):

@@ -1,4 +1,4 @@
-"""What is logged beside the loss: means of its terms and of the geometry, the effective rank, the pace."""
+"""Training metrics logged with the loss: its two terms, the geometry of the embeddings, the throughput."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, mean_cosine, uniformity
 from fmicl_text.losses.contrastive import LossTerms
 
-ROWS = 512  # of a batch; the log's figures need not cost as much as the loss
+ROWS = 512  # of a batch; enough for the logged metrics
 
 
 class TrainingMetrics:
-    """Sums since the last log. They stay on the device until then, so that no step waits for it."""
+    """Sums of the metrics since the last log. They stay on the device until the next, so that no step waits for it."""
 
     def __init__(self) -> None:
         self.start: float | None = None
         self.clear()
 
     def clear(self) -> None:
-        """Forget the sums."""
+        """Reset the sums."""
         self.sums: dict[str, Tensor] = {}
         self.count = 0
         self.rows: Tensor | None = None
@@ -31,7 +31,7 @@ class TrainingMetrics:
 
     @torch.no_grad()
     def add(self, terms: LossTerms, x: Tensor, y: Tensor) -> None:
-        """What one loss had: its terms, and the embeddings [B, D] of two views."""
+        """Add one loss: its terms and the embeddings [B, D] of its two views."""
         self.rows = x[:ROWS].detach()
         values = {
             "loss_positive": terms.positive,
@@ -44,14 +44,14 @@ class TrainingMetrics:
         self.count += 1
 
     def count_inputs(self, unit: str, amount: Tensor) -> None:
-        """Add what the encoder is about to see to the throughput: a scalar amount of `unit`, such as tokens."""
+        """Add a scalar amount of `unit`, such as tokens, to the throughput."""
         self.start = self.start or time.perf_counter()
         name = f"{unit}_per_second"
         self.amounts[name] = self.amounts.get(name, torch.zeros_like(amount)) + amount
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave what happens within out of the pace."""
+        """Exclude the time spent within this context from the throughput."""
         began = time.perf_counter()
         try:
             yield
@@ -60,7 +60,7 @@ class TrainingMetrics:
                 self.start += time.perf_counter() - began
 
     def take(self) -> dict[str, float]:
-        """The means and the pace of this process since the last call, effective rank and mean cosine of its last
+        """Means and throughput of this process since the last call, and effective rank and mean cosine of its last
         batch."""
         values = {name: (total / self.count).item() for name, total in self.sums.items()}
         if self.rows is not None:

@@ -1,7 +1,7 @@
-"""MoCo and MoCo v3: positives from a slow copy of the model, in MoCo negatives from a queue of what it gave.
+"""MoCo and MoCo v3: positives from a momentum encoder; in MoCo, negatives from a queue of its past outputs.
 
-Only where x and y come from differs from `FMICLTrainer`: x from the model, which learns, y from the copy, which follows
-it. Every objective works with both.
+The difference from `FMICLTrainer` is the origin of x and y: x comes from the trained model, y from its exponential
+moving average. Both support every objective.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainerCallback
 
 from fmicl_text.errors import InputError
 from fmicl_text.losses.distributed import gather_rows, row_counts
@@ -25,10 +26,10 @@ QUEUE = ("queue", "next_row")
 
 
 class MomentumEncoder(nn.Module):
-    """A copy of a model that gets no gradient, and the queue of what it gave last.
+    """An exponential moving average of a model, without gradient, and the queue of its past outputs.
 
     Args:
-        model: Encoder and projection head, as yet without a predictor.
+        model: Encoder and projection head, without a predictor.
         queue_size: Rows K of the queue, 0 for none. It starts with random directions, as MoCo's does.
     """
 
@@ -44,96 +45,162 @@ class MomentumEncoder(nn.Module):
             self.register_buffer("next_row", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def follow(self, model: ContrastiveModel, momentum: float) -> None:
-        """Every weight becomes momentum x itself + (1 - momentum) x the model's. Batch statistics stay its own."""
-        theirs = dict(model.named_parameters())
+    def update_momentum(self, model: nn.Module, momentum: float) -> None:
+        """Set every weight to momentum * itself + (1 - momentum) * the model's. Batch statistics are not averaged."""
+        weights = dict(model.named_parameters())
         for name, weight in self.model.named_parameters():
-            weight.lerp_(theirs[name], 1 - momentum)
+            weight.lerp_(weights[name], 1 - momentum)
 
     @torch.no_grad()
     def enqueue(self, rows: Tensor) -> None:
-        """Put rows [N, D] in place of the oldest ones."""
+        """Replace the oldest rows of the queue by rows [N, D]."""
         where = (self.next_row + torch.arange(len(rows), device=rows.device)) % len(self.queue)
         self.queue[where] = unit_rows(rows)
         self.next_row.add_(len(rows)).remainder_(len(self.queue))
 
 
 def predictor_head(width: int) -> nn.Module:
-    """MoCo v3's predictor, which the slow copy lacks: [N, width] to [N, width]."""
+    """MoCo v3's predictor, which the momentum encoder does not have: [N, width] to [N, width]."""
     hidden = [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
     return nn.Sequential(*hidden, nn.Linear(width, width))
 
 
-class MomentumTrainer(FMICLTrainer):
-    """As `FMICLTrainer`, with one view of each pair from a slow copy of the model; either view once.
-
-        loss = (loss(q_1, k_2) + loss(q_2, k_1)) / 2        q from the model, k from the copy, without gradient
-
-    MoCo (arXiv 1911.05722, 2003.04297) has a queue: the negatives of q_i are the copy's last outputs, of past batches.
-    MoCo v3 (arXiv 2104.02057) has none, a predictor, and a momentum that rises to 1 as a cosine.
+class MomentumModel(ContrastiveModel):
+    """A model with its momentum encoder, its queue and its predictor. The exported encoder contains none of them.
 
     Args:
-        model: Encoder and head. The momentum encoder becomes a submodule: it is in checkpoints, not in exports.
-        queue_size: Rows of the queue, at least those that one step adds, 2 x batch x processes, where the arguments
-            say negatives `queue`; else 0.
-        predictor: Whether the model gets one.
-        encoder_momentum: Share of itself that the copy keeps at every step, in [0, 1].
-        rising: Whether that rises to 1 over training.
+        model: Encoder and head, of any modality. It is trained in place.
+        queue_size: Rows of the queue for MoCo (arXiv 1911.05722, 2003.04297), 0 for none.
+        predictor: Whether the model gets MoCo v3's predictor (arXiv 2104.02057).
+
+    Raises:
+        InputError: The queue does not fit into memory.
+    """
+
+    model: ContrastiveModel
+
+    def __init__(self, model: ContrastiveModel, queue_size: int = 0, predictor: bool = False) -> None:
+        super().__init__(model.encoder, model.head, model.width)
+        # Not a submodule: its encoder and head already are, and each weight must have one name in the state dict.
+        object.__setattr__(self, "model", model)
+        self.modality, self.unit = model.modality, model.unit
+        self.view_input, self.model_input = model.view_input, model.model_input
+        if predictor:
+            self.predictor = predictor_head(model.width)
+        try:
+            self.momentum_encoder = MomentumEncoder(model, queue_size)
+        except RuntimeError as error:
+            raise InputError(
+                f"queue_size={queue_size} embeddings of width {model.width} do not fit into memory"
+            ) from error
+        if queue_size:  # equal in all processes, so that DDP need not send it at every step
+            ignored = [f"momentum_encoder.{name}" for name in QUEUE]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ignored)
+
+    @property
+    def queue(self) -> Tensor | None:
+        """The queue [K, D], or None."""
+        return getattr(self.momentum_encoder, "queue", None)
+
+    def embed(self, features: dict[str, Tensor]) -> Tensor:
+        return self.model.embed(features)
+
+    def count(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.model.count(inputs)
+
+    @property
+    def backbone(self) -> Any:
+        return self.model.backbone
+
+    def describe(self) -> dict[str, Any]:
+        return self.model.describe()
+
+    def describe_training(self) -> dict[str, Any]:
+        return self.model.describe_training()
+
+    def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
+        self.model.save_encoder(folder, state)
+
+    def open_encoder(self, folder: str) -> nn.Module:
+        return self.model.open_encoder(folder)
+
+    def is_exported(self, name: str) -> bool:
+        return self.model.is_exported(name)
+
+    @property
+    def loads_exported(self) -> bool:
+        return self.model.loads_exported
+
+    def prepare_data(self, train_dataset: Any) -> tuple[Any, Any]:
+        return self.model.prepare_data(train_dataset)
+
+
+class UpdateMomentumCallback(TrainerCallback):
+    """Moves the momentum encoder toward the model before every step except the first, at which they are equal."""
+
+    def __init__(self, trainer: MomentumTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > 0:
+            model: Any = self.trainer.model
+            model.momentum_encoder.update_momentum(model, self.trainer.momentum_schedule())
+
+
+class MomentumTrainer(FMICLTrainer):
+    """An `FMICLTrainer` that takes one view of each pair from a momentum encoder. Each view is used once as query:
+
+        loss = (loss(q_1, k_2) + loss(q_2, k_1)) / 2        q from the model, k from the momentum encoder
+
+    MoCo uses a queue: the negatives of q_i are past outputs of the momentum encoder. MoCo v3 has no queue, but
+    a predictor and a momentum that increases to 1.
+
+    Args:
+        model: A `MomentumModel`. A queue needs room for the 2 x batch x processes rows that one step adds, and
+            negatives `queue` in the arguments.
+        encoder_momentum: Momentum of the moving average, in [0, 1].
+        increase_momentum: Whether the momentum increases to 1 along a half cosine over training.
         **kwargs: As for `FMICLTrainer`.
 
     Raises:
-        InputError: A queue too small for what one step adds, or an engine that shards weights.
+        InputError: The queue is too small for one step, the engine shards weights, or `mini_batch_size` is set.
     """
+
+    model: MomentumModel
 
     def __init__(
         self,
-        model: ContrastiveModel,
+        model: MomentumModel,
         *args: Any,
-        queue_size: int = 0,
-        predictor: bool = False,
         encoder_momentum: float = 0.99,
-        rising: bool = False,
+        increase_momentum: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.encoder_momentum, self.rising = encoder_momentum, rising
-        try:
-            momentum_encoder = MomentumEncoder(model, queue_size)
-        except RuntimeError as error:
-            raise InputError(f"--queue_size {queue_size} embeddings of {model.width} do not fit memory") from error
-        if predictor:
-            model.predictor = predictor_head(model.width)
-        model.momentum_encoder = momentum_encoder
-        if queue_size:  # equal in all processes: no need to send it around at every step
-            ignored = [f"momentum_encoder.{name}" for name in QUEUE]
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+        self.encoder_momentum, self.increase_momentum = encoder_momentum, increase_momentum
         super().__init__(model, *args, **kwargs)
+        self.add_callback(UpdateMomentumCallback(self))
         added = 2 * self.args.train_batch_size * self.args.world_size
-        if 0 < queue_size < added:
-            raise InputError(f"--queue_size must be at least the {added} embeddings of one step, got {queue_size}")
+        if model.queue is not None and len(model.queue) < added:
+            raise InputError(f"queue_size must be at least the {added} embeddings of one step, got {len(model.queue)}")
 
     def check_engine(self) -> None:
         super().check_engine()
         engine = self.accelerator.distributed_type
         if engine in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-            raise InputError(f"MoCo is not possible with {engine.value}, which shards the weights: use DDP")
+            raise InputError(f"MoCo is not supported with {engine.value}, which shards the weights: use DDP")
         if self.args.mini_batch_size is not None:
-            raise InputError("--mini_batch_size is not possible with MoCo")
+            raise InputError("mini_batch_size is not supported with MoCo")
 
     def resume_signature(self) -> dict[str, Any]:
-        return super().resume_signature() | {"encoder_momentum": self.encoder_momentum, "rising": self.rising}
+        momentum = {"encoder_momentum": self.encoder_momentum, "increase_momentum": self.increase_momentum}
+        return super().resume_signature() | momentum
 
-    def momentum_now(self) -> float:
-        """Share of itself that the copy keeps at this step."""
-        if not self.rising:
+    def momentum_schedule(self) -> float:
+        """The momentum of the moving average at this step."""
+        if not self.increase_momentum:
             return self.encoder_momentum
         progress = self.state.global_step / self.state.max_steps
         return 1 - (1 - self.encoder_momentum) * (1 + math.cos(math.pi * progress)) / 2
-
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        if self.micro_step == 0 and self.state.global_step > 0:  # at first they are equal
-            momentum_encoder: Any = self.model.momentum_encoder
-            momentum_encoder.follow(self.model, self.momentum_now())
-        return super().training_step(model, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -144,16 +211,14 @@ class MomentumTrainer(FMICLTrainer):
     ) -> Any:
         inputs.pop("text_ids", None)
         queries = self.embed(model, inputs)
-        momentum_encoder: Any = self.model.momentum_encoder
+        encoder: Any = self.model.momentum_encoder
         with torch.no_grad(), self.accelerator.autocast():
-            keys = self.embed(momentum_encoder.model, inputs)
-        queue = getattr(momentum_encoder, "queue", None)
+            keys = self.embed(encoder.model, inputs)
+        queue = self.model.queue
         (query_1, query_2), (key_1, key_2) = queries.unbind(1), keys.unbind(1)
-        loss = (
-            self.compute_loss_from_embeddings((query_1, key_2), queue=queue)
-            + self.compute_loss_from_embeddings((query_2, key_1), queue=queue)
-        ) / 2
+        first = self.compute_loss_from_embeddings((query_1, key_2), queue=queue)
+        loss = (first + self.compute_loss_from_embeddings((query_2, key_1), queue=queue)) / 2
         if queue is not None:
             rows = keys.flatten(0, 1)
-            momentum_encoder.enqueue(torch.cat(gather_rows(rows, row_counts(rows))))
+            encoder.enqueue(torch.cat(gather_rows(rows, row_counts(rows))))
         return (loss, {"embeddings": queries}) if return_outputs else loss

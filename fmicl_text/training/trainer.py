@@ -2,58 +2,96 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from functools import partial
+from numbers import Number
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import DistributedType, broadcast_object_list
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
 from fmicl_text.errors import InputError
+from fmicl_text.files import move_files
+from fmicl_text.hub.model_card import write_card
+from fmicl_text.hub.run_record import run_record, scores_at
+from fmicl_text.hub.upload import BackgroundPush, create_repository, push
+from fmicl_text.losses.contrastive import ContrastiveLoss
 from fmicl_text.model import ContrastiveModel
+from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
-from fmicl_text.training.callbacks import CollapseMonitor, NonFiniteError, SkippedStepsCallback, describe_views
-from fmicl_text.training.checkpoint import latest_valid_checkpoint
+from fmicl_text.training.cached_step import cached_step
+from fmicl_text.training.callbacks import (
+    CollapseMonitor,
+    FiniteCheckCallback,
+    NonFiniteError,
+    PushCallback,
+    ResumeCallback,
+    SetEpochCallback,
+    SkippedStepsCallback,
+)
+from fmicl_text.training.checkpoint import STATE, UNFINISHED
+from fmicl_text.training.checkpointer import Checkpointer
 from fmicl_text.training.metrics import TrainingMetrics
-from fmicl_text.training.position import LengthSampler, SetEpochCallback
-from fmicl_text.training.resuming import ResumingTrainer
+from fmicl_text.training.sampler import SeededLengthSampler
+from fmicl_text.training.signals import GracefulStop, ignore_signals_in_worker
 
 
-class FMICLTrainer(ResumingTrainer):
-    """Trains a `ContrastiveModel` on batches [examples, views, ...] with one forward pass per step; with
-    `mini_batch_size` with two, of which one keeps a graph of a mini-batch at a time (GradCache, arXiv 2101.06983).
+class FMICLTrainer(Trainer):
+    """Trains an encoder on batches [examples, views, ...] with one forward pass per step.
 
-    Dropout is drawn from a generator seeded by (seed, step, micro-step, process, mini-batch): processes differ, and a
-    mini-batch's second pass repeats its first.
+    >>> from fmicl_text import FMICLTrainer, FMICLTrainingArguments, build_text_encoder
+    >>> encoder = build_text_encoder("bert-base-uncased")                         # doctest: +SKIP
+    >>> args = FMICLTrainingArguments("runs/js", divergence="js")                 # doctest: +SKIP
+    >>> FMICLTrainer(encoder, args, train_dataset=["A sentence.", ...]).train()   # doctest: +SKIP
 
     Args:
-        model: Encoder and head.
-        args: Objective, its hyperparameters, and everything of `transformers.TrainingArguments`.
-        train_dataset: Rows for the collator.
-        data_collator: Rows to {token tensors [B, V, T], text_ids}, such as `text.collator.TextViewCollator`.
-        views: Images [B, C, H, W] and a generator to views [B, V, C, S, S], such as `vision.views.ImageViews`, for
-            batches of {images}: made on the device, from a generator seeded as dropout is.
-        evaluator: Encoder to metrics, such as `evaluation.sts.STSEvaluator`; its `dataset` is what the base class
-            asks for when it is to evaluate during training. Metrics are logged as `eval_<name>`.
-        **kwargs: As for `transformers.Trainer`.
+        model: A `SentenceTransformer`, its name or folder, or a `ContrastiveModel` (an encoder with a head, such as
+            `TextContrastiveModel` or `ImageContrastiveModel`).
+        args: The objective, its hyperparameters, and all of `transformers.TrainingArguments`.
+        train_dataset: For text: a list of texts, of pairs or of triplets, or a `datasets.Dataset` with such columns;
+            for other modalities or with a `data_collator`: rows for the collator.
+        data_collator: Maps rows to {tensors [B, V, ...], text_ids [B, V]}, such as `text.TextViewCollator`.
+        evaluator: Any callable that maps the encoder to a dict of numbers or to a number, such as an evaluator of
+            sentence-transformers, `evaluation.STSEvaluator` or a function. Metrics are logged as `eval_<name>`.
+        loss: A `ContrastiveLoss`, instead of the objective in the arguments.
+        views: Maps inputs [B, ...] and a generator to views [B, V, ...], computed on the device, such as
+            `vision.ImageViews`.
+        callbacks: As for `transformers.Trainer`.
+        optimizers: As for `transformers.Trainer`.
+        optimizer_cls_and_kwargs: As for `transformers.Trainer`.
 
-    Logged with each loss, as means since the last log: loss_positive and loss_negative (their sum is the loss, that of
-    all processes' rows unless global_batch is none), and of this process's batches, with dropout, after the head,
-    alignment, uniformity, effective_rank and mean_cosine (of the first 512 rows, the last two of the last batch), and
-    tokens or images a second; and, once there is one, the number of steps left out because something was not finite
-    (nonfinite_steps, and in fp16 overflow_steps). Warned of: a collapse, when it begins.
+    Every forward pass draws its dropout masks from a generator seeded by (seed, step, micro-step, process,
+    mini-batch): processes differ, a resumed run repeats them, and with `mini_batch_size` so does the second pass.
+
+    Logged with each loss, as means since the last log: loss_positive and loss_negative (their sum is the loss, over the
+    rows of all processes unless global_batch is none), and for this process's batches, with dropout, after the head:
+    alignment, uniformity, effective_rank and mean_cosine (on the first 512 rows; the last two for the last batch), the
+    throughput, and the number of skipped steps, if any.
+
+    `train(resume_from_checkpoint=...)` takes a folder, or True or "auto" for the latest valid checkpoint ("auto" starts
+    from scratch if there is none). On SIGTERM and SIGINT all processes finish the same step, save a checkpoint and
+    raise `Interrupted`.
+
+    Attributes:
+        metadata: Facts for the model card and the run record that the trainer cannot know; see `hub.run_record`.
     """
 
-    # The base class would take a model whose forward has **kwargs for one that scales its own loss, and skip the
-    # division by the accumulation steps.
+    # The base class would assume that a model whose forward accepts **kwargs scales its own loss, and would not divide
+    # the loss by the accumulation steps.
     loss_is_scaled_for_ga = False
 
     model: ContrastiveModel
@@ -61,154 +99,204 @@ class FMICLTrainer(ResumingTrainer):
 
     def __init__(
         self,
-        model: ContrastiveModel,
+        model: ContrastiveModel | SentenceTransformer | str,
         args: FMICLTrainingArguments,
+        *,
         train_dataset: Any = None,
         data_collator: Callable[..., Any] | None = None,
-        evaluator: Any = None,
+        evaluator: Callable[[Any], Mapping[str, float] | float] | None = None,
+        loss: ContrastiveLoss | None = None,
         views: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-        **kwargs: Any,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
     ) -> None:
         if args.eval_strategy != "no" and evaluator is None:
-            raise ValueError("evaluation during training needs an evaluator; or set eval_strategy='no'")
+            strategy = IntervalStrategy(args.eval_strategy).value
+            raise ValueError(f"eval_strategy={strategy} needs an evaluator; pass one, or eval_strategy='no'")
+        model = contrastive_model(model)
+        if data_collator is None and train_dataset is not None:
+            train_dataset, data_collator = model.prepare_data(train_dataset)
         batch = args.train_batch_size * args.world_size
         if isinstance(train_dataset, Sized) and len(train_dataset) < batch:
-            raise InputError(f"{len(train_dataset)} training examples do not fill one batch of {batch}")
-        self.loss = args.build_loss()
-        self.evaluator = evaluator
-        self.views = views
+            raise InputError(
+                f"{len(train_dataset)} training examples are fewer than one batch of {batch}: reduce "
+                "per_device_train_batch_size"
+            )
+        self.loss = args.build_loss() if loss is None else loss
+        self.evaluator, self.views = evaluator, views
+        self.metadata: dict[str, Any] = {}
         self.metrics = TrainingMetrics()
-        self.views_checked = False
+        self.checkpointer = Checkpointer(self)
+        self.graceful_stop = GracefulStop(self)
+        self.background_push: BackgroundPush | None = None
+        self.length_sampler: SeededLengthSampler | None = None
         self.losses: list[Tensor] = []  # of this step's micro-batches
+        self.grad_norm: Any = None
         self.last_views: tuple[Tensor, Tensor] | None = None
         self.finite_loss = torch.zeros((), device=args.device)
         self.micro_step = 0
-        self.length_sampler: LengthSampler | None = None
+        self.views_checked = False
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
-            eval_dataset=getattr(evaluator, "dataset", None),
+            eval_dataset=None if evaluator is None else [],  # the base class requires one to evaluate during training
             data_collator=data_collator,
-            **kwargs,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        for callback in (SetEpochCallback(self), SkippedStepsCallback(), CollapseMonitor()):
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        for callback in (
+            *(SetEpochCallback(self), ResumeCallback(self), FiniteCheckCallback(self), SkippedStepsCallback()),
+            *(CollapseMonitor(), PushCallback(self), self.graceful_stop),
+        ):
             self.add_callback(callback)
         self.check_engine()
 
     @property
     def skipped_steps(self) -> SkippedStepsCallback:
-        """The counter; the base class replaces it when it goes on from a checkpoint."""
+        """The counter; the base class replaces it when it resumes from a checkpoint."""
         return next(one for one in self.callback_handler.callbacks if isinstance(one, SkippedStepsCallback))
 
-    def resume_signature(self) -> dict[str, Any]:
-        run = super().resume_signature() | self.model.describe_training() | getattr(self.views, "describe", dict)()
-        return dict(json.loads(json.dumps(run, default=str)))  # as the manifest will give it back
-
     def check_engine(self) -> None:
-        """InputError for what the launcher asked for and this trainer, or this machine, cannot do."""
+        """Raise `InputError` for a launcher configuration that this trainer or this machine does not support."""
         if self.args.n_gpu > 1:
             raise InputError(
                 f"one process sees {self.args.n_gpu} GPUs and cannot split a contrastive batch over them: start one "
-                f"process per GPU, accelerate launch --multi_gpu --num_processes {self.args.n_gpu}"
+                f"process per GPU with `accelerate launch --multi_gpu --num_processes {self.args.n_gpu}`"
             )
         if self.accelerator.mixed_precision == "fp16" and self.args.device.type == "cpu":
-            raise InputError("mixed precision fp16 needs a GPU; on a CPU bf16 (--bf16 True) or none")
+            raise InputError("mixed precision fp16 needs a GPU; on a CPU use bf16=True or no mixed precision")
         for engine, enabled in {"FSDP": self.is_fsdp_enabled, "DEEPSPEED": self.is_deepspeed_enabled}.items():
             if os.environ.get(f"ACCELERATE_USE_{engine}") == "true" and not enabled:
                 got = self.accelerator.distributed_type.value
-                raise InputError(f"{engine} was asked for, but on {self.args.device.type} accelerate gives {got}")
+                raise InputError(f"{engine} was requested, but on {self.args.device.type} accelerate provides {got}")
         if self.is_fsdp_enabled and (self.args.load_best_model_at_end or self.args.resume_from_checkpoint):
             raise InputError(
-                "with FSDP a checkpoint cannot be read back into training here: --load_best_model_at_end False, no "
-                "--resume_from_checkpoint"
+                "loading a checkpoint is not supported with FSDP: set load_best_model_at_end=False and do not pass "
+                "resume_from_checkpoint"
             )
         engine = self.accelerator.distributed_type
         if self.args.mini_batch_size is not None and engine in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             raise InputError(
-                f"--mini_batch_size {self.args.mini_batch_size} is not possible with {engine.value}: it takes several "
-                "backward passes per step; use plain processes (DDP)"
+                f"mini_batch_size={self.args.mini_batch_size} is not supported with {engine.value}, because it needs "
+                "several backward passes per step; use plain processes (DDP)"
             )
+
+    # Training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `transformers.Trainer.train`. A finished run that is resumed only loads its final weights.
+
+        Raises:
+            InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data, batches or
+                processes; or there is too little space on the disk.
+            NonFiniteError: The loss or a gradient is not finite.
+            Interrupted: After a signal; a checkpoint was saved.
+        """
+        checkpoint = self.checkpointer.choose(resume_from_checkpoint)
+        if checkpoint is not None:
+            max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+            if self.checkpointer.is_done(checkpoint, max_steps):
+                return self.load_finished(checkpoint)
+        try:
+            with self.graceful_stop.handle_signals():
+                return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+        except UnpicklingError as error:  # a file that matches the manifest but has invalid content
+            raise InputError(f"{checkpoint} cannot be read: a file is corrupted or contains code") from error
+
+    def load_finished(self, checkpoint: Path) -> TrainOutput:
+        """Load state and weights of the run that ended with this checkpoint, without training."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+        self.model.load_checkpoint(str(checkpoint))
+        self.checkpointer.locate_best()
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self.checkpointer.load_best()
+        return TrainOutput(self.state.global_step, float("nan"), {})
+
+    def get_train_dataloader(self) -> Any:
+        """As the base class; workers ignore the signals that end training, because the last step needs their batch."""
+        loader: Any = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.worker_init_fn = partial(ignore_signals_in_worker, inner.worker_init_fn)
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        """As the base class, except for length-grouped batches, whose order it does not reproduce when resuming."""
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        strategy = self.args.train_sampling_strategy
+        if strategy in LENGTH_STRATEGIES and "length" not in (getattr(dataset, "column_names", None) or []):
+            raise InputError(f"train_sampling_strategy={strategy} needs text that is tokenized before training")
+        if strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        lengths = dataset.with_format("numpy")["length"][:].tolist()
+        self.length_sampler = SeededLengthSampler(batch, lengths, self.args.seed)
+        return self.length_sampler
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Gradients of one micro-batch; its loss divided by the number of micro-batches, as the base class has it."""
-        with self.explain_out_of_memory(), torch.random.fork_rng(devices=[]):  # samplers draw from the state outside
+        """Compute the gradients of one micro-batch; returns its loss divided by the number of micro-batches."""
+        with self.explain_out_of_memory(), torch.random.fork_rng(devices=[]):  # samplers use the global random state
+            inputs = self.make_views(self._prepare_inputs(inputs))
+            self.metrics.count_inputs(self.model.unit, self.model.count(inputs))
             if self.args.mini_batch_size is None:
                 self.seed_dropout()
                 loss = super().training_step(model, inputs, num_items_in_batch)
             else:
-                model.train()
-                optimizer: Any = self.optimizer
-                if callable(getattr(optimizer, "train", None)):  # schedule-free ones
-                    optimizer.train()
-                loss = self.cached_step(model, self._prepare_inputs(inputs))
+                loss = self.cached_training_step(model, inputs)
         self.micro_step += 1
-        if self.args.skip_nonfinite:  # the log's mean is one over the steps that were taken
+        if self.args.skip_nonfinite:  # the logged mean covers only the steps that were taken
             self.finite_loss = torch.where(loss.isfinite(), loss, self.finite_loss)
             return self.finite_loss.clone()
         return loss
 
+    def make_views(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch whose inputs [B, ...] are replaced by views [B, V, ...], if the trainer has `views`."""
+        if self.views is None:
+            return inputs
+        rows = inputs.pop(str(self.model.view_input))
+        generator = torch.Generator(rows.device).manual_seed(self.step_seed())
+        return inputs | {str(self.model.model_input): self.views(rows, generator)}
+
+    def cached_training_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """As `training_step`, in mini-batches of `mini_batch_size` examples; see `cached_step`."""
+        model.train()
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers
+            optimizer.train()
+        text_ids = inputs.pop("text_ids", None)
+
+        def embed(mini_batch: dict[str, Tensor], k: int) -> Tensor:
+            self.seed_dropout(k)  # the same masks in both passes
+            return self.embed(model, mini_batch)
+
+        return cached_step(
+            inputs,
+            int(self.args.mini_batch_size or 0),
+            embed,
+            lambda views: self.compute_loss_from_embeddings(views, text_ids) / self.current_gradient_accumulation_steps,
+            self.accelerator.backward,
+            lambda: self.accelerator.no_sync(model),
+        )
+
     def step_seed(self, *more: int) -> int:
-        """A seed that is a function of where training stands: seed, step, micro-step, process."""
+        """A seed determined by (seed, step, micro-step, process, *more)."""
         where = [self.args.seed, self.state.global_step, self.micro_step, self.args.process_index, *more]
         return int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0])
 
     def seed_dropout(self, mini_batch: int = 0) -> None:
-        """Make the masks of the next forward pass a function of where training stands."""
+        """Seed the dropout masks of the next forward pass."""
         torch.manual_seed(self.step_seed(mini_batch))
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        if self.views is not None:
-            rows = inputs.pop(str(self.model.view_input))
-            generator = torch.Generator(rows.device).manual_seed(self.step_seed())
-            inputs[str(self.model.model_input)] = self.views(rows, generator)
-        self.metrics.count_inputs(self.model.unit, self.model.count(inputs))
-        return inputs
-
-    def cached_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Embed every mini-batch without a graph, take the loss's gradient in the embeddings, then embed again with the
-        same dropout and send that gradient back. Processes exchange gradients once, at the last mini-batch."""
-        text_ids = inputs.pop("text_ids", None)
-        columns = {name: value.split(self.args.mini_batch_size) for name, value in inputs.items()}
-        mini_batches = [dict(zip(columns, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
-        with torch.no_grad():
-            embeddings = torch.cat(
-                [self.embed_mini_batch(model, mini_batch, k) for k, mini_batch in enumerate(mini_batches)]
-            )
-        views = [view.requires_grad_() for view in embeddings.unbind(1)]
-        loss = self.compute_loss_from_embeddings(views, text_ids) / self.current_gradient_accumulation_steps
-        gradients = zip(*(g.split(self.args.mini_batch_size) for g in torch.autograd.grad(loss, views)), strict=True)
-        del embeddings, views
-        for k, (mini_batch, parts) in enumerate(zip(mini_batches, gradients, strict=True)):
-            last = k == len(mini_batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                surrogate = (self.embed_mini_batch(model, mini_batch, k) * torch.stack(parts, dim=1)).sum()
-                self.accelerator.backward(surrogate)
-        return loss.detach()
-
-    def embed_mini_batch(self, model: nn.Module, mini_batch: dict[str, Tensor], k: int) -> Tensor:
-        """Embeddings [b, V, D] of mini-batch k, the same each time within a micro-step."""
-        self.seed_dropout(k)
-        return self.embed(model, mini_batch)
-
-    @contextmanager
-    def explain_out_of_memory(self) -> Iterator[None]:
-        """Turn an allocation that fails into one line with the options that help."""
-        try:
-            yield
-        except RuntimeError as error:  # torch.OutOfMemoryError among them
-            if not isinstance(error, torch.OutOfMemoryError) and "t allocate memory" not in str(error):
-                raise
-            batch, mini_batch, block = self.args.train_batch_size, self.args.mini_batch_size, self.args.block_size
-            help_for_loss = f", --block_size (now {block or 'automatic'}) takes the loss in smaller blocks"
-            raise InputError(
-                f"out of memory at step {self.state.global_step + 1}: --mini_batch_size (now {mini_batch or batch}) "
-                f"embeds the batch of {batch} in parts{help_for_loss if self.args.objective != 'infonce' else ''}; "
-                "the result stays as it is"
-            ) from error
+    def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """Embeddings [B, V, D] of a batch [B, V, ...]: flattened, one forward pass, unflattened."""
+        shape = next(iter(inputs.values())).shape[:2]
+        return model({name: value.flatten(0, 1) for name, value in inputs.items()}).unflatten(0, shape)
 
     def compute_loss(
         self,
@@ -217,7 +305,7 @@ class FMICLTrainer(ResumingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss of one batch. accelerate's autocast covers the model's forward only; the loss is float32."""
+        """The loss of one batch. accelerate's autocast covers the model's forward pass only; the loss is float32."""
         text_ids = inputs.pop("text_ids", None)
         embeddings = self.embed(model, inputs)
         loss = self.compute_loss_from_embeddings(embeddings.unbind(1), text_ids)
@@ -226,7 +314,13 @@ class FMICLTrainer(ResumingTrainer):
     def compute_loss_from_embeddings(
         self, views: Sequence[Tensor], text_ids: Tensor | None = None, queue: Tensor | None = None
     ) -> Tensor:
-        """The loss of V views, embeddings [B, D] each, checked, its parts recorded for the log."""
+        """The loss of V views [B, D], with its terms recorded for the log.
+
+        Args:
+            views: x, y and, for triplets, hard negatives.
+            text_ids: [B, V], equal where texts are equal.
+            queue: Negatives [K, D], for MoCo.
+        """
         x, y, *others = views
         terms = self.loss.terms(x, y, others[0] if others else None, text_ids, queue)
         self.losses.append(terms.loss.detach())
@@ -236,104 +330,87 @@ class FMICLTrainer(ResumingTrainer):
             self.metrics.add(terms, x, y)
         return terms.loss
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        strategy = self.args.train_sampling_strategy
-        if strategy in LENGTH_STRATEGIES and "length" not in (getattr(dataset, "column_names", None) or []):
-            raise InputError(f"--train_sampling_strategy {strategy} needs text tokenized before training")
-        if strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        lengths = dataset.with_format("numpy")["length"][:].tolist()
-        self.length_sampler = LengthSampler(batch, lengths, self.args.seed)
-        return self.length_sampler
-
-    def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Embeddings [B, V, D] of a batch [B, V, ...]: flattened, one forward, unflattened."""
-        shape = next(iter(inputs.values())).shape[:2]
-        return model({name: value.flatten(0, 1) for name, value in inputs.items()}).unflatten(0, shape)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """As the base class, which asks for it before every step of the optimizer; the moment to see whether loss and
-        gradient are finite, for it would take the step whatever they are, and save the weights."""
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        broken = ~torch.stack(self.losses).isfinite().all()
-        scaled = self.accelerator.scaler is not None  # fp16: the scaler leaves out steps whose gradient overflows
-        if not scaled:
-            broken |= ~torch.as_tensor(grad_norm, device=broken.device).isfinite()
-        if self.agree(broken):
-            self.skip_step(grad_norm, scaled)
-        return grad_norm
-
-    def skip_step(self, grad_norm: Any, scaled: bool) -> None:
-        """With --skip_nonfinite, take the gradients away and count the step; else NonFiniteError, in all processes."""
-        loss = torch.stack(self.losses).mean().item()
-        broken = next((name for name, buffer in self.model.named_buffers() if not buffer.isfinite().all()), None)
-        if self.args.skip_nonfinite and broken is None:
-            self.skipped_steps.nonfinite_steps += 1
-            if not scaled:
-                for weight in self.model.parameters():
-                    weight.grad = None
-            return
-        views = "" if self.last_views is None else f", {describe_views(self.loss, *self.last_views)}"
-        checkpoint = latest_valid_checkpoint(Path(str(self.args.output_dir))) or "none was saved"
-        raise NonFiniteError(
-            f"loss is {loss} and gradient norm {float(grad_norm)} at step {self.state.global_step + 1} "
-            f"({self.args.objective_name}, {self.loss.hyperparameters}{views}"
-            + (f", {broken} is not finite" if broken else "")
-            + f"): lower --learning_rate, --gamma or --alpha; last good checkpoint: {checkpoint}"
-        )
-
     def check_views(self, x: Tensor, y: Tensor) -> None:
-        """Warn once, at the first batch, if the views are the same: nothing would pull positives together."""
+        """Warn once, at the first batch, if the two views are identical: positives then have no gradient."""
         if not self.views_checked and torch.equal(x, y):
             warnings.warn(
-                "the two views of every text are identical: the model has no dropout (ModernBERT's default, for one). "
-                "Set it with --dropout 0.1, or train on pairs of texts (columns sent0, sent1).",
+                "both views of every text are identical because the model has no dropout (ModernBERT's default, for "
+                "example): set dropout=0.1 in build_text_encoder or in the recipe, or train on pairs of texts",
                 stacklevel=2,
             )
         self.views_checked = True
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Record the norm for `FiniteCheckCallback`, because clipping hides an overflow before callbacks run."""
+        self.grad_norm = super()._get_grad_norm(model, grad_norm)
+        return self.grad_norm
+
+    @contextmanager
+    def explain_out_of_memory(self) -> Iterator[None]:
+        """Convert an out-of-memory error into one line that names the options that help."""
+        try:
+            yield
+        except RuntimeError as error:  # includes torch.OutOfMemoryError
+            if not isinstance(error, torch.OutOfMemoryError) and "t allocate memory" not in str(error):
+                raise
+            batch, mini_batch, block = self.args.train_batch_size, self.args.mini_batch_size, self.args.block_size
+            blocks = f", block_size (now {block or 'automatic'}) splits the loss into smaller blocks"
+            raise InputError(
+                f"out of memory at step {self.state.global_step + 1}: mini_batch_size (now {mini_batch or batch}) "
+                f"splits the batch of {batch}{blocks if self.args.objective != 'infonce' else ''}; the result does not "
+                "change"
+            ) from error
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the base class, with what `metrics` holds beside the loss."""
+        """As the base class, with the training metrics next to the loss."""
         if "loss" in logs:
             logs |= self.metrics.take() | self.skipped_steps.counts()
         super().log(logs, start_time)
 
+    # Evaluation
+
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The evaluator's metrics of the encoder, without head or dropout.
+        """Evaluate the encoder, without head and dropout, with the evaluator. Logs and returns the metrics.
 
-        The base class's loop would report the loss, which says nothing without dropout, and its DataLoader would
-        draw from the random state, so that evaluating changed the training that follows."""
+        The base class's loop would report the loss, which is not meaningful without dropout, and its DataLoader would
+        draw from the random state, so that evaluating would change the training that follows."""
         if eval_dataset is not None or self.evaluator is None:
-            raise ValueError("evaluate() scores what the trainer's evaluator holds: pass evaluator= to the trainer")
+            raise ValueError(
+                "evaluate() runs the trainer's evaluator: pass evaluator= to the trainer, not eval_dataset="
+            )
         metrics = self.run_evaluator(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def run_evaluator(self, prefix: str = "eval") -> dict[str, float]:
-        """The evaluator's metrics, neither logged nor shown to callbacks.
+        """Evaluate the encoder with the evaluator, without logging. Returns the metrics.
 
         Raises:
-            InputError: --metric_for_best_model is none of them.
+            InputError: The evaluator returned something other than numbers, or metric_for_best_model is not among them.
         """
-        with self.unsharded_state_dict(), self.metrics.pause():
-            measured = self.evaluator(self.model.encoder)
-        if self.args.world_size > 1:  # early stopping and the choice of a checkpoint must not differ by a last digit
-            (measured,) = broadcast_object_list([measured])
-        metrics = {f"{prefix}_{name}": value for name, value in measured.items()}
+        evaluator: Any = self.evaluator
+        with self.unsharded_parameters(), self.metrics.pause(), torch.random.fork_rng(devices=[]):
+            measured = evaluator(self.model.encoder)
+        choose_metric(self.args, evaluator)
+        measured = {"score": measured} if isinstance(measured, Number) else measured
+        if not isinstance(measured, Mapping) or not all(isinstance(value, Number) for value in measured.values()):
+            raise InputError(f"evaluator must return a dict of numbers or a number, got {measured!r:.200}")
+        if self.args.world_size > 1:  # rounding must not affect early stopping and the best checkpoint
+            (measured,) = broadcast_object_list([dict(measured)])
+        metrics = {f"{prefix}_{name}": float(value) for name, value in measured.items()}
         wanted = str(self.args.metric_for_best_model).removeprefix("eval_")
         if self.args.metric_for_best_model and f"{prefix}_{wanted}" not in metrics:
             known = ", ".join(name.removeprefix(f"{prefix}_") for name in metrics)
-            raise InputError(f"--metric_for_best_model {wanted} is not measured; there are {known}")
+            raise InputError(f"metric_for_best_model={wanted} is not available; choose one of {known}")
         return metrics
 
     @contextmanager
-    def unsharded_state_dict(self) -> Iterator[None]:
-        """FSDP shards the weights, and gathers them only for calls of the whole model: the encoder is a part of it."""
+    def unsharded_parameters(self) -> Iterator[None]:
+        """Within this context, the encoder has its full weights. FSDP gathers the sharded weights only in calls of the
+        model, not of the encoder alone."""
         model: Any = self.model
         if not isinstance(model, FSDPModule):
             yield
@@ -343,3 +420,144 @@ class FMICLTrainer(ResumingTrainer):
             yield
         finally:
             model.reshard()
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """With save_strategy="best" the base class saves only if this is True; a pending signal needs a checkpoint."""
+        return super()._determine_best_metric(metrics, trial) or self.graceful_stop.stopped_by != 0
+
+    # Saving and loading
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Save atomically. In the base class, an interrupted write leaves a folder that looks like a checkpoint."""
+        self.checkpointer.save()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load all weights. The base class expects a single state dict, which checkpoints do not contain."""
+        self.model.load_checkpoint(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, unless it is corrupted."""
+        self.checkpointer.load_best()
+
+    def resume_signature(self) -> dict[str, Any]:
+        """Everything that a resumed run must share with this one; subclasses add their own settings."""
+        return self.checkpointer.resume_signature()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the encoder into a folder, whose files are replaced only when all new ones are complete.
+
+        The base class would write the wrapper's state dict, and a pickle of the arguments that can contain a token."""
+        place = Path(str(output_dir or self.args.output_dir))
+        temporary = place / UNFINISHED / "encoder"
+        self.write_encoder(temporary)
+        if self.args.should_save:
+            move_files(temporary, place)
+            shutil.rmtree(temporary.parent)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub()
+
+    def write_encoder(self, folder: Path, training_only: bool = False) -> None:
+        """Write the encoder into a folder. Every process must call this: engines gather sharded weights.
+
+        Args:
+            folder: Created if necessary.
+            training_only: Also write the weights that are not exported (head, momentum encoder), for a checkpoint.
+
+        Raises:
+            NonFiniteError: A weight is inf or nan; nothing was written.
+        """
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        wrapped: Any = self.model_wrapped
+        state = self.accelerator.get_state_dict(wrapped) if sharded else self.model.state_dict()
+        if not self.args.should_save:
+            return
+        broken = [name for name, weight in state.items() if not weight.isfinite().all()]
+        if broken:
+            raise NonFiniteError(f"step {self.state.global_step}: {broken[0]} is not finite; nothing was written")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_encoder(str(folder), state)
+        if training_only:
+            self.model.save_training_only(str(folder), state)
+
+    # Hub
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository that `push_to_hub` writes to, before training, so that a wrong name or a missing token
+        or permission is found early."""
+        if self.is_world_process_zero():
+            name = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
+            private = self.args.hub_private_repo if private is None else private
+            self.hub_model_id: Any = create_repository(name, private, exist_ok=True, token=token)
+            self.background_push = BackgroundPush()
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> str | None:
+        """Save the encoder and upload it with its model card. The head, the optimizer and the run record stay local.
+
+        Returns:
+            The URL of the commit; None in other processes, and if not blocking.
+
+        Raises:
+            HubError: The Hub could not be reached or rejected the upload. If not blocking, this is logged as a warning.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        folder, state = Path(str(self.args.output_dir)), self.state
+        ended_with_the_best = self.args.load_best_model_at_end and 0 < state.max_steps <= state.global_step
+        step = state.best_global_step if ended_with_the_best else state.global_step
+        return self.push_folder(folder, commit_message or "Upload encoder", step or 0, blocking, revision, token)
+
+    def push_folder(
+        self,
+        folder: Path,
+        message: str,
+        step: int,
+        blocking: bool,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> str | None:
+        """Upload a folder that contains the encoder of a step, with a model card."""
+        write_card(run_record(self, scores_at(self, step)), folder, self.hub_model_id)
+        options: dict[str, Any] = {"message": message, "revision": revision or self.args.hub_revision, "token": token}
+        options |= {"private": self.args.hub_private_repo, "exist_ok": True}
+        background: Any = self.background_push
+        if blocking:
+            background.wait()
+            return push(folder, str(self.hub_model_id), **options)
+        background.start(folder, str(self.hub_model_id), **options)
+        return None
+
+
+def contrastive_model(model: ContrastiveModel | SentenceTransformer | str) -> ContrastiveModel:
+    """Convert the `model` argument of the trainer to a `ContrastiveModel`.
+
+    Raises:
+        InputError: The model is of another type.
+    """
+    if isinstance(model, ContrastiveModel):
+        return model
+    encoder = build_text_encoder(model) if isinstance(model, str) else model
+    if not isinstance(encoder, SentenceTransformer):
+        raise InputError(
+            f"model must be a SentenceTransformer, its name, or a ContrastiveModel such as ImageContrastiveModel, got "
+            f"{type(model).__name__}"
+        )
+    return TextContrastiveModel(encoder)
+
+
+def choose_metric(args: FMICLTrainingArguments, evaluator: Any) -> None:
+    """Select the best checkpoint by an evaluator's primary metric, unless the arguments name a metric. Evaluators of
+    sentence-transformers have one, which may be set by their first call."""
+    primary = getattr(evaluator, "primary_metric", None)
+    if primary and args.metric_for_best_model in (None, "loss"):
+        args.metric_for_best_model = primary
+        args.greater_is_better = bool(getattr(evaluator, "greater_is_better", True))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fmicl_text import FMICLLoss
-from tests.conftest import sentences
+from tests.support import sentences
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -32,8 +32,8 @@ args = FMICLTrainingArguments(output, per_device_train_batch_size=8, gamma=2.0, 
                               eval_strategy="steps", eval_steps=2, save_strategy="no", load_best_model_at_end=False)
 rows = Dataset.from_dict({"text": open(text).read().splitlines()})
 graded = Dataset.from_dict({"sentence1": rows["text"][:9], "sentence2": rows["text"][9:18], "score": list(range(9))})
-trainer = FMICLTrainer(TextContrastiveModel(encoder), args, rows, TextViewCollator(encoder.tokenizer, ["text"]),
-                       STSEvaluator(graded, progress=False))
+trainer = FMICLTrainer(encoder, args, train_dataset=rows, data_collator=TextViewCollator(encoder.tokenizer, ["text"]),
+                       evaluator=STSEvaluator(graded, progress=False))
 trainer.train()
 assert trainer.accelerator.distributed_type == DistributedType[engine], trainer.accelerator.distributed_type
 assert torch.distributed.get_backend() == "nccl" and args.world_size == 2

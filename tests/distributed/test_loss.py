@@ -10,11 +10,11 @@ from fmicl_text import FMICLLoss, InfoNCELoss
 from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.losses.similarity import unit_rows
-from tests.distributed.ranks import run_ranks
+from tests.support import one_fast, relative_error, run_ranks, words_missing
 
-pytestmark = pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")
+pytestmark = pytest.mark.filterwarnings("ignore:.*uniformity")
 BARS = {torch.float32: 1e-6, torch.float64: 1e-12}
-SPLITS = {"two even": [6, 6], "two uneven": [7, 4], "three": [4, 4, 4], "three uneven": [5, 4, 2], "one row": [8, 1]}
+SPLITS = {"two uneven": [7, 4], "two even": [6, 6], "three": [4, 4, 4], "three uneven": [5, 4, 2], "one row": [8, 1]}
 
 
 def material(rows, dtype, with_hard=False, repeat=False):
@@ -50,14 +50,9 @@ def on_all_ranks(split, losses, tensors):
         yield [terms for terms, _ in each], torch.cat([gradient for _, gradient in each]) / len(split)
 
 
-def error(measured, exact):
-    assert exact.norm() > 1e-2
-    return ((measured - exact).norm() / exact.norm()).item()
-
-
 @pytest.mark.parametrize("strategy", ["gather", "ring"])
-@pytest.mark.parametrize("dtype", BARS, ids=str)
-@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+@pytest.mark.parametrize("dtype", one_fast([torch.float64, torch.float32]), ids=str)
+@pytest.mark.parametrize("split", one_fast(SPLITS.values()), ids=SPLITS)
 def test_every_divergence_equals_one_process(split, dtype, strategy):
     tensors = material(sum(split), dtype)
     if strategy == "gather":  # no text is known to be another's
@@ -66,7 +61,7 @@ def test_every_divergence_equals_one_process(split, dtype, strategy):
     spread = [FMICLLoss(name, 1.0, 4.0, negatives, global_batch=strategy) for name, negatives in cases]
     for case, (terms, gradient) in zip(cases, on_all_ranks(split, spread, tensors), strict=True):
         exact = gradients(FMICLLoss(case[0], 1.0, 4.0, case[1]), *tensors)
-        assert error(gradient, exact[1]) < BARS[dtype], case
+        assert relative_error(gradient, exact[1]) < BARS[dtype], case
         for each in terms:
             torch.testing.assert_close(each, exact[0], rtol=10 * BARS[dtype], atol=10 * BARS[dtype], msg=str(case))
 
@@ -80,20 +75,20 @@ def test_hard_negatives_repeated_texts_and_blocks(name, block_size, strategy):
     kwargs = {"fmicl": {"divergence": "js", "gamma": 1.0, "alpha": 4.0}}.get(name, {})
     exact = gradients(OBJECTIVES[name](**kwargs), *tensors)
     unmasked = gradients(OBJECTIVES[name](**kwargs), *tensors[:3], None)
-    assert error(unmasked[1], exact[1]) > 1e-3
+    assert relative_error(unmasked[1], exact[1]) > 1e-3
     spread = OBJECTIVES[name](**kwargs, block_size=block_size, global_batch=strategy)
     ((terms, gradient),) = on_all_ranks(split, [spread], tensors)
-    assert error(gradient, exact[1]) < 1e-12
+    assert relative_error(gradient, exact[1]) < 1e-12
     assert all(torch.allclose(each, exact[0], rtol=1e-11) for each in terms)
 
 
 @pytest.mark.parametrize("negatives", IN_BATCH)
-@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS)
+@pytest.mark.parametrize("split", one_fast(SPLITS.values()), ids=SPLITS)
 def test_infonce_equals_one_process(split, negatives):
     tensors = material(sum(split), torch.float64, with_hard=True, repeat=True)
     exact = gradients(InfoNCELoss(0.5, negatives), *tensors)
     ((terms, gradient),) = on_all_ranks(split, [InfoNCELoss(0.5, negatives, global_batch="gather")], tensors)
-    assert error(gradient, exact[1]) < 1e-12
+    assert relative_error(gradient, exact[1]) < 1e-12
     assert all(torch.allclose(each, exact[0], rtol=1e-11) for each in terms)
 
 
@@ -123,7 +118,7 @@ def test_the_wrong_variants_fail_the_same_test():
     exact = gradients(FMICLLoss("kl", 1.0, 4.0), *tensors)[1]
     answers = run_ranks(2, wrong_variants, split, tensors)
     for variant in zip(*answers, strict=True):
-        assert error(torch.cat(variant) / 2, exact) > 0.1
+        assert relative_error(torch.cat(variant) / 2, exact) > 0.1
 
 
 # ---- what is communicated
@@ -151,17 +146,15 @@ def test_no_collective_in_the_backward_pass(strategy):
         assert forward > 0 and backward > 0  # the counter sees those that there are
 
 
-def test_equal_texts_everywhere_are_refused_by_all():
+def test_equal_texts_everywhere_are_an_error_in_all():
     tensors = material(6, torch.float32)
     ids = torch.zeros(6, 1, dtype=torch.long)
 
-    assert (
-        run_ranks(2, refused, [3, 3], (*tensors[:3], ids))
-        == ["no negative pair in the batch: all 6 texts are equal"] * 2
-    )
+    for message in run_ranks(2, error_of, [3, 3], (*tensors[:3], ids)):
+        assert not words_missing(message, ("negative", "6 texts")), message
 
 
-def refused(rank, split, tensors):
+def error_of(rank, split, tensors):
     try:
         FMICLLoss(global_batch="gather")(*own_rows(rank, split, tensors))
     except ValueError as error:
@@ -190,7 +183,8 @@ def without_rows(rank, strategy):
 
 @pytest.mark.parametrize("strategy", ["gather", "ring"])
 def test_a_rank_without_rows_is_named_by_all(strategy):
-    assert run_ranks(2, without_rows, strategy) == ["every process needs at least one row, they have [0, 3]"] * 2
+    for message in run_ranks(2, without_rows, strategy):
+        assert not words_missing(message, ("process", "[0, 3]")), message
 
 
 @pytest.mark.parametrize("split", [[6, 6], [5, 4, 2]], ids=str)
@@ -204,7 +198,7 @@ def test_against_a_queue(split):
     answers = run_ranks(len(split), queue_on_one_rank, spread, split, (x, y), queue)
     for make, each in zip(makers, zip(*answers, strict=True), strict=True):
         terms, gradient = queue_gradients(make(), x, y, queue)
-        assert error(torch.cat([of_rank for _, of_rank in each]) / len(split), gradient) < 1e-12, make
+        assert relative_error(torch.cat([of_rank for _, of_rank in each]) / len(split), gradient) < 1e-12, make
         for of_rank, _ in each:
             torch.testing.assert_close(of_rank, terms, rtol=1e-11, atol=1e-11)
 

@@ -5,88 +5,39 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViTConfig
 
 from fmicl_text import build_text_encoder
 from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.text.collator import TokenCollator
 from fmicl_text.text.tokenization import tokenize_dataset
-from fmicl_text.vision.data import LabelledImages, TrainingRows, collate_images
+from fmicl_text.vision.data import LabeledImages, TrainingRows, collate_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel
-from tests.conftest import sentences
-from tests.distributed.ranks import run_ranks
-from tests.training.test_momentum import make_trainer as make_momentum_trainer
-from tests.training.test_trainer import make_trainer, weights
-from tests.vision.test_encoder import TOKENS, ViTConfig
+from tests.support import (
+    PAIR_COLUMNS,
+    TINY_VIT,
+    Gradients,
+    make_momentum_trainer,
+    make_trainer,
+    one_fast,
+    padded_pairs,
+    relative_error,
+    run_trainer,
+    run_trainers,
+    sentences,
+    weights,
+)
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition"),
-    pytest.mark.filterwarnings("ignore:the two views of every text are identical"),
+    pytest.mark.filterwarnings("ignore:.*uniformity"),
+    pytest.mark.filterwarnings("ignore:.*views of every text are identical"),
 ]
-COLUMNS = ("sent0", "sent1")
 
 
-def pairs(count):
-    """Every other eight are short, so that two processes' batches of 8 differ in padding."""
-
-    def texts(seed):
-        return [" ".join(t.split()[: 3 if i // 8 % 2 else None]) for i, t in enumerate(sentences(count, seed))]
-
-    return Dataset.from_dict({"sent0": texts(1), "sent1": texts(2)})
-
-
-class Gradients(TrainerCallback):
-    """Keeps the gradient of every step, joined, as the optimizer gets it."""
-
-    def __init__(self):
-        self.steps = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.steps.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone())
-
-
-def run_trainer(folder, output_dir, rows=16, dtype=torch.float32, streaming=False, **settings):
-    """Gradients of every step, weights after the last and the logged losses of one run of plain SGD."""
-    dataset = pairs(rows).to_iterable_dataset() if streaming else pairs(rows)
-    trainer = make_trainer(
-        folder, output_dir, columns=COLUMNS, dataset=dataset, optim="sgd", learning_rate=0.1, max_grad_norm=0.0,
-        lr_scheduler_type="constant", train_sampling_strategy="sequential", **({"max_steps": 1} | settings),
-    )  # fmt: skip
-    trainer.model.to(dtype)
-    gradients = Gradients()
-    trainer.add_callback(gradients)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return gradients.steps, weights(trainer), losses
-
-
-def as_rank(rank, world_size, function, *args):
-    """In a forked process: what a launcher would set, and no state of accelerate's from the parent."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "OMP_NUM_THREADS": "1"}
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._shared_state.clear()
-    return function(*args)
-
-
-def run_trainers(world_size, *args, function=run_trainer, **settings):
-    return run_ranks(world_size, as_rank_with, world_size, function, args, settings)
-
-
-def as_rank_with(rank, world_size, function, args, settings):
-    return as_rank(rank, world_size, lambda: function(*args, **settings))
-
-
-def error(measured, exact):
-    assert exact.norm() > 1e-2
-    return ((measured - exact).norm() / exact.norm()).item()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", one_fast([torch.float64, torch.float32]), ids=str)
 def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, dtype):
     """Five steps of SGD without dropout: gradients, logged losses and the final weights."""
     settings = {"max_steps": 5, "dtype": dtype, "rows": 80}
@@ -94,18 +45,18 @@ def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, dtype):
     for strategy in ("gather", "ring"):
         for two in run_trainers(2, no_dropout_folder, tmp_path, global_batch=strategy, **settings):
             bar = 1e-6 if dtype == torch.float32 else 1e-12
-            assert all(error(a, b) < 30 * bar for a, b in zip(two[0], one[0], strict=True))
-            assert error(two[0][0], one[0][0]) < bar
+            assert all(relative_error(a, b) < 30 * bar for a, b in zip(two[0], one[0], strict=True))
+            assert relative_error(two[0][0], one[0][0]) < bar
             assert max((two[1][n] - one[1][n]).abs().max() for n in one[1]) < 1e-6
             assert two[2] == pytest.approx(one[2], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("name", one_fast(DIVERGENCES))
 def test_cached_on_two_processes_equals_one_plain_one(no_dropout_folder, tmp_path, name):
     settings = {"divergence": name, "dtype": torch.float64}
     (exact,), _, loss = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16, **settings)
     for (gradient,), _, each in run_trainers(2, no_dropout_folder, tmp_path, mini_batch_size=3, **settings):
-        assert error(gradient, exact) < 1e-12
+        assert relative_error(gradient, exact) < 1e-12
         assert each == pytest.approx(loss, rel=1e-5)
 
 
@@ -113,13 +64,13 @@ def test_infonce_on_two_processes(no_dropout_folder, tmp_path):
     settings = {"objective": "infonce", "gamma": None, "alpha": None, "dtype": torch.float64}
     (exact,), _, _ = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16, **settings)
     for (gradient,), _, _ in run_trainers(2, no_dropout_folder, tmp_path, mini_batch_size=3, **settings):
-        assert error(gradient, exact) < 1e-12
+        assert relative_error(gradient, exact) < 1e-12
 
 
 def test_negatives_of_each_its_own_is_another_gradient(no_dropout_folder, tmp_path):
     (exact,), _, _ = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16)
     for (gradient,), _, _ in run_trainers(2, no_dropout_folder, tmp_path, global_batch="none"):
-        assert error(gradient, exact) > 0.05
+        assert relative_error(gradient, exact) > 0.05
 
 
 def first_embeddings(folder, output_dir):
@@ -141,7 +92,7 @@ def test_dropout_masks_differ_between_processes(bert_folder, tmp_path):
 def gradient_exchanges(folder, output_dir, **settings):
     """How many times one step with three buckets' worth of parameters is all-reduced outside the loss."""
     calls, all_reduce = [], dist.all_reduce
-    trainer = make_trainer(folder, output_dir, columns=COLUMNS, dataset=pairs(32), max_steps=1, **settings)
+    trainer = make_trainer(folder, output_dir, columns=PAIR_COLUMNS, dataset=padded_pairs(32), max_steps=1, **settings)
 
     def hook(state, bucket):
         calls.append(bucket.index())
@@ -157,19 +108,20 @@ def gradient_exchanges(folder, output_dir, **settings):
     return calls
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", one_fast([2, 1]))
 def test_one_exchange_of_gradients_per_step(no_dropout_folder, tmp_path, accumulation):
     settings = {"mini_batch_size": 2, "gradient_accumulation_steps": accumulation}
     for calls in run_trainers(2, no_dropout_folder, tmp_path, function=gradient_exchanges, **settings):
         assert calls and len(calls) == len(set(calls))
 
 
+@pytest.mark.slow
 def test_streamed_text_is_the_same_batch(no_dropout_folder, tmp_path):
     """Batches of different padding on the two processes included."""
     settings = {"max_steps": 4, "rows": 64, "dtype": torch.float64}
     one = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16, **settings)
     for two in run_trainers(2, no_dropout_folder, tmp_path, streaming=True, **settings):
-        assert all(error(a, b) < 1e-11 for a, b in zip(two[0], one[0], strict=True))
+        assert all(relative_error(a, b) < 1e-11 for a, b in zip(two[0], one[0], strict=True))
 
 
 def scored(folder, output_dir):
@@ -194,6 +146,7 @@ def length_grouped(folder, output_dir, checkpoint=None):
     return weights(trainer)
 
 
+@pytest.mark.slow
 def test_length_grouping_resumes_exactly_in_its_second_epoch(bert_folder, tmp_path):
     """4 steps an epoch; the checkpoint is in the middle of the second."""
     whole = run_trainers(2, bert_folder, tmp_path / "whole", function=length_grouped)
@@ -207,8 +160,8 @@ def momentum_run(folder, output_dir, method, dtype=torch.float64, **settings):
     """As `run_trainer`, with MoCo's trainer; weights of the copy and queue included. A linear predictor: batch
     statistics are each process's own."""
     trainer = make_momentum_trainer(
-        folder, output_dir, method, rows=80, columns=COLUMNS, max_grad_norm=0.0, train_sampling_strategy="sequential",
-        max_steps=5, learning_rate=0.1, **settings,
+        folder, output_dir, method, rows=80, columns=PAIR_COLUMNS, max_grad_norm=0.0, max_steps=5,
+        train_sampling_strategy="sequential", learning_rate=0.1, **settings,
     )  # fmt: skip
     if method.get("predictor"):
         torch.manual_seed(1)
@@ -220,17 +173,20 @@ def momentum_run(folder, output_dir, method, dtype=torch.float64, **settings):
     return gradients.steps, {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kwargs", [{"divergence": "js"}, {"objective": "infonce"}, {"objective": "align_uniform"}], ids=str
 )
-@pytest.mark.parametrize("method", [{"queue_size": 40}, {"predictor": True, "rising": True}], ids=["moco", "mocov3"])
+@pytest.mark.parametrize(
+    "method", [{"queue_size": 40}, {"predictor": True, "increase_momentum": True}], ids=["moco", "mocov3"]
+)
 def test_moco_on_two_processes(no_dropout_folder, tmp_path, method, kwargs):
     """Five steps: gradients, and all that is kept, the queue among it, in its order."""
     if "objective" in kwargs:
         kwargs = kwargs | {"gamma": None, "alpha": None}
     one = momentum_run(no_dropout_folder, tmp_path, method, per_device_train_batch_size=16, **kwargs)
     for two in run_trainers(2, no_dropout_folder, tmp_path, method, function=momentum_run, **kwargs):
-        assert all(error(a, b) < 1e-10 for a, b in zip(two[0], one[0], strict=True))
+        assert all(relative_error(a, b) < 1e-10 for a, b in zip(two[0], one[0], strict=True))
         assert all(torch.allclose(two[1][name], one[1][name], atol=1e-9) for name in one[1])
 
 
@@ -242,15 +198,15 @@ def vision_run(output_dir, method, **settings):
         queue_size=64 if method == "moco" else None, **settings,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = ImageContrastiveModel(new_image_encoder(ViTConfig(**TOKENS)), 32, head_dim=8)
+    model = ImageContrastiveModel(new_image_encoder(ViTConfig(**TINY_VIT)), 32, head_dim=8)
     model.head = torch.nn.Linear(model.head[0].in_features, 8)
     pixels = torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8)
-    rows = TrainingRows(LabelledImages(pixels, torch.arange(48) % 3, "noise"), 32, None, seed=0)
+    rows = TrainingRows(LabeledImages(pixels, torch.arange(48) % 3, "noise"), 32, None, seed=0)
 
     def views(images, generator):
         return torch.stack([images.float() / 255, images.flip(-1).float().square() / 65025], dim=1)
 
-    trainer = args.trainer_class()(model, args, rows, collate_images, views=views)
+    trainer = args.build_trainer(model, train_dataset=rows, data_collator=collate_images, views=views)
     if method == "mocov3":
         trainer.model.predictor = torch.nn.Linear(8, 8)
     trainer.model.double()
@@ -262,7 +218,8 @@ def vision_run(output_dir, method, **settings):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
-@pytest.mark.filterwarnings("ignore:f-MICL's negative term pushes queries away")
+@pytest.mark.filterwarnings("ignore:.*f-MICL.*queue")
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simclr", "moco", "mocov3"])
 def test_images_on_two_processes(tmp_path, method):
     one = vision_run(tmp_path, method, per_device_train_batch_size=16)

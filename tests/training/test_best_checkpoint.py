@@ -7,8 +7,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from fmicl_text.errors import Interrupted
 from fmicl_text.training import checkpoint as checkpoints
-from tests.training.test_signals import SAVING, Signal
-from tests.training.test_trainer import make_trainer, same, weights
+from tests.support import SAVING, Signal, make_trainer, same, weights
 
 
 def falling(encoder):
@@ -60,7 +59,7 @@ def test_a_damaged_best_checkpoint_is_told_of(bert_folder, tmp_path):
     falling.calls = 0
     trainer = early(bert_folder, tmp_path, patience=9, max_steps=8)
     trainer.add_callback(Harm())
-    with pytest.warns(UserWarning, match=r"checkpoint-2 is damaged \(config.json has 2 bytes.*its last weights"):
+    with pytest.warns(UserWarning, match=r"checkpoint-2 .*config.json has 2 bytes"):
         trainer.train()
     assert trainer.state.best_global_step == 8
 
@@ -98,7 +97,7 @@ def test_a_best_one_that_is_gone_is_told_of(bert_folder, tmp_path):
     with pytest.raises(Interrupted):
         cut.train()
     shutil.rmtree(tmp_path / "checkpoint-2")
-    with pytest.warns(UserWarning, match="checkpoint-2, the best so far, is gone: training ends with a better one, or"):
+    with pytest.warns(UserWarning, match="checkpoint-2, the best checkpoint so far, is missing"):
         early(bert_folder, tmp_path, patience=99, max_steps=8).train(resume_from_checkpoint="auto")
 
 

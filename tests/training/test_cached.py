@@ -1,6 +1,5 @@
 """Large batches on small memory: mini_batch_size leaves the gradient as it is."""
 
-import re
 from contextlib import nullcontext
 
 import pytest
@@ -10,19 +9,17 @@ from datasets import Dataset
 from fmicl_text import FMICLTrainingArguments, InputError
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.training.trainer import FMICLTrainer
-from tests.conftest import sentences
-from tests.distributed.test_trainer import Gradients, error, run_trainer
-from tests.training.test_trainer import make_trainer
+from tests.support import Gradients, make_trainer, one_fast, relative_error, run_trainer, sentences
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition"),
-    pytest.mark.filterwarnings("ignore:the two views of every text are identical"),
+    pytest.mark.filterwarnings("ignore:.*views of every text are identical"),
 ]
 BARS = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
-@pytest.mark.parametrize("dtype", BARS, ids=str)
-@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("dtype", one_fast([torch.float64, torch.float32]), ids=str)
+@pytest.mark.parametrize("name", one_fast(DIVERGENCES))
 def test_without_dropout_it_is_the_whole_batch(no_dropout_folder, tmp_path, name, dtype):
     """16 pairs, 5 at a time; in blocks of 4 too."""
     settings = {"divergence": name, "per_device_train_batch_size": 16, "dtype": dtype, "head": "simcse"}
@@ -31,7 +28,7 @@ def test_without_dropout_it_is_the_whole_batch(no_dropout_folder, tmp_path, name
         (gradient,), _, cached_loss = run_trainer(
             no_dropout_folder, tmp_path, mini_batch_size=5, block_size=block_size, **settings
         )
-        assert error(gradient, exact) < BARS[dtype]
+        assert relative_error(gradient, exact) < BARS[dtype]
         assert cached_loss == pytest.approx(loss, rel=1e-5)
 
 
@@ -40,7 +37,7 @@ def test_the_other_objectives(no_dropout_folder, tmp_path, objective):
     settings = {"objective": objective, "gamma": None, "alpha": None, "dtype": torch.float64}
     (exact,), _, _ = run_trainer(no_dropout_folder, tmp_path, **settings)
     (gradient,), _, _ = run_trainer(no_dropout_folder, tmp_path, mini_batch_size=3, **settings)
-    assert error(gradient, exact) < 1e-12
+    assert relative_error(gradient, exact) < 1e-12
 
 
 def gradients_with_dropout(folder, output_dir, step, dtype=torch.float32, **settings):
@@ -50,7 +47,7 @@ def gradients_with_dropout(folder, output_dir, step, dtype=torch.float32, **sett
         max_steps=1, max_grad_norm=0.0, gradient_accumulation_steps=2, mini_batch_size=3, **settings,
     )  # fmt: skip
     trainer.model.to(dtype)
-    trainer.cached_step = step.__get__(trainer)
+    trainer.cached_training_step = step.__get__(trainer)
     gradients = Gradients()
     trainer.add_callback(gradients)
     trainer.train()
@@ -59,6 +56,7 @@ def gradients_with_dropout(folder, output_dir, step, dtype=torch.float32, **sett
 
 def step_with_the_graph_kept(trainer, model, inputs):
     """The same mini-batches and dropout, embedded once, all their graphs alive."""
+    model.train()
     text_ids = inputs.pop("text_ids")
     parts = []
     for k, start in enumerate(range(0, 8, 3)):
@@ -73,23 +71,23 @@ def step_with_the_graph_kept(trainer, model, inputs):
 def test_with_dropout_it_is_the_graph_kept(bert_folder, tmp_path, dtype):
     """Accumulation and a head included."""
     exact = gradients_with_dropout(bert_folder, tmp_path, step_with_the_graph_kept, dtype)
-    cached = gradients_with_dropout(bert_folder, tmp_path, FMICLTrainer.cached_step, dtype)
-    assert error(cached, exact) < BARS[dtype]
+    cached = gradients_with_dropout(bert_folder, tmp_path, FMICLTrainer.cached_training_step, dtype)
+    assert relative_error(cached, exact) < BARS[dtype]
 
 
 def test_with_bf16_it_is_the_graph_kept(bert_folder, tmp_path):
     exact = gradients_with_dropout(bert_folder, tmp_path, step_with_the_graph_kept, bf16=True)
-    cached = gradients_with_dropout(bert_folder, tmp_path, FMICLTrainer.cached_step, bf16=True)
-    assert error(cached, exact) < 1e-6
-    single = gradients_with_dropout(bert_folder, tmp_path, FMICLTrainer.cached_step)
-    assert error(cached, single) > 1e-3  # bf16 was on
+    cached = gradients_with_dropout(bert_folder, tmp_path, FMICLTrainer.cached_training_step, bf16=True)
+    assert relative_error(cached, exact) < 1e-6
+    single = gradients_with_dropout(bert_folder, tmp_path, FMICLTrainer.cached_training_step)
+    assert relative_error(cached, single) > 1e-3  # bf16 was on
 
 
 def test_without_the_replay_of_dropout_it_is_wrong(bert_folder, tmp_path, monkeypatch):
     exact = gradients_with_dropout(bert_folder, tmp_path, step_with_the_graph_kept)
     monkeypatch.setattr(FMICLTrainer, "seed_dropout", lambda trainer, mini_batch=0: None)
-    cached = gradients_with_dropout(bert_folder, tmp_path, FMICLTrainer.cached_step)
-    assert error(cached, exact) > 0.1
+    cached = gradients_with_dropout(bert_folder, tmp_path, FMICLTrainer.cached_training_step)
+    assert relative_error(cached, exact) > 0.1
 
 
 def test_dropout_differs_between_steps_micro_batches_and_mini_batches(bert_folder, tmp_path):
@@ -128,13 +126,13 @@ def test_samplers_draw_from_an_untouched_random_state(bert_folder, tmp_path):
 @pytest.mark.parametrize("field", ["mini_batch_size", "block_size"])
 @pytest.mark.parametrize("value", [0, -1, 9])
 def test_sizes_out_of_range_are_named(tmp_path, field, value):
-    with pytest.raises(ValueError, match=f"--{field} must be from 1 to the batch of 8, got {value}"):
+    with pytest.raises(ValueError, match=f"{field} .* 8, got {value}$"):
         FMICLTrainingArguments(str(tmp_path), per_device_train_batch_size=8, **{field: value})
     FMICLTrainingArguments(str(tmp_path), per_device_train_batch_size=8, use_cpu=True, **{field: 8})
 
 
 def test_block_size_means_nothing_to_infonce(tmp_path):
-    with pytest.raises(ValueError, match="--block_size means nothing to objective infonce"):
+    with pytest.raises(ValueError, match=r"block_size=8 .* objective=infonce"):
         FMICLTrainingArguments(str(tmp_path), objective="infonce", block_size=8)
     with pytest.raises(ValueError, match="global_batch must be one of none, gather; got 'ring'"):
         FMICLTrainingArguments(str(tmp_path), objective="infonce", global_batch="ring")
@@ -153,11 +151,7 @@ def test_out_of_memory_names_the_two_options(bert_folder, tmp_path, failure):
         raise failure
 
     trainer.model.forward = full
-    expected = (
-        "out of memory at step 1: --mini_batch_size (now 4) embeds the batch of 8 in parts, --block_size (now "
-        "automatic) takes the loss in smaller blocks; the result stays as it is"
-    )
-    with pytest.raises(InputError, match=re.escape(expected)):
+    with pytest.raises(InputError, match=r"step 1: mini_batch_size \(now 4\).* 8, block_size \(now automatic\)"):
         trainer.train()
 
 
@@ -169,11 +163,7 @@ def test_another_runtime_error_stays_what_it_is(bert_folder, tmp_path):
 
 
 def test_fp16_on_a_processor_is_refused(bert_folder, tmp_path):
-    with (
-        pytest.raises(InputError, match="fp16 needs a GPU; on a CPU bf16")
-        if not torch.cuda.is_available()
-        else nullcontext()
-    ):
+    with pytest.raises(InputError, match=r"fp16 .* bf16=True") if not torch.cuda.is_available() else nullcontext():
         make_trainer(bert_folder, tmp_path, fp16=True)
 
 
@@ -203,8 +193,8 @@ def test_schedule_free_optimizers_are_told_to_train(bert_folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mini_batch_size": 4, "optim": "lomo"}, "--mini_batch_size is not possible with --optim"),
-        ({"auto_find_batch_size": True}, "--auto_find_batch_size True is not possible here"),
+        ({"mini_batch_size": 4, "optim": "lomo"}, r"mini_batch_size=4 .* optim="),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size=True"),
     ],
 )
 def test_what_cannot_go_together(tmp_path, settings, message):

@@ -13,26 +13,7 @@ from fmicl_text.errors import Interrupted
 from fmicl_text.losses.contrastive import FMICLLoss, InfoNCELoss
 from fmicl_text.training.callbacks import CollapseMonitor, describe_views
 from fmicl_text.training.trainer import NonFiniteError
-from tests.training.test_signals import Signal
-from tests.training.test_trainer import make_trainer, same, weights
-
-
-def breaking(trainer, step, value=math.nan, gradient=False):
-    """A trainer whose forward pass gives nan, or only a gradient that is, in one step."""
-    forward, calls = trainer.model.forward, []
-
-    def broken(features):
-        calls.append(1)
-        out = forward(features)
-        if len(calls) != step:
-            return out
-        if gradient:
-            out.register_hook(lambda g: g * value)
-            return out
-        return out * value
-
-    trainer.model.forward = broken
-    return trainer
+from tests.support import Signal, breaking, make_trainer, same, weights
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -41,7 +22,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(bert_fold
         make_trainer(bert_folder, tmp_path, lr_scheduler_type="constant"), step=3, value=value, gradient=True
     )
     with pytest.raises(
-        NonFiniteError, match=r"loss is -?\d.* and gradient norm (nan|inf) at step 3 .*, r from -\d.*\): lower"
+        NonFiniteError, match=r"loss is -?\d.* and gradient norm (nan|inf) at step 3 .*, r from -\d.*learning_rate"
     ):
         trainer.train()
     two_steps = make_trainer(bert_folder, tmp_path, lr_scheduler_type="constant", max_steps=2)
@@ -117,11 +98,11 @@ def test_a_run_that_was_cut_short_counts_on_and_knows_its_highest_rank(bert_fold
     assert counts == [None, *[1] * 7]
     watch = CollapseMonitor()
     for step, rank in enumerate((30.0, 25.0)):
-        watch.look({"effective_rank": rank, "mean_cosine": 0.1}, step)
+        watch.check({"effective_rank": rank, "mean_cosine": 0.1}, step)
     state = json.loads(json.dumps(watch.state()))
     later = CollapseMonitor(**state["args"])
     vars(later).update(state["attributes"])
-    assert later.look({"effective_rank": 9.0, "mean_cosine": 0.1}, 2)
+    assert later.check({"effective_rank": 9.0, "mean_cosine": 0.1}, 2)
 
 
 def test_the_range_of_the_similarity_is_told():
@@ -155,17 +136,17 @@ def test_what_is_no_collapse():
     assert told([1.3, 1.9, 4.0, 20.0, 35.0], [0.995, 0.993, 0.9, 0.3, 0.1]) == []  # many an encoder before training
     assert told([60.0, 45.0, 30.0, 25.0]) == []
     assert told([31.7, 1.0], batch=8) == []
-    assert CollapseMonitor().look({"eval_sts_spearman": 80.0}, 5) is None
+    assert CollapseMonitor().check({"eval_sts_spearman": 80.0}, 5) is None
 
 
 def test_the_words_name_what_helps():
     watch = CollapseMonitor()
-    watch.look({"effective_rank": 30.0, "mean_cosine": 0.1}, 25)
-    words = watch.look({"effective_rank": 5.0, "mean_cosine": 0.4}, 50)
+    watch.check({"effective_rank": 30.0, "mean_cosine": 0.1}, 25)
+    words = watch.check({"effective_rank": 5.0, "mean_cosine": 0.4}, 50)
     assert words.startswith(
         "step 50: embeddings are collapsing, effective rank 5.0 (highest so far 30.0), mean cosine 0.400"
     )
-    assert words.endswith("(kl, js, pearson, vlc), a lower --learning_rate, a larger --alpha")
+    assert all(word in words for word in ("kl, js, pearson, vlc", "learning_rate", "alpha"))
 
 
 def test_small_batches_and_moderate_cosines_are_no_collapse():

@@ -10,15 +10,15 @@ from fmicl_text import InputError
 from fmicl_text.files import move_files, write_atomic
 from fmicl_text.training.checkpoint import (
     checkpoints_in,
-    fault,
+    dataset_fingerprint,
     find_checkpoint,
-    fingerprint,
     latest_valid_checkpoint,
     move_into_place,
-    remove,
-    run_of,
-    seal,
+    remove_checkpoint,
+    saved_run,
     stopped_early,
+    validate_checkpoint,
+    write_manifest,
 )
 
 
@@ -28,7 +28,7 @@ def checkpoint(folder, step):
     (place / "1_Pooling").mkdir(parents=True)
     for name in ("model.safetensors", "trainer_state.json", "1_Pooling/config.json"):
         (place / name).write_text(f"{name} of step {step}")
-    seal(place, {"processes": 1})
+    write_manifest(place, {"processes": 1})
     return place
 
 
@@ -41,7 +41,7 @@ def flip_a_bit(path):
 UNREADABLE = "its manifest.json cannot be read"
 DAMAGE = {
     "file missing": (lambda c: (c / "1_Pooling" / "config.json").unlink(), "1_Pooling/config.json is missing"),
-    "cut short": (lambda c: (c / "model.safetensors").write_text("mod"), "model.safetensors has 3 bytes, not 28"),
+    "cut short": (lambda c: (c / "model.safetensors").write_text("mod"), "model.safetensors has 3 bytes, expected 28"),
     "bit flipped": (lambda c: flip_a_bit(c / "model.safetensors"), "model.safetensors has changed"),
     "no manifest": (lambda c: (c / "manifest.json").unlink(), "it has no manifest.json"),
     "empty manifest": (lambda c: (c / "manifest.json").write_text(""), UNREADABLE),
@@ -63,21 +63,21 @@ DAMAGE = {
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_found_and_the_newest_whole_one_taken(tmp_path, case):
     older, newer = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
-    assert fault(newer) is None and latest_valid_checkpoint(tmp_path) == newer
+    assert validate_checkpoint(newer) is None and latest_valid_checkpoint(tmp_path) == newer
     harm, words = DAMAGE[case]
     harm(newer)
-    assert fault(newer) == words
+    assert validate_checkpoint(newer) == words
     found, skipped = find_checkpoint(tmp_path, "auto")
-    assert found == older and skipped == [f"{newer} is damaged and was passed over: {words}"]
+    assert found == older and skipped == [f"{newer} is corrupted and was skipped: {words}"]
     assert find_checkpoint(tmp_path, True) == (older, skipped)
     harm(older)
-    with pytest.raises(InputError, match=r"auto: no whole checkpoint; .*checkpoint-10 is damaged .*checkpoint-9 is"):
+    with pytest.raises(InputError, match=r"resume_from_checkpoint=auto: .*checkpoint-10 .*checkpoint-9 "):
         find_checkpoint(tmp_path, "auto")
 
 
 def test_the_checkpoint_to_go_on_from(tmp_path):
     assert find_checkpoint(tmp_path, "auto") == find_checkpoint(tmp_path, None) == (None, [])
-    with pytest.raises(InputError, match=r"--resume_from_checkpoint True: .* holds no checkpoint"):
+    with pytest.raises(InputError, match=r"resume_from_checkpoint=True: .* contains no checkpoint"):
         find_checkpoint(tmp_path, True)
     for step in (100, 20):
         checkpoint(tmp_path, step)
@@ -87,19 +87,19 @@ def test_the_checkpoint_to_go_on_from(tmp_path):
     for named, name in (("auto", "checkpoint-100"), ("True", "checkpoint-100"), (tmp_path / "checkpoint-20",) * 2):
         assert find_checkpoint(tmp_path, named)[0] == tmp_path / name
     assert find_checkpoint(tmp_path, "false") == (None, [])
-    with pytest.raises(InputError, match=r"--resume_from_checkpoint nope: no checkpoint, it has no trainer_state.json"):
+    with pytest.raises(InputError, match=r"resume_from_checkpoint=nope: .*no trainer_state.json"):
         find_checkpoint(tmp_path, "nope")
     flip_a_bit(tmp_path / "checkpoint-20" / "model.safetensors")
-    with pytest.raises(InputError, match=r"checkpoint-20: the checkpoint is damaged, model.safetensors has changed"):
+    with pytest.raises(InputError, match=r"checkpoint-20: .*model.safetensors has changed"):
         find_checkpoint(tmp_path, tmp_path / "checkpoint-20")
 
 
 def test_a_checkpoint_replaces_one_of_its_name(tmp_path):
     place, new = checkpoint(tmp_path, 5), checkpoint(tmp_path / "unfinished", 5)
     (new / "model.safetensors").write_text("other")
-    seal(new, {"processes": 2})
+    write_manifest(new, {"processes": 2})
     move_into_place(new, place)
-    assert fault(place) is None and run_of(place) == {"processes": 2} and not new.exists()
+    assert validate_checkpoint(place) is None and saved_run(place) == {"processes": 2} and not new.exists()
 
 
 def test_a_link_is_removed_not_what_it_leads_to(tmp_path):
@@ -107,9 +107,9 @@ def test_a_link_is_removed_not_what_it_leads_to(tmp_path):
     (tmp_path / "run").mkdir()
     link = tmp_path / "run" / "checkpoint-7"
     link.symlink_to(outside)
-    remove(link)
-    assert not link.exists() and fault(outside) is None
-    remove(outside)
+    remove_checkpoint(link)
+    assert not link.exists() and validate_checkpoint(outside) is None
+    remove_checkpoint(outside)
     assert not outside.exists()
 
 
@@ -139,13 +139,13 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 def test_the_fingerprint_of_data_is_that_of_what_they_hold(tmp_path):
     rows = {"input_ids": [[[1, 2]], [[3]]], "length": [2, 1]}
-    first = fingerprint(Dataset.from_dict(rows))
+    first = dataset_fingerprint(Dataset.from_dict(rows))
     Dataset.from_dict(rows).save_to_disk(tmp_path)
-    assert fingerprint(Dataset.load_from_disk(str(tmp_path))) == first
+    assert dataset_fingerprint(Dataset.load_from_disk(str(tmp_path))) == first
     changed = [Dataset.from_dict(rows | {"length": [2, 2]}), Dataset.from_dict(rows).select([1, 0])]
-    assert len({first, *map(fingerprint, changed)}) == 3
-    assert fingerprint([1, 2, 3]) == "3 rows"
-    assert fingerprint(Dataset.from_dict(rows).to_iterable_dataset()) is None
+    assert len({first, *map(dataset_fingerprint, changed)}) == 3
+    assert dataset_fingerprint([1, 2, 3]) == "3 rows"
+    assert dataset_fingerprint(Dataset.from_dict(rows).to_iterable_dataset()) is None
 
 
 def test_how_data_are_cut_up_in_memory_does_not_matter():
@@ -158,9 +158,9 @@ def test_how_data_are_cut_up_in_memory_does_not_matter():
         "a slice": longer.select(range(1, 31)),
         "rows picked": longer.select([*range(1, 20), *range(20, 31)]),
     }
-    assert len({fingerprint(rows) for rows in layouts.values()}) == 1
+    assert len({dataset_fingerprint(rows) for rows in layouts.values()}) == 1
     last = concatenate_datasets([whole.select(range(29)), Dataset.from_dict({"input_ids": [[[9]]], "length": [29]})])
-    assert fingerprint(last) != fingerprint(whole)
+    assert dataset_fingerprint(last) != dataset_fingerprint(whole)
 
 
 def test_who_stopped_early():
@@ -181,8 +181,8 @@ def test_the_newest_whole_one_for_messages(tmp_path):
 def test_the_fingerprint_looks_at_the_last_row_too(tmp_path):
     texts = [str(i) for i in range(10_002)]
     first, second = (Dataset.from_dict({"text": rows}) for rows in (texts, [*texts[:-1], "other"]))
-    assert fingerprint(first) != fingerprint(second)
-    assert fingerprint(SimpleNamespace(fingerprint=lambda: 5)) == "5"
+    assert dataset_fingerprint(first) != dataset_fingerprint(second)
+    assert dataset_fingerprint(SimpleNamespace(fingerprint=lambda: 5)) == "5"
 
 
 def test_a_removal_that_is_cut_short_leaves_nothing_that_passes_for_a_checkpoint(tmp_path, monkeypatch):
@@ -195,5 +195,5 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_passes_for_a_checkpoint
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", dies)
         with pytest.raises(KeyboardInterrupt):
-            remove(place)
+            remove_checkpoint(place)
     assert checkpoints_in(tmp_path) == []

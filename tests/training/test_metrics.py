@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from fmicl_text.losses.contrastive import FMICLLoss
 from fmicl_text.training.metrics import TrainingMetrics
-from tests.training.test_trainer import make_trainer, trained
+from tests.support import make_trainer, trained
 
 
 def test_means_rank_and_pace(monkeypatch):

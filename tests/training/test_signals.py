@@ -12,22 +12,8 @@ from transformers import TrainerCallback
 
 from fmicl_text.errors import Interrupted
 from fmicl_text.training import checkpoint as checkpoints
-from tests.conftest import sentences
-from tests.training.test_trainer import make_trainer, same, weights
-
-SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8, "save_total_limit": 2}
-
-
-class Signal(TrainerCallback):
-    """Sends this process signals before a step."""
-
-    def __init__(self, step, *numbers):
-        self.step, self.numbers = step, numbers or (signal.SIGTERM,)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step + 1 == self.step:
-            for number in self.numbers:
-                os.kill(os.getpid(), number)
+from fmicl_text.training import checkpointer
+from tests.support import SAVING, Signal, make_trainer, one_fast, same, sentences, weights
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +30,8 @@ def logged(trainer, name):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [1, 5, 8])
-def test_a_signal_saves_and_the_run_goes_on_exactly(whole, bert_folder, tmp_path, step, number):
+@pytest.mark.parametrize("step", one_fast([5, 1, 8]))
+def test_a_signal_saves_and_the_run_goes_on_exactly(finished_run, bert_folder, tmp_path, step, number):
     before = signal.getsignal(number)
     trainer = make_trainer(bert_folder, tmp_path, **SAVING)
     trainer.add_callback(Signal(step, number))
@@ -53,10 +39,10 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(whole, bert_folder, tmp_path
     with pytest.raises(Interrupted, match=words) as stop:
         trainer.train()
     assert stop.value.signal_number == number and signal.getsignal(number) is before
-    assert checkpoints.fault(tmp_path / f"checkpoint-{step}") is None
+    assert checkpoints.validate_checkpoint(tmp_path / f"checkpoint-{step}") is None
     resumed = make_trainer(bert_folder, tmp_path, **SAVING)
     resumed.train(resume_from_checkpoint="auto")
-    assert resumed.state.global_step == 8 and same(weights(whole), weights(resumed))
+    assert resumed.state.global_step == 8 and same(weights(finished_run), weights(resumed))
 
 
 def test_a_signal_at_the_end_of_an_epoch_comes_after_its_evaluation(bert_folder, tmp_path):
@@ -81,7 +67,7 @@ def test_a_second_signal_does_what_it_always_did(bert_folder, tmp_path, first):
     trainer.add_callback(Signal(3, first, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert trainer.stopped_by == trainer.signalled == 0
+    assert trainer.graceful_stop.stopped_by == trainer.graceful_stop.received == 0
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
@@ -112,7 +98,7 @@ class SignalInEvaluation(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("save_strategy", ["steps", "no"])
+@pytest.mark.parametrize("save_strategy", one_fast(["steps", "no"]))
 @pytest.mark.parametrize("during, after", [(4, 5), (8, 8)], ids=["in the middle", "the last"])
 def test_a_signal_in_an_evaluation_is_heeded(bert_folder, tmp_path, save_strategy, during, after):
     settings = SAVING | {"save_strategy": save_strategy}
@@ -123,28 +109,28 @@ def test_a_signal_in_an_evaluation_is_heeded(bert_folder, tmp_path, save_strateg
     cut.add_callback(SignalInEvaluation(during))
     with pytest.raises(Interrupted, match=f"after step {after}; saved .*checkpoint-{after}$") as stop:
         cut.train()
-    assert checkpoints.fault(stop.value.checkpoint) is None
+    assert checkpoints.validate_checkpoint(stop.value.checkpoint) is None
     resumed.train(resume_from_checkpoint="auto")
     assert same(weights(whole), weights(resumed))
     assert logged(whole, "eval_sts_spearman") == logged(resumed, "eval_sts_spearman")
     assert list(logged(whole, "eval_sts_spearman")) == [2, 4, 6, 8]
 
 
-def test_a_signal_in_a_save_is_heeded_after_the_next_step(whole, bert_folder, tmp_path, monkeypatch):
-    trainer, seal = make_trainer(bert_folder, tmp_path, **SAVING), checkpoints.seal
+def test_a_signal_in_a_save_is_heeded_after_the_next_step(finished_run, bert_folder, tmp_path, monkeypatch):
+    trainer, write_manifest = make_trainer(bert_folder, tmp_path, **SAVING), checkpoints.write_manifest
 
     def told_to_stop(*args):
         if trainer.state.global_step == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        seal(*args)
+        write_manifest(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "seal", told_to_stop)
+        patch.setattr(checkpointer, "write_manifest", told_to_stop)
         with pytest.raises(Interrupted, match="after step 5"):
             trainer.train()
     resumed = make_trainer(bert_folder, tmp_path, **SAVING)
     resumed.train(resume_from_checkpoint="auto")
-    assert same(weights(whole), weights(resumed))
+    assert same(weights(finished_run), weights(resumed))
 
 
 def test_a_signal_that_comes_after_all_is_done_is_not_swallowed(bert_folder, tmp_path):
@@ -156,7 +142,7 @@ def test_a_signal_that_comes_after_all_is_done_is_not_swallowed(bert_folder, tmp
     trainer.add_callback(AtTheEnd())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert trainer.signalled == 0
+    assert trainer.graceful_stop.received == 0
 
 
 @pytest.mark.parametrize("step", [3, 4], ids=["between evaluations", "at one"])

@@ -1,0 +1,263 @@
+"""Saves, finds, compares and loads the checkpoints of a trainer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from fmicl_text.errors import InputError
+from fmicl_text.training.checkpoint import (
+    STATE,
+    UNFINISHED,
+    checkpoints_in,
+    dataset_fingerprint,
+    find_checkpoint,
+    latest_valid_checkpoint,
+    move_into_place,
+    remove_checkpoint,
+    saved_run,
+    step_of,
+    stopped_early,
+    validate_checkpoint,
+    write_manifest,
+)
+from fmicl_text.training.ranks import on_main_process, run_on_all_ranks
+
+if TYPE_CHECKING:
+    from fmicl_text.training.trainer import FMICLTrainer
+
+RESUME_KEYS = (  # arguments that affect the final weights
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "mini_batch_size", "train_sampling_strategy"),
+    *("seed", "data_seed", "max_steps", "num_train_epochs", "skip_nonfinite"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "momentum", "weight_decay", "max_grad_norm"),
+    *("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end", "metric_for_best_model"),
+    "greater_is_better",
+)
+# Entries of the resume signature that must be equal unless `resume_changed` is given.
+RESUME_KEYS_STRICT = (
+    *("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data", "adapters_over"),
+)
+PER_WEIGHT = 3.5  # size of a checkpoint relative to the weights: weights, Adam's two moments, a margin
+MODEL_ONLY = 1.5
+
+
+class Checkpointer:
+    """The checkpoints of one trainer.
+
+    A checkpoint is written into a temporary folder and renamed into place with a manifest, which lists its files and
+    the resume signature: everything that a resumed run must share with the one that wrote it.
+
+    Attributes:
+        resumed_from: The checkpoint that this training was resumed from, or None.
+    """
+
+    def __init__(self, trainer: FMICLTrainer) -> None:
+        self.trainer = trainer
+        self.resumed_from: Path | None = None
+        self.run: dict[str, Any] = {}  # the resume signature
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(str(self.trainer.args.output_dir))
+
+    def folder(self, step: int) -> Path:
+        """The checkpoint folder of a step."""
+        return self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+    # Before training
+
+    def choose(self, resume_from_checkpoint: str | bool | None) -> Path | None:
+        """The checkpoint to resume from, validated and compared with this run; None to start from scratch.
+
+        Warns:
+            UserWarning: For a corrupted checkpoint that was skipped, and if resuming is not exact.
+
+        Raises:
+            InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data, batches or
+                processes; or there is too little space on the disk.
+        """
+        checkpoint, skipped = on_main_process(lambda: find_checkpoint(self.output_dir, resume_from_checkpoint))
+        on_main_process(self.prepare_output_dir)
+        self.run = on_main_process(self.trainer.resume_signature)
+        self.resumed_from = checkpoint
+        if checkpoint is not None:
+            saved = on_main_process(lambda: saved_run(checkpoint))
+            for message in (*skipped, *self.compare(checkpoint, saved)):
+                warnings.warn(message, stacklevel=3)
+        return checkpoint
+
+    def prepare_output_dir(self) -> None:
+        """Delete the unfinished files of a killed run, and check the disk space.
+
+        Raises:
+            InputError: Too little space on the disk for the next checkpoints.
+        """
+        args, folder = self.trainer.args, self.output_dir
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        if args.save_strategy == "no":
+            return
+        weights = sum(weight.numel() * weight.element_size() for weight in self.trainer.model.parameters())
+        to_come = max(1, (args.save_total_limit or 1) + 1 - len(checkpoints_in(folder)))
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        needed = to_come * (MODEL_ONLY if args.save_only_model else PER_WEIGHT) * weights
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise InputError(
+                f"output_dir={folder}: {to_come} checkpoints need about {needed / 2**20:.0f} MiB, the disk has "
+                f"{free / 2**20:.0f} MiB left; reduce save_total_limit or set save_only_model=True"
+            )
+
+    def resume_signature(self) -> dict[str, Any]:
+        """Everything that a resumed run must share with this one to end with the same weights."""
+        trainer, args, rows = self.trainer, self.trainer.args, self.trainer.train_dataset
+        run: dict[str, Any] = {name: getattr(args, name, None) for name in RESUME_KEYS}
+        run |= {"objective_name": trainer.loss.objective_name} | trainer.loss.hyperparameters
+        run |= {"processes": args.world_size, "precision": trainer.accelerator.mixed_precision}
+        run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
+        run |= {"dataloader_num_workers": args.dataloader_num_workers} if has_several_shards(rows) else {}
+        run |= {"callbacks": self.callback_settings(), "save_only_model": args.save_only_model}
+        run |= {"data": dataset_fingerprint(rows)}
+        run |= trainer.model.describe_training() | getattr(trainer.views, "describe", dict)()
+        return dict(json.loads(json.dumps(run, default=str)))  # as read from a manifest
+
+    def callback_settings(self) -> dict[str, dict[str, Any]]:
+        """Constructor arguments of the callbacks whose state is stored in checkpoints, by class name."""
+        callbacks = [one for one in self.trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
+        return {type(one).__name__: one.state()["args"] for one in callbacks}
+
+    def compare(self, checkpoint: Path, saved: dict[str, Any]) -> list[str]:
+        """Messages that explain why resuming from a checkpoint is not exact.
+
+        Args:
+            checkpoint: Its folder.
+            saved: The resume signature in its manifest.
+
+        Raises:
+            InputError: Data, batches or processes differ, and `resume_changed` is not set.
+        """
+        if saved.get("save_only_model"):
+            raise InputError(f"{checkpoint} contains the model only (save_only_model=True) and cannot be resumed from")
+        now = self.run | {"save_only_model": False}  # does not affect the weights
+        differing = [name for name, value in now.items() if saved.get(name, value) != value]
+        changes = {name: f"{name} {saved[name]} -> {self.run[name]}" for name in differing}
+        strict = [changes[name] for name in RESUME_KEYS_STRICT if name in changes]
+        if strict and not self.trainer.args.resume_changed:
+            raise InputError(
+                f"{checkpoint} was written by a different run: {', '.join(strict)}; resume with the original settings, "
+                "or pass resume_changed=True (the result will match neither run)"
+            )
+        if not changes:
+            return []
+        return [f"resuming is not exact: {checkpoint} was written with {', '.join(changes.values())}"]
+
+    def is_done(self, checkpoint: Path, max_steps: int) -> bool:
+        """Whether a checkpoint's run has ended: no step is left, or early stopping with these settings ended it."""
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        settings = saved_run(checkpoint).get("callbacks", self.run["callbacks"])
+        return state.global_step >= max_steps or (stopped_early(state) and settings == self.run["callbacks"])
+
+    # During training
+
+    def save(self) -> None:
+        """Write the checkpoint of this step. Every process must call this.
+
+        Raises:
+            InputError: In every process, if one could not write. The previous checkpoints are unchanged.
+        """
+        place = self.folder(self.trainer.state.global_step)
+        temporary = place.parent / UNFINISHED / place.name
+        self.trainer.store_flos()
+        self.write_or_raise(place, lambda: self.write(temporary, place))
+        self.write_or_raise(place, lambda: self.finish(temporary, place))
+
+    def write_or_raise(self, place: Path, function: Any) -> None:
+        """Call a function that writes `place` in every process; raise `InputError` in all if it fails in any."""
+        if (reason := run_on_all_ranks(function)) is None:
+            return
+        shutil.rmtree(place.parent / UNFINISHED, ignore_errors=True)  # frees space on a full disk
+        good = on_main_process(lambda: latest_valid_checkpoint(place.parent))
+        raise InputError(f"{place} could not be written: {reason}; last good checkpoint: {good or 'none'}")
+
+    def write(self, folder: Path, place: Path) -> None:
+        """Write everything but the manifest into a temporary folder; `place` is where the checkpoint will be."""
+        trainer, args, state = self.trainer, self.trainer.args, self.trainer.state
+        trainer.write_encoder(folder, training_only=True)
+        best = self.folder(state.best_global_step or -1)
+        if best == place or best.is_dir():
+            state.best_model_checkpoint = str(best)
+        if not args.save_only_model:
+            trainer._save_optimizer_and_scheduler(str(folder))
+            trainer._save_scaler(str(folder))
+            trainer._save_rng_state(str(folder))
+        if args.should_save:
+            callbacks: Any = [*trainer.callback_handler.callbacks, trainer.control]
+            stateful = [one for one in callbacks if isinstance(one, ExportableState)]
+            saved: Any = {type(one).__name__: one.state() for one in stateful}
+            state.stateful_callbacks = saved
+            state.save_to_json(str(folder / STATE))
+
+    def finish(self, folder: Path, place: Path) -> None:
+        """Write the manifest, move the checkpoint into place and delete old ones beyond `save_total_limit`, in the main
+        process, once all processes have written their files."""
+        args = self.trainer.args
+        if args.process_index != 0:
+            return
+        if args.world_size > 1 and not args.save_only_model:
+            for rank in range(args.world_size):
+                if not (folder / f"rng_state_{rank}.pth").is_file():
+                    raise InputError(
+                        f"process {rank} wrote to a different folder; output_dir must be shared by all machines"
+                    )
+        write_manifest(folder, self.run)
+        move_into_place(folder, place)
+        limit = args.save_total_limit or sys.maxsize
+        best = Path(str(self.trainer.state.best_model_checkpoint))
+        now, found = self.trainer.state.global_step, checkpoints_in(place.parent)
+        older = [path for path in found if step_of(path) < now]
+        others = [path for path in older if path != best]
+        kept = max(0, limit - 1 - (len(older) - len(others)))
+        for path in others[: len(others) - kept]:
+            remove_checkpoint(path)
+        shutil.rmtree(folder.parent)
+
+    # When resuming, and at the end
+
+    def locate_best(self) -> None:
+        """Find the best checkpoint next to the one resumed from: the folder may have been moved since."""
+        state = self.trainer.state
+        if self.resumed_from is None or not state.best_global_step:
+            return
+        best = self.resumed_from.parent / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
+        elif state.best_model_checkpoint is None:
+            warnings.warn(
+                f"{best}, the best checkpoint so far, is missing: training will end with a better checkpoint if one "
+                "is found, else with the last weights",
+                stacklevel=2,
+            )
+
+    def load_best(self) -> None:
+        """Load the best checkpoint of the run; if it is corrupted, warn and keep the current weights."""
+        state = self.trainer.state
+        best = Path(str(state.best_model_checkpoint))
+        if (problem := on_main_process(lambda: validate_checkpoint(best))) is None:
+            self.trainer.model.load_checkpoint(str(best))
+        else:
+            warnings.warn(f"{best} is corrupted ({problem}): using the last weights instead of the best", stacklevel=2)
+            state.best_global_step = state.global_step
+
+
+def has_several_shards(rows: Any) -> bool:
+    """Whether rows are a stream of several shards, whose order depends on the number of DataLoader workers."""
+    return isinstance(rows, IterableDataset) and getattr(getattr(rows, "stream", rows), "num_shards", 2) > 1
