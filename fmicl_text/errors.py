@@ -1,4 +1,4 @@
-"""What goes wrong by the user's hand, told in one line."""
+"""Exceptions that the command line reports in one line."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """A mistake in an argument or a file: says which one, what was received and what is accepted."""
+    """An invalid argument or file. The message names it, the value received and the accepted values, in one line."""
 
 
 class Interrupted(Exception):
-    """A run was told to stop, and did, with everything saved that it takes to go on.
+    """A signal stopped training after a checkpoint was saved.
 
     Args:
-        message: What was done, and how to go on.
-        signal_number: What told it.
-        checkpoint: What was saved.
+        message: The checkpoint, and how to resume.
+        signal_number: The signal that was received.
+        checkpoint: Folder of the checkpoint.
     """
 
     def __init__(self, message: str, signal_number: int, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that are there as they were, or as they are to be, whatever happens while they are written."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Wait until the content of a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -16,11 +16,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def move_files(folder: Path, place: Path) -> None:
-    """Move every file of a folder to where it belongs in another: each is there as it was, or as it is to be. A link
-    that is there is replaced, not followed."""
+def move_files(folder: Path, target_folder: Path) -> None:
+    """Move all files of a folder, and of its subfolders, to the same relative paths in another. Each file is replaced
+    atomically; a symbolic link in its place is replaced, not followed."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        target = place / path.relative_to(folder)
+        target = target_folder / path.relative_to(folder)
         if target.parent.is_symlink():
             target.parent.unlink()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,9 +30,9 @@ def move_files(folder: Path, place: Path) -> None:
 
 
 def write_atomic(path: Path, content: str) -> None:
-    """Write a text file that is there as it was, or as it is to be."""
-    beside = path.with_name(f".{path.name}.unfinished")
-    beside.unlink(missing_ok=True)  # it may be a link
-    beside.write_text(content, encoding="utf-8")
-    sync(beside)
-    os.replace(beside, path)
+    """Write a text file atomically: after an interruption, the file has either its old or its new content."""
+    temporary = path.with_name(f".{path.name}.unfinished")
+    temporary.unlink(missing_ok=True)  # it may be a symbolic link
+    temporary.write_text(content, encoding="utf-8")
+    sync(temporary)
+    os.replace(temporary, path)

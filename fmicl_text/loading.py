@@ -1,5 +1,4 @@
-"""How models and data that anyone may have made are opened: quietly, none of their code run, what is wrong with them
-in one line."""
+"""Safe and quiet loading of third-party models and datasets, with errors in one line."""
 
 from __future__ import annotations
 
@@ -7,94 +6,161 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Iterator
+import textwrap
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import logging as transformers_logging
+from yaml import YAMLError
 
 from fmicl_text.errors import InputError
 
-# Against what a model's own sentence_bert_config.json may ask for: to unpickle anything, and to run anyone's kernels.
+# Override a model's own sentence_bert_config.json, which could ask to unpickle weights or to run third-party kernels.
 NO_CODE = {"weights_only": True, "allow_all_kernels": False}
 
+# Exceptions of load_dataset for invalid input. ValueError: undecodable bytes, the errors of pandas and Arrow, unknown
+# configs and splits. OSError: missing files, files that are not gzip, no connection to the Hub. EOFError, zlib.error:
+# corrupted gzip. RuntimeError: a dataset that is a script. YAMLError: the README of a dataset. UnpicklingError: pickles
+# in archives. LookupError, StopIteration: NUL characters in column names and in JSON lines.
+_DATASET_ERRORS = (
+    *(DatasetsError, ValueError, OSError, EOFError, zlib.error, RuntimeError, YAMLError, pickle.UnpicklingError),
+    *(LookupError, StopIteration),
+)
 
-def folder_or_name(name: str) -> str:
-    """--model_name_or_path as the libraries take it; InputError if it looks like a folder and there is none."""
-    folder = Path(name).expanduser()
-    if name.startswith((".", "~", "/")) and not folder.is_dir():
-        raise InputError(f"--model_name_or_path: no such folder {name}")
-    return str(folder) if folder.is_dir() else name
+
+def resolve_model_path(model_name_or_path: str) -> str:
+    """A folder with ~ expanded, or the name of a model on the Hub.
+
+    Raises:
+        InputError: It is the path of a folder that does not exist.
+    """
+    folder = Path(model_name_or_path).expanduser()
+    if model_name_or_path.startswith((".", "~", "/")) and not folder.is_dir():
+        raise InputError(f"model_name_or_path={model_name_or_path}: no such folder")
+    return str(folder) if folder.is_dir() else model_name_or_path
 
 
 @contextmanager
-def translate_loading_errors(what: str) -> Iterator[None]:
-    """Within, loading is quiet, and what goes wrong is an InputError. Of files that anyone may have written, libraries
-    raise whatever comes: a KeyError, a TypeError, an UnpicklingError, of tokenizers a bare Exception.
+def translate_loading_errors(source: str) -> Iterator[None]:
+    """Within this context, loading a model is quiet and its errors are raised as `InputError`. For invalid files,
+    libraries raise almost any type: KeyError, TypeError, UnpicklingError, in tokenizers a bare Exception.
 
     Args:
-        what: The flag and the model, for the message.
+        source: The argument and its value, which begin the message: `model_name_or_path=bert`.
     """
     try:
         with quiet_loading():
             yield
-    except (InputError, Warning):  # of warnings those that are made errors
+    except (InputError, Warning):  # a Warning is raised where filters turn warnings into errors
         raise
     except Exception as error:
-        raise InputError(f"{what}: {explain(error)}") from error
+        raise InputError(f"{source}: {loading_error_message(error)}") from error
 
 
-def explain(error: BaseException) -> str:
-    """The reason in one line."""
-    said = " ".join(str(error).split())
-    if "trust_remote_code" in said:
+def loading_error_message(error: BaseException) -> str:
+    """The reason for an error that loading a model raised, in one line."""
+    message = " ".join(str(error).split())
+    if "trust_remote_code" in message:
         return (
-            "it needs Python code that comes with it or that it names, which is not run: read that code and, if you "
-            "trust it, train with --trust_remote_code True"
+            "it requires custom Python code, which is not run by default: review the code and, if you trust it, pass "
+            "trust_remote_code=True"
         )
     if isinstance(error, pickle.UnpicklingError):
-        return "its weights are damaged, or a pickle that would run code, and are not read: ask for model.safetensors"
-    tells = isinstance(error, OSError | ValueError | ImportError | RuntimeError)
-    return said[:300] if tells else f"{type(error).__name__}: {said[:300]}"
+        return "its weights are corrupted, or a pickle that could run code, and are not loaded: use model.safetensors"
+    clear = isinstance(error, OSError | ValueError | ImportError | RuntimeError)
+    return message[:300] if clear else f"{type(error).__name__}: {message[:300]}"
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Within this context, progress bars of transformers are hidden. So are load reports that list only unused weights
+    (such as another task's head) or a missing pooler, which `build_text_encoder` removes."""
+
+    def is_relevant(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        rows = [line for line in message.splitlines() if " | " in line][1:] if "LOAD REPORT" in message else []
+        return not rows or any("UNEXPECTED" not in row and not ("MISSING" in row and "pooler" in row) for row in rows)
+
+    logger, progress = logging.getLogger("transformers.modeling_utils"), transformers_logging.is_progress_bar_enabled()
+    logger.addFilter(is_relevant)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_relevant)
+        if progress:
+            transformers_logging.enable_progress_bar()
 
 
 def refuse_links(folder: str | Path) -> None:
-    """InputError for a folder with a symbolic link in it, through which saving would write elsewhere: a snapshot in the
-    Hub's cache is made of them."""
+    """Check that a folder contains no symbolic link, through which saving would write elsewhere. A snapshot in the
+    Hub's cache consists of links.
+
+    Raises:
+        InputError: It contains one.
+    """
     for path in (*Path(folder).glob("*"), *Path(folder).glob("*/*")):
         if path.is_symlink():
-            raise InputError(f"{path} is a symbolic link, and saving would write through it: name another folder")
+            raise InputError(f"{path} is a symbolic link, and saving would write to its target: use another folder")
+
+
+@contextmanager
+def translate_dataset_errors(explain: Callable[[BaseException], str]) -> Iterator[None]:
+    """Within this context, errors of `datasets` are raised as `InputError`, and its log, which repeats them, is silent.
+
+    Args:
+        explain: The message for an error. Where the error is only "An error occurred while generating the dataset", it
+            is called with the cause.
+    """
+    verbosity = datasets.utils.logging.get_verbosity()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    except InputError:
+        raise
+    except _DATASET_ERRORS as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+        raise InputError(textwrap.shorten(explain(cause or error), width=400)) from error
+    finally:
+        datasets.utils.logging.set_verbosity(verbosity)
 
 
 def load_named_dataset(name: str, config: str | None, split: str, streaming: bool = False) -> Any:
-    """A data set of the Hub, or of a folder; InputError if the folder's README names files that are not in it."""
+    """A dataset from the Hub or from a local folder.
+
+    Raises:
+        InputError: The README of a local folder references files outside the folder.
+    """
     if Path(name).is_dir():
         inside = os.path.realpath(name) + os.sep
-        named: Any = datasets.load_dataset_builder(name, config).config.data_files
-        for file in chain.from_iterable((named or {}).values()):
+        data_files: Any = datasets.load_dataset_builder(name, config).config.data_files
+        for file in chain.from_iterable((data_files or {}).values()):
             if "://" not in file and not os.path.realpath(file).startswith(inside):
-                raise InputError(f"--dataset_name {name} names {file}, which is not in it, and is not opened")
+                raise InputError(f"dataset_name={name} references {file}, which is outside the folder and is not read")
     return datasets.load_dataset(name, config, split=split, streaming=streaming)
 
 
-def hub_revision(rows: Any) -> str | None:
-    """The commit that a data set from the Hub is of, as the addresses of its files name it; None of others."""
-    found = [re.search("@([0-9a-f]{40})/", address) for address in rows.info.download_checksums or {}]
+def hub_revision(dataset: Any) -> str | None:
+    """The commit of a dataset from the Hub, read from the addresses of its files; None for other datasets."""
+    found = [re.search("@([0-9a-f]{40})/", address) for address in dataset.info.download_checksums or {}]
     return next((match[1] for match in found if match), None)
 
 
 def hub_name(name_or_path: str) -> str | None:
-    """The name of a model on the Hub; None of a folder."""
+    """The name of a model on the Hub; None for a folder."""
     return None if not name_or_path or Path(name_or_path).expanduser().exists() else name_or_path
 
 
 def hub_commit(model: Any) -> str | None:
-    """The commit of a Hugging Face model from the Hub, else as its snapshot folder in the cache is named; None of a
-    folder."""
+    """The commit of a Hugging Face model from the Hub, from its config or from the name of its snapshot in the cache;
+    None for a folder."""
     name = hub_name(getattr(model, "name_or_path", ""))
     if name is None:
         return None
@@ -102,29 +168,3 @@ def hub_commit(model: Any) -> str | None:
         return str(commit)
     cached = try_to_load_from_cache(name, "config.json")
     return Path(cached).parent.name if isinstance(cached, str) else None
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Hide what is noise when an encoder is loaded: progress of a second's work, the note that a plain model gets
-    mean pooling (set right afterwards), and reports in which nothing is missing but the pooler we drop."""
-
-    def report_matters(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        rows = re.findall(r"^(\S+)\s*\|\s*(\w+)", message, re.MULTILINE)
-        return "LOAD REPORT" not in message or any(
-            "pooler" not in key and status in ("MISSING", "MISMATCH", "CONVERSION") for key, status in rows
-        )
-
-    loader, framework = logging.getLogger("transformers.modeling_utils"), logging.getLogger("sentence_transformers")
-    level, progress = framework.level, transformers_logging.is_progress_bar_enabled()
-    loader.addFilter(report_matters)
-    framework.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        loader.removeFilter(report_matters)
-        framework.setLevel(level)
-        if progress:
-            transformers_logging.enable_progress_bar()

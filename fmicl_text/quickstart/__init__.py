@@ -1,4 +1,4 @@
-"""The embedded default: a small encoder, training sentences, graded pairs and their preset. No network."""
+"""The bundled model and data: a small encoder, training sentences, STS pairs and recommended settings."""
 
 from pathlib import Path
 

@@ -1,7 +1,5 @@
-"""Text: encoders, training data, tokenization."""
+"""Text encoders, training data and tokenization. Names are imported on first use (PEP 562)."""
 
-from fmicl_text.text.collator import TextViewCollator
-from fmicl_text.text.data import load_training_text
-from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
+import lazy_loader
 
-__all__ = ["TextContrastiveModel", "TextViewCollator", "build_text_encoder", "load_training_text"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

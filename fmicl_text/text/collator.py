@@ -1,4 +1,4 @@
-"""Rows of text to a batch [examples, views, tokens]."""
+"""Collators: rows of text to batches [examples, views, tokens]."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from fmicl_text.errors import InputError
 
 @dataclass
 class TextViewCollator:
-    """Tokenize text columns into views.
+    """Tokenizes text columns into views.
 
-    One column gives two identical views of each text; the encoder's dropout makes them differ (SimCSE, arXiv
-    2104.08821). Two columns are the views (x, y); three are (x, y, hard negative).
+    With one column, the two views of a text are identical, and the encoder's dropout makes their embeddings differ
+    (SimCSE, arXiv 2104.08821). Two columns are the views (x, y); three are (x, y, hard negative).
 
     Args:
-        tokenizer: The encoder's.
-        columns: One to three text columns.
-        max_seq_length: Longer texts are cut to this many tokens; the paper's 32.
+        tokenizer: The encoder's tokenizer.
+        columns: One to three text columns, as returned by `data.text_columns`.
+        max_seq_length: Longer texts are truncated to this many tokens. The paper uses 32.
 
     Raises:
-        InputError: max_seq_length is beyond what the model can read.
+        InputError: max_seq_length exceeds the model's maximum.
 
     A call takes rows {column: text} and returns token tensors [B, V, T] (V = 2 or 3, padded to the longest) and
-    `text_ids` [B, number of columns], int64, equal where texts are equal, in every process.
+    `text_ids` [B, number of columns], int64, which are equal where texts are equal, in every process.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -55,10 +55,10 @@ class TextViewCollator:
 
 @dataclass
 class TokenCollator:
-    """The batches of `TextViewCollator`, from rows that `tokens.tokenize_dataset` has made of the same texts.
+    """Makes the same batches as `TextViewCollator`, from the rows of `tokenization.tokenize_dataset`.
 
     Args:
-        tokenizer: The one that made the rows; it pads them to the longest of the batch.
+        tokenizer: The tokenizer that made the rows. It pads them to the longest in the batch.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -72,7 +72,7 @@ class TokenCollator:
 
 
 def _views(tokens: Mapping[str, Tensor], text_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """The batch of tokens [B * C, T] and text_ids [B, C] of C columns: views [B, V, T], of one column two."""
+    """A batch of views [B, V, T] and text_ids [B, C] from tokens [B * C, T] of C columns; one column is two views."""
     ids = torch.tensor(text_ids)
     batch = {key: value.unflatten(0, ids.shape) for key, value in tokens.items()}
     if ids.shape[1] == 1:
@@ -81,12 +81,12 @@ def _views(tokens: Mapping[str, Tensor], text_ids: Sequence[Sequence[int]]) -> d
 
 
 def check_max_seq_length(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:
-    """Raise `InputError` for a length beyond what the model can read."""
+    """Raise `InputError` if a length exceeds the model's maximum."""
     limit = tokenizer.model_max_length
     if max_seq_length > limit:
-        raise InputError(f"--max_seq_length {max_seq_length} is beyond the model's {limit} tokens")
+        raise InputError(f"max_seq_length={max_seq_length} exceeds the model's maximum of {limit} tokens")
 
 
 def text_id(text: str) -> int:
-    """A 63-bit hash of a text; Python's own differs between processes."""
+    """A 63-bit hash of a text. Python's own hash differs between processes."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1

@@ -1,4 +1,4 @@
-"""Training sentences from a file or the Hub: checked, stripped, blank rows dropped."""
+"""Training text from files, the Hub or Python lists: checked, stripped, without blank rows."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ import gzip
 import io
 import json
 import logging
-import textwrap
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.packaged_modules.json.json import JsonConfig
-from yaml import YAMLError
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import hub_revision, load_named_dataset
+from fmicl_text.loading import hub_revision, load_named_dataset, translate_dataset_errors
 
-# With pandas' na_filter the cells null, NA and nan would become None.
+logger = logging.getLogger(__name__)
+
+# With na_filter, pandas would read the cells null, NA and nan as None.
 _CSV: dict[str, Any] = {"keep_default_na": False, "na_filter": False}
 _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     # Lines end at \n, \r\n or a lone \r; U+2028, U+0085 and form feed stay inside the line.
@@ -40,32 +36,25 @@ _LOADERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
 }
 _CELL_HINTS = {
-    ".csv": "; cells that hold a comma, a quote or a line break must be in double quotes",
-    ".tsv": "; cells cannot hold a tab",
+    ".csv": "; cells that contain a comma, a quote or a line break must be in double quotes",
+    ".tsv": "; cells cannot contain a tab",
 }
 _STREAM_BUFFER = 10_000
-_ACCEPTED = ".txt, .csv, .tsv, .jsonl (these also .gz) and .parquet"
-# What load_dataset raises for faulty input. ValueError: undecodable bytes, the errors of pandas and Arrow, unknown
-# configs and splits. OSError: missing files, what is no gzip, no way to the Hub. EOFError, zlib.error: damaged gzip.
-# RuntimeError: a dataset that is a script. YAMLError: the README of a dataset. UnpicklingError: pickles in archives.
-# LookupError, StopIteration: NUL characters in names of columns and in JSON lines.
-_LOADER_ERRORS = (
-    *(DatasetsError, ValueError, OSError, EOFError, zlib.error, RuntimeError, YAMLError, UnpicklingError),
-    *(LookupError, StopIteration),
-)
+_ACCEPTED = ".txt, .csv, .tsv, .jsonl (also as .gz) or .parquet"
+_PAIR_COLUMNS = ("sent0", "sent1", "hard_neg")
+_STRINGS = ("string", "large_string")
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Training sentences, and what was noticed while reading them.
+    """Training text and statistics of its source.
 
     Args:
-        dataset: the text columns only; every cell is a stripped, non-empty string.
-        columns: one name (dropout positives), or `sent0`, `sent1` and, where there is one, `hard_neg`.
-        num_skipped: rows of the whole source with a blank or missing text; None when streaming.
-        duplicate_share: share of the rows of `dataset`, in [0, 1), that equal an earlier row in all text columns;
-            None when streaming.
-        source: the file, or `name[/config] [split]` of a dataset.
+        dataset: The text columns only. Every cell is a stripped, non-empty string.
+        columns: One column (dropout positives), two (positive pairs) or three (with a hard negative).
+        num_skipped: Number of rows in the source with a blank or missing text; None when streaming.
+        duplicate_share: Fraction of the rows of `dataset`, in [0, 1), that equal an earlier row; None when streaming.
+        source: The file, or `name[/config] [split]` of a dataset.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
@@ -75,8 +64,8 @@ class TextData:
     source: str
 
     def metadata(self) -> dict[str, Any]:
-        """What a run says and records of it; what is unknown, when streaming, is left out."""
-        facts = {
+        """Properties for the log and the run record, without those that are unknown when streaming."""
+        metadata = {
             "source": self.source,
             "revision": hub_revision(self.dataset),
             "columns": " ".join(self.columns),
@@ -84,64 +73,61 @@ class TextData:
             "blank rows skipped": self.num_skipped,
             "share of duplicates": None if self.duplicate_share is None else round(self.duplicate_share, 4),
         }
-        return {name: value for name, value in facts.items() if value is not None}
+        return {name: value for name, value in metadata.items() if value is not None}
 
 
 def load_training_text(
     train_file: str | None = None,
     dataset_name: str | None = None,
     dataset_config: str | None = None,
-    split: str = "train",
+    dataset_split: str = "train",
     text_column: str | None = None,
     streaming: bool = False,
     max_train_samples: int | None = None,
     shuffle_seed: int | None = None,
     at_least: int = 1,
 ) -> TextData:
-    """The training sentences of a local file or of a dataset on the Hub.
+    """Load training text from a local file or a dataset on the Hub. Rows with a blank or missing text are skipped.
 
     Args:
-        train_file: UTF-8 .txt (a sentence per line), .csv, .tsv (no quoting) or .jsonl, these also .gz, or .parquet.
-            Empty lines of .csv, .tsv and .jsonl are no rows.
-        dataset_name: Hub name or local dataset folder; exactly one of this and `train_file`.
-        dataset_config: configuration of `dataset_name`.
-        split: split of `dataset_name`.
-        text_column: the column to train on. Default: sent0, sent1[, hard_neg]; else text; else sentence; else the
-            only column.
-        streaming: read while training, with no copy on disk. Only the start of the data is checked here; a fault
-            further on is raised by `datasets` when training gets there.
-        max_train_samples: keep the first so many usable rows, at least 1.
-        shuffle_seed: when streaming, shuffle in a buffer of 10,000 rows with this seed (the trainer shuffles only what
-            has a length).
-        at_least: refuse fewer usable rows than this, a batch for one.
+        train_file: UTF-8 .txt (one sentence per line), .csv, .tsv (without quoting) or .jsonl, optionally gzipped, or
+            .parquet. Empty lines are skipped.
+        dataset_name: Hub name or local folder of a dataset. Exactly one of this and `train_file` is required.
+        dataset_config: Configuration of `dataset_name`.
+        dataset_split: Split of `dataset_name`.
+        text_column: The column to train on. By default, `text_columns` selects one to three columns.
+        streaming: Read the data while training, without a copy on disk. Only its start is checked here; `datasets`
+            raises an error when training reaches an invalid row.
+        max_train_samples: Use only the first N usable rows, N >= 1.
+        shuffle_seed: When streaming, shuffle in a buffer of 10,000 rows with this seed. The trainer shuffles only
+            data with a length.
+        at_least: Minimum number of usable rows, such as the batch size.
 
     Raises:
-        InputError: for every fault of the arguments or the data, in one line.
+        InputError: An argument or the data is invalid.
     """
     if (train_file is None) == (dataset_name is None):
-        got = f"--train_file {train_file} and --dataset_name {dataset_name}"
-        raise InputError(f"exactly one of --train_file and --dataset_name is needed, got {got}")
+        got = f"train_file={train_file} and dataset_name={dataset_name}"
+        raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
     if max_train_samples is not None and max_train_samples < 1:
-        raise InputError(f"--max_train_samples must be at least 1, got {max_train_samples}")
+        raise InputError(f"max_train_samples must be at least 1, got {max_train_samples}")
     read: Callable[[], Any]
     if train_file is not None:
         source, read = train_file, partial(_read_file, train_file, streaming)
-        explain = partial(_explain_file_error, train_file)
+        explain = partial(_file_error_message, train_file)
     else:
-        source = "/".join(filter(None, (dataset_name, dataset_config))) + f" [{split}]"
-        read = partial(load_named_dataset, str(dataset_name), dataset_config, split, streaming)
-        explain = partial(_explain_hub_error, str(dataset_name), dataset_config, split)
+        source = "/".join(filter(None, (dataset_name, dataset_config))) + f" [{dataset_split}]"
+        read = partial(load_named_dataset, str(dataset_name), dataset_config, dataset_split, streaming)
+        explain = partial(_hub_error_message, str(dataset_name), dataset_config, dataset_split)
 
-    with _loader_errors_in_one_line(explain):
+    with translate_dataset_errors(explain):
         raw = read()
-        features = _features(raw)
-        columns = _text_columns(list(features), text_column, source)
-        _check_strings(features, columns, source)
+        columns = text_columns(raw, text_column, source)
         usable = _drop_blank(raw, columns)
-        if not (first := len(list(islice(usable, at_least)))):
-            raise _no_sentences(source)
-        if (first := min(first, max_train_samples or first)) < at_least:
-            raise InputError(f"{source}: {first} training examples do not fill one batch of {at_least}")
+        if not (num_usable := len(list(islice(usable, at_least)))):
+            raise _no_text(source)
+        if (num_usable := min(num_usable, max_train_samples or num_usable)) < at_least:
+            raise InputError(f"{source}: {num_usable} training examples are fewer than one batch of {at_least}")
     if streaming:
         usable = usable if max_train_samples is None else usable.take(max_train_samples)
         usable = usable if shuffle_seed is None else usable.shuffle(seed=shuffle_seed, buffer_size=_STREAM_BUFFER)
@@ -151,35 +137,126 @@ def load_training_text(
         usable = usable.select(range(min(max_train_samples, len(usable))))
     duplicate_share = _duplicate_share(usable)
     if len(usable) > 1 and duplicate_share == (len(usable) - 1) / len(usable):
-        raise InputError(f"{source}: all {len(usable)} rows hold the same text, so no row is a negative of another")
+        raise InputError(f"{source}: all {len(usable)} rows are identical, so there are no negative pairs")
     return TextData(usable, columns, num_skipped, duplicate_share, source)
+
+
+def as_text_dataset(rows: Any) -> datasets.Dataset | datasets.IterableDataset:
+    """A dataset of text columns for `TextViewCollator`. Rows with a blank or missing text are skipped with a warning.
+
+    >>> as_text_dataset([("a dog", "the dog runs"), ("a cat", "the cat sleeps")]).column_names
+    ['sent0', 'sent1']
+
+    Args:
+        rows: A list of texts, a list of pairs or triplets of texts, or a dataset with the columns of `text_columns`.
+
+    Raises:
+        InputError: The rows are of another type, contain no text, or have ambiguous columns.
+    """
+    source = "train_dataset"
+    dataset = rows if isinstance(rows, datasets.Dataset | datasets.IterableDataset) else _from_list(rows, source)
+    usable = _drop_blank(dataset, text_columns(dataset, source=source))
+    if isinstance(dataset, datasets.Dataset):
+        if not len(usable):
+            raise _no_text(source)
+        if num_skipped := len(dataset) - len(usable):
+            logger.warning("%s: skipped %d of %d rows with a blank text", source, num_skipped, len(dataset))
+    return usable
+
+
+def _from_list(rows: Any, source: str) -> datasets.Dataset:
+    """The dataset of a list of texts (column text) or of pairs or triplets of texts (sent0, sent1[, hard_neg])."""
+    expected = f"{source} must be a dataset, a list of strings, or a list of pairs or triplets of strings"
+    if not isinstance(rows, list | tuple):
+        raise InputError(f"{expected}; got {type(rows).__name__}")
+    if not rows:
+        raise _no_text(source)
+    table = [(row,) if isinstance(row, str) else row for row in rows]
+    for number, row in enumerate(table):
+        is_row = isinstance(row, list | tuple) and all(isinstance(text, str) for text in row)
+        if not is_row or not 1 <= len(row) == len(table[0]) <= 3:
+            raise InputError(f"{expected}; got {rows[number]!r:.80} at index {number}")
+    names = ("text",) if len(table[0]) == 1 else _PAIR_COLUMNS[: len(table[0])]
+    return datasets.Dataset.from_dict(dict(zip(names, zip(*table, strict=True), strict=True)))
+
+
+def text_columns(
+    dataset: datasets.Dataset | datasets.IterableDataset, text_column: str | None = None, source: str = "train_dataset"
+) -> tuple[str, ...]:
+    """The columns to train on: one (dropout positives), two (positive pairs) or three (with a hard negative).
+
+    The first rule that applies: `text_column`; sent0, sent1[, hard_neg]; text; sentence; the only column; the two or
+    three columns of a dataset in which all columns are strings, in their order, as in sentence-transformers.
+
+    Args:
+        dataset: Its columns are the candidates.
+        text_column: The column to train on, if it is not one of these.
+        source: Name of the dataset in messages.
+
+    Raises:
+        InputError: There are no columns, none of the rules applies, or a selected column does not contain strings.
+    """
+    features = _features(dataset)
+    columns = _select_columns(features, text_column, source)
+    for name in columns:
+        if (kind := _kind(features[name])) not in (*_STRINGS, "null"):
+            if kind == "Json" and Path(source).is_file():  # the loader's type for mixed types
+                kind = f"mixed types ({_first_fault(source, name)})"
+            raise InputError(f"{source}: column {name!r} must contain strings, got {kind}")
+    return columns
+
+
+def _select_columns(features: datasets.Features, text_column: str | None, source: str) -> tuple[str, ...]:
+    found = list(features)
+    if not found:
+        raise _no_text(source)
+    if text_column is not None:
+        if text_column not in found:
+            raise InputError(f"{source} has no column {text_column!r} (text_column); its columns are {found}")
+        return (text_column,)
+    if "sent0" in found and "sent1" in found:
+        return tuple(name for name in _PAIR_COLUMNS if name in found)
+    for name in ("text", "sentence"):
+        if name in found:
+            return (name,)
+    if len(found) == 1 or (len(found) <= 3 and all(_kind(features[name]) in _STRINGS for name in found)):
+        return tuple(found)
+    raise InputError(
+        f"{source} has the columns {found}: select one with text_column, or keep only one, two (pairs) or three "
+        "(triplets) columns of strings"
+    )
+
+
+def _kind(feature: Any) -> str:
+    """The type of a column: string, int64, List, ..."""
+    return str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
 def _read_file(train_file: str, streaming: bool) -> Any:
     """The rows of a local file as `datasets` reads them."""
     suffix = _suffix(train_file)
     if Path(train_file).is_dir():
-        raise InputError(f"--train_file {train_file} is a folder, accepted is one file: {_ACCEPTED}")
+        raise InputError(f"train_file={train_file} is a folder; expected one file: {_ACCEPTED}")
     if suffix not in _LOADERS or train_file.lower().endswith(".parquet.gz"):
-        raise InputError(f"--train_file {train_file}: unknown kind of file, accepted are {_ACCEPTED}")
+        raise InputError(f"train_file={train_file}: unsupported file type; expected {_ACCEPTED}")
     with _open(train_file) as file:
         if not file.read(1):
-            raise _no_sentences(train_file)
+            raise _no_text(train_file)
     if suffix == ".jsonl":
         _check_block_starts(train_file)
     builder, options = _LOADERS[suffix]
-    # data_files are patterns: a[1].txt as it stands would match no file and train on nothing.
+    # data_files are patterns: a[1].txt without escaping would match no file and train on nothing.
     data_files = glob.escape(train_file)
     dataset = datasets.load_dataset(builder, data_files=data_files, split="train", streaming=streaming, **options)
-    # Where every row has more cells than the header, pandas takes the first cell for an index and shifts the others.
+    # If every row has more cells than the header, pandas takes the first cell for an index and shifts the others.
     if builder == "csv" and "__index_level_0__" in _features(dataset):
         raise InputError(f"{train_file}: line 2 has more cells than the header{_CELL_HINTS[suffix]}")
     return dataset
 
 
 def _check_block_starts(train_file: str) -> None:
-    """Raise for a block of JSON lines, as the loader cuts them up, that begins with null: pyarrow would crash the
-    process, behind a byte that is no UTF-8 too. An array is read as a whole."""
+    """Raise `InputError` if a block of JSON lines, as the loader splits them, does not begin with an object: pyarrow
+    crashes the process on a null there, even after a byte that is not UTF-8. An array is read in one piece."""
     with _open(train_file) as file:
         while start := file.read(2**16):
             first = start.removeprefix(b"\xef\xbb\xbf").strip()[:1]
@@ -192,55 +269,25 @@ def _check_block_starts(train_file: str) -> None:
 
 
 def _suffix(train_file: str) -> str:
-    """The suffix that tells the format: .txt for both a.txt and a.txt.gz."""
+    """The suffix that specifies the format: .txt for both a.txt and a.txt.gz."""
     return Path(train_file.lower().removesuffix(".gz")).suffix
 
 
 def _open(train_file: str) -> io.BufferedIOBase:
-    """The bytes of a file, uncompressed."""
+    """Open a file to read its uncompressed bytes."""
     return gzip.open(train_file) if train_file.lower().endswith(".gz") else open(train_file, "rb")
 
 
 def _features(dataset: Any) -> datasets.Features:
-    """The columns and their types; those of the first row where a streamed dataset does not declare them."""
+    """The columns and their types, from the first row if a streamed dataset does not declare them."""
     if dataset.features is not None:
         return dataset.features
     first = next(dataset.with_format("arrow").iter(batch_size=1), None)
     return datasets.Features() if first is None else datasets.Features.from_arrow_schema(first.schema)
 
 
-def _text_columns(found: list[str], text_column: str | None, source: str) -> tuple[str, ...]:
-    """The columns to train on, of those found."""
-    if not found:
-        raise _no_sentences(source)
-    if text_column is not None:
-        if text_column not in found:
-            raise InputError(f"{source} has no column {text_column!r} (--text_column), its columns are {found}")
-        return (text_column,)
-    if "sent0" in found and "sent1" in found:
-        return tuple(name for name in ("sent0", "sent1", "hard_neg") if name in found)
-    for name in ("text", "sentence"):
-        if name in found:
-            return (name,)
-    if len(found) > 1:
-        raise InputError(f"{source} has the columns {found}: say with --text_column which one holds the sentences")
-    return (found[0],)
-
-
-def _check_strings(features: datasets.Features, columns: tuple[str, ...], source: str) -> None:
-    """Raise for a text column that holds anything but strings and nulls."""
-    for name in columns:
-        feature = features[name]
-        dtype = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-        if dtype == "Json" and Path(source).is_file():
-            # So the loader marks a column of mixed types; which row is the odd one, only the file can tell.
-            dtype = f"mixed types ({_first_fault(source, name)})"
-        if dtype not in ("string", "large_string", "null"):
-            raise InputError(f"{source}: column {name!r} must hold strings, got {dtype}")
-
-
 def _drop_blank(dataset: Any, columns: tuple[str, ...]) -> Any:
-    """The text columns, stripped, without the rows in which one of them is missing or blank."""
+    """The text columns, stripped, without rows in which one of them is missing or blank."""
     progress = {"desc": "Dropping blank rows"} if isinstance(dataset, datasets.Dataset) else {}
     features = datasets.Features({name: datasets.Value("string") for name in columns})
     selected = dataset.select_columns(list(columns)).with_format("arrow")
@@ -248,9 +295,9 @@ def _drop_blank(dataset: Any, columns: tuple[str, ...]) -> Any:
 
 
 def _strip(table: pa.Table) -> pa.Table:
-    # The JSON and Parquet loaders let bytes pass that are not UTF-8: they would only fail when training reads them.
+    # The JSON and Parquet loaders accept bytes that are not UTF-8, which would only fail in training.
     table.validate(full=True)
-    # The cast is for columns that hold nothing but nulls; a byte order mark is left in packed files, and joined ones.
+    # The cast is for columns of nulls. Gzipped and concatenated files keep their byte order mark.
     texts = {name: pc.utf8_ltrim(table[name].cast(pa.string()), "\ufeff") for name in table.column_names}
     columns = {name: pc.utf8_trim_whitespace(text) for name, text in texts.items()}
     return pa.table(columns).filter(
@@ -259,7 +306,7 @@ def _strip(table: pa.Table) -> pa.Table:
 
 
 def _duplicate_share(dataset: datasets.Dataset) -> float:
-    """Share of rows that equal an earlier one, by their 64-bit hashes: 8 bytes a row, however long the texts."""
+    """Fraction of rows that equal an earlier one, by 64-bit hashes, which take 8 bytes per row."""
     rows = (
         row
         for batch in dataset.with_format("arrow").iter(batch_size=10_000)
@@ -269,31 +316,14 @@ def _duplicate_share(dataset: datasets.Dataset) -> float:
     return int(np.count_nonzero(hashes[1:] == hashes[:-1])) / len(hashes)
 
 
-@contextmanager
-def _loader_errors_in_one_line(explain: Callable[[BaseException], str]) -> Iterator[None]:
-    """Turn the loader's exceptions into `InputError`, and silence the log lines that say the same."""
-    verbosity = datasets.utils.logging.get_verbosity()
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    except InputError:
-        raise
-    except _LOADER_ERRORS as error:
-        # "An error occurred while generating the dataset" says nothing: the cause does.
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
-        raise InputError(textwrap.shorten(explain(cause or error), width=400)) from error
-    finally:
-        datasets.utils.logging.set_verbosity(verbosity)
-
-
-def _explain_file_error(train_file: str, error: BaseException) -> str:
-    """What is wrong with a file, with the number of the line where the file can tell."""
+def _file_error_message(train_file: str, error: BaseException) -> str:
+    """The reason for an error of the loader, with the line number if the file can be read line by line."""
     if not Path(train_file).exists():
-        return f"--train_file {train_file}: no such file"
-    # The words of the loaders for csv, jsonl, txt and parquet; where they change, the message is passed on instead.
+        return f"train_file={train_file}: no such file"
+    # Messages of the loaders for csv, jsonl, txt and parquet. If they change, the loader's message is shown instead.
     no_rows = ("No columns to parse", "corresponds to no data", "at least one example", "BatchSize must be greater")
     if any(sign in str(error) for sign in no_rows):
-        return str(_no_sentences(train_file))
+        return str(_no_text(train_file))
     suffix = _suffix(train_file)
     fault = _first_fault(train_file) if suffix != ".parquet" and isinstance(error, ValueError) else None
     _, tokenizing, reason = str(error).strip().rpartition("Error tokenizing data. C error: ")
@@ -302,16 +332,16 @@ def _explain_file_error(train_file: str, error: BaseException) -> str:
 
 
 def _first_fault(train_file: str, column: str | None = None) -> str | None:
-    """The first line that is not UTF-8 or, of JSON lines, no object or with something else than a string in `column`.
+    """The first invalid line: not UTF-8 or, in JSON lines, not an object or without a string in `column`.
 
-    Slow, and therefore only asked when the loader has failed: its own messages count bytes, or rows of a block.
+    Slow, and therefore called only after the loader has failed, whose messages count bytes, or rows within a block.
     """
     is_json = _suffix(train_file) == ".jsonl"
     with _open(train_file) as file:
         for number, line in enumerate(file, start=1):
             try:
                 text = line.decode()
-                row = json.loads(text) if is_json and text.strip() else {}  # of bytes, it would guess the encoding
+                row = json.loads(text) if is_json and text.strip() else {}  # for bytes, it would guess the encoding
             except UnicodeDecodeError as error:
                 return f"line {number} is not UTF-8 (byte 0x{line[error.start]:02x})"
             except json.JSONDecodeError as error:
@@ -323,18 +353,18 @@ def _first_fault(train_file: str, column: str | None = None) -> str | None:
     return None
 
 
-def _explain_hub_error(name: str, config: str | None, split: str, error: BaseException) -> str:
-    """Why a dataset of the Hub, or a dataset folder, cannot be loaded."""
+def _hub_error_message(name: str, config: str | None, split: str, error: BaseException) -> str:
+    """The reason why a dataset on the Hub, or a dataset folder, cannot be loaded."""
     if Path(name).is_file():
-        return f"--dataset_name {name} is a file: give it as --train_file"
+        return f"dataset_name={name} is a file: pass it as train_file"
     if name.startswith((".", "/", "~")) and not Path(name).exists():
-        return f"--dataset_name {name}: no such folder"
+        return f"dataset_name={name}: no such folder"
     reason = str(error).partition("Example of usage")[0]
     if isinstance(error, ConnectionError):
-        reason += "; without a network, give a --train_file or a dataset that is in the cache"
-    config_asked = f" --dataset_config {config}" if config else ""
-    return f"--dataset_name {name}{config_asked} --split {split}: {reason}"
+        reason += "; without a network, pass a train_file or a dataset that is in the cache"
+    requested = f" dataset_config={config}" if config else ""
+    return f"dataset_name={name}{requested} dataset_split={split}: {reason}"
 
 
-def _no_sentences(source: str) -> InputError:
-    return InputError(f"{source} has no sentences: it is empty or all its rows are blank")
+def _no_text(source: str) -> InputError:
+    return InputError(f"{source} contains no text: it is empty or all its rows are blank")

@@ -1,4 +1,4 @@
-"""Dropout whose masks cost little on a CPU, where torch's own take a sixth of a small encoder's training step."""
+"""Faster dropout for CPUs, where the masks of torch's dropout take a sixth of a small encoder's training step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LEVELS = 2**16  # of a 16-bit draw; four come from each 64-bit number that the generator gives
+LEVELS = 2**16  # values of a 16-bit draw; each 64-bit random number yields four draws
 
 
-class Drop(torch.autograd.Function):
-    """See `CheapDropout`."""
+class DropoutFunction(torch.autograd.Function):
+    """Forward and backward of `CheapDropout`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, num_dropped: int) -> Tensor:
@@ -27,17 +27,17 @@ class Drop(torch.autograd.Function):
 
 
 class CheapDropout(nn.Dropout):
-    """nn.Dropout; on a CPU with p rounded to a multiple of 2^-16 (0.1 becomes 0.100006) and scaled accordingly."""
+    """`nn.Dropout` with faster masks on CPUs, where p is rounded to a multiple of 2^-16: 0.1 becomes 0.100006."""
 
     def forward(self, x: Tensor) -> Tensor:
         num_dropped = round(self.p * LEVELS)
         if not self.training or x.device.type != "cpu" or not 0 < num_dropped < LEVELS:
             return super().forward(x)
-        return Drop.apply(x, num_dropped)
+        return DropoutFunction.apply(x, num_dropped)
 
 
-def cheapen_dropout(module: nn.Module) -> None:
-    """Replace every nn.Dropout inside a module by `CheapDropout`. It has no weights, so that what is saved stays."""
+def replace_dropout(module: nn.Module) -> None:
+    """Replace every `nn.Dropout` inside a module with `CheapDropout`. Saved weights are not affected."""
     for child in module.modules():
         for name, part in child.named_children():
             if type(part) is nn.Dropout:

@@ -1,4 +1,4 @@
-"""What is wrapped and trained: a SentenceTransformer and a head that only training sees."""
+"""Text encoders: a SentenceTransformer, and the model that is trained, with its training-only head."""
 
 from __future__ import annotations
 
@@ -6,27 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import NO_CODE, folder_or_name, hub_commit, hub_name, refuse_links, translate_loading_errors
+from fmicl_text.loading import NO_CODE, hub_commit, hub_name, refuse_links, resolve_model_path, translate_loading_errors
 from fmicl_text.model import ContrastiveModel
-from fmicl_text.text.dropout import cheapen_dropout
-from fmicl_text.text.lora import add_lora, base_weights, is_adapter, merged, plain_saving, quantization
+from fmicl_text.text.collator import TextViewCollator
+from fmicl_text.text.data import as_text_dataset, text_columns
+from fmicl_text.text.dropout import replace_dropout
+from fmicl_text.text.lora import (
+    add_lora,
+    base_weights_hash,
+    is_adapter,
+    merge_adapters,
+    quantization_config,
+    save_with_weights,
+)
+from fmicl_text.text.tokenization import RepeatedStream
 
 POOLINGS = Pooling.POOLING_MODES
 
 
 def no_head(width: int) -> nn.Module:
-    """The embeddings as they are."""
+    """No head: the identity."""
     return nn.Identity()
 
 
 def simcse_head(width: int) -> nn.Module:
-    """SimCSE's head: a dense layer of the same width and tanh, initialized as BERT's own layers."""
+    """SimCSE's head: a dense layer of the same width, initialized like BERT's layers, and tanh."""
     dense = nn.Linear(width, width)
     nn.init.normal_(dense.weight, std=0.02)
     nn.init.zeros_(dense.bias)
@@ -40,24 +51,32 @@ class TextContrastiveModel(ContrastiveModel):
     """A SentenceTransformer plus a training-only head.
 
     Args:
-        encoder: The part that is evaluated, saved and exported. Its dropout layers are replaced by
+        encoder: The part that is evaluated, saved and exported. Its dropout layers are replaced with
             `dropout.CheapDropout`.
-        head: A name in `HEADS`. Stored in checkpoints, never in the exported encoder.
+        head: Name of a head in `HEADS`. Stored in checkpoints, never in the exported encoder.
     """
 
     modality, unit = "text", "tokens"
 
     def __init__(self, encoder: SentenceTransformer, head: str = "none") -> None:
-        cheapen_dropout(encoder)
+        replace_dropout(encoder)
         width = int(encoder.get_embedding_dimension() or 0)
         super().__init__(encoder, HEADS[head](width), width)
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
-        """Tokenized rows {input_ids, attention_mask, ...} [B, T] to embeddings [B, D]."""
+        """Embeddings [B, D] of tokenized texts {input_ids, attention_mask, ...} [B, T]."""
         return self.encoder(features)["sentence_embedding"]
 
     def count(self, inputs: dict[str, Tensor]) -> Tensor:
-        return inputs["attention_mask"].sum()  # padding is not counted
+        return inputs["attention_mask"].sum()  # without padding
+
+    def prepare_data(self, train_dataset: Any) -> tuple[Any, Any]:
+        """Texts, pairs or triplets as a dataset, and a collator that tokenizes them. Longer texts are truncated to the
+        encoder's `max_seq_length`. A stream is repeated without end."""
+        data = as_text_dataset(train_dataset)
+        length = self.encoder.max_seq_length or self.encoder.tokenizer.model_max_length
+        collator = TextViewCollator(self.encoder.tokenizer, text_columns(data), length)
+        return RepeatedStream(data) if isinstance(data, IterableDataset) else data, collator
 
     @property
     def backbone(self) -> Any:
@@ -73,29 +92,29 @@ class TextContrastiveModel(ContrastiveModel):
         }
 
     def describe_training(self) -> dict[str, Any]:
-        return super().describe_training() | {"adapters_over": base_weights(self.backbone)}
+        return super().describe_training() | {"adapters_over": base_weights_hash(self.backbone)}
 
     def is_exported(self, name: str) -> bool:
         return super().is_exported(name) and not is_adapter(name)
 
     @property
     def loads_exported(self) -> bool:
-        """With adapters, the exported weights are merged ones; the base weights do not change in training."""
+        """False with adapters: the exported weights are merged ones. Training does not change the base weights."""
         return not any(map(is_adapter, self.state_dict()))
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
-        """Write the encoder as a SentenceTransformer folder, with the weights in `state`, a state dict of this module;
-        adapters are merged into the base weights."""
+        """Write the encoder as a SentenceTransformer folder, with the weights in `state`, a state dict of this module.
+        Adapters are merged into the base weights."""
         refuse_links(folder)
         backbone, prefix = self.backbone, "encoder.0.model."
         weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
-        with plain_saving(backbone, merged(backbone, weights)):
+        with save_with_weights(backbone, merge_adapters(backbone, weights)):
             self.encoder.save(folder, create_model_card=False)
-        # transformers 5 names a tokenizer class that 4 does not know; both know it by its old name
+        # transformers 5 writes a class name that transformers 4 does not know; both accept the old name
         config = Path(folder) / "tokenizer_config.json"
         if config.is_file():
-            said = config.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
-            config.write_text(said, encoding="utf-8")
+            content = config.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
+            config.write_text(content, encoding="utf-8")
 
     def open_encoder(self, folder: str) -> nn.Module:
         return build_text_encoder(folder, trust_remote_code=self.encoder.trust_remote_code)
@@ -110,64 +129,76 @@ def build_text_encoder(
     load_in: str | None = None,
     trust_remote_code: bool = False,
 ) -> SentenceTransformer:
-    """A SentenceTransformer in float32, whatever dtype the file has, without the pooler that BERT never uses.
+    """Load a SentenceTransformer in float32, regardless of the dtype of its files, without BERT's unused pooler.
 
     Args:
         model_name_or_path: Folder or Hub name of a sentence-transformers model or of any Hugging Face text encoder.
         revision: Branch, tag or commit on the Hub.
-        pooling: One of `POOLINGS`. None keeps what the model says, and is cls, the paper's, where it says nothing.
-        dropout: Sets every dropout probability of the model's config, in [0, 1). None keeps them.
-        lora_rank: Train adapters of this rank only, >= 1; None trains all weights.
-        load_in: With adapters, hold the other weights in `4bit` or `8bit`.
-        trust_remote_code: Run Python code that comes with the model or that it names; else such a model is refused.
+        pooling: One of `POOLINGS`. None keeps the model's own pooling; a model that does not specify one gets cls, as
+            in the paper.
+        dropout: Sets every dropout probability in the model's config, in [0, 1). None keeps them.
+        lora_rank: Train only LoRA adapters of this rank, >= 1. None trains all weights.
+        load_in: Quantize the frozen weights to `4bit` or `8bit`; requires `lora_rank`.
+        trust_remote_code: Run custom code that comes with the model. Otherwise such a model raises an error.
 
     Raises:
-        InputError: The model is not there, cannot be had offline, is damaged, or needs code of its own.
+        InputError: The model does not exist, is not available offline, is corrupted, or requires custom code.
     """
-    model_name_or_path = folder_or_name(model_name_or_path)
+    model_name_or_path = resolve_model_path(model_name_or_path)
+    source = f"model_name_or_path={model_name_or_path}"
     if load_in is not None and lora_rank is None:
-        raise InputError(f"--load_in_{load_in} needs --lora_rank: weights of so few bits cannot be trained")
-    few_bits = {} if load_in is None else {"quantization_config": quantization(load_in)}
-    with translate_loading_errors(f"--model_name_or_path {model_name_or_path}"):
+        raise InputError(f"load_in={load_in} requires lora_rank: quantized weights cannot be trained directly")
+    quantization = {} if load_in is None else {"quantization_config": quantization_config(load_in)}
+    with translate_loading_errors(source):
         encoder = SentenceTransformer(
             model_name_or_path,
             revision=revision,
-            device="cuda" if few_bits and torch.cuda.is_available() else "cpu",
+            device="cuda" if quantization and torch.cuda.is_available() else "cpu",
             trust_remote_code=trust_remote_code,
-            model_kwargs={"dtype": torch.float32, **NO_CODE, **few_bits},
+            model_kwargs={"dtype": torch.float32, **NO_CODE, **quantization},
             config_kwargs=dropout_settings(model_name_or_path, revision, dropout, trust_remote_code),
         )
-    require_tokenizer(encoder, model_name_or_path)
+    require_tokenizer(encoder, source)
     if not isinstance(encoder[0], Transformer) or not any(isinstance(module, Pooling) for module in encoder):
-        raise InputError(f"--model_name_or_path {model_name_or_path} is not a transformer followed by pooling")
+        raise InputError(f"{source} is not a transformer followed by pooling")
     backbone: Any = encoder[0].model
     if isinstance(getattr(backbone, "pooler", None), nn.Module):
-        backbone.pooler = None  # no gradient reaches it, and DDP stops at step 2 on such parameters
-    says_pooling = bool(encoder.module_kwargs)  # one entry per line of modules.json
-    if pooling or not says_pooling:
+        backbone.pooler = None  # it gets no gradient, and DDP stops at step 2 on such parameters
+    specifies_pooling = bool(encoder.module_kwargs)  # one entry per module in modules.json
+    if pooling or not specifies_pooling:
         set_pooling(encoder, pooling or "cls")
     if lora_rank is not None:
         add_lora(encoder, lora_rank)
     return encoder
 
 
-def require_tokenizer(encoder: SentenceTransformer, name: str) -> None:
-    """InputError if the tokenizer knows no word (a folder without tokenizer files loads without complaint, and all
-    sentences of one length then get the same embedding), or words that the model has no embedding for."""
+def require_tokenizer(encoder: SentenceTransformer, source: str) -> None:
+    """Check that the tokenizer has a vocabulary that the model has embeddings for. A folder without tokenizer files
+    loads without an error, and all sentences of the same length then get the same embedding.
+
+    Args:
+        source: The argument and its value, which begin the message.
+
+    Raises:
+        InputError: The tokenizer has no words, or has ids that the model has no embedding for.
+    """
     tokenizer = encoder.tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(f"{name}: its tokenizer files are missing, every word would be unknown")
+        raise InputError(f"{source}: its tokenizer files are missing, so every word would be unknown")
     backbone: Any = encoder[0].model
-    known, added = backbone.get_input_embeddings().num_embeddings, tokenizer.get_added_vocab()
+    size, added = backbone.get_input_embeddings().num_embeddings, tokenizer.get_added_vocab()
     highest = max(number for word, number in tokenizer.get_vocab().items() if word not in added)
-    if highest >= known:
-        raise InputError(f"{name}: its tokenizer has ids up to {highest}, its model embeddings for {known}: no pair")
+    if highest >= size:
+        raise InputError(
+            f"{source}: tokenizer and model do not match; the tokenizer has ids up to {highest}, the model {size} "
+            "embeddings"
+        )
 
 
 def set_pooling(encoder: SentenceTransformer, mode: str) -> None:
-    """Replace the pooling of an encoder by one of `POOLINGS`."""
+    """Replace the pooling of an encoder with one of `POOLINGS`."""
     (index,) = [i for i, module in enumerate(encoder) if isinstance(module, Pooling)]
     encoder[index] = Pooling(encoder[index].embedding_dimension, mode)
 
@@ -175,8 +206,8 @@ def set_pooling(encoder: SentenceTransformer, mode: str) -> None:
 def dropout_settings(
     model_name_or_path: str, revision: str | None, dropout: float | None, trust_remote_code: bool = False
 ) -> dict[str, float]:
-    """Every dropout probability in the model's config (BERT calls them hidden_dropout_prob, ModernBERT mlp_dropout,
-    T5 dropout_rate, ...), set to `dropout`; empty for None.
+    """Every dropout probability in the model's config (hidden_dropout_prob in BERT, mlp_dropout in ModernBERT,
+    dropout_rate in T5, ...), set to `dropout`; empty for None.
 
     Raises:
         InputError: dropout outside [0, 1).
@@ -184,7 +215,7 @@ def dropout_settings(
     if dropout is None:
         return {}
     if not 0 <= dropout < 1:
-        raise InputError(f"--dropout must be in [0, 1), got {dropout}")
+        raise InputError(f"dropout must be in [0, 1), got {dropout}")
     config = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     return {
         key: dropout for key, value in config.to_dict().items() if "dropout" in key and isinstance(value, int | float)

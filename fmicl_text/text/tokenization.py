@@ -1,4 +1,4 @@
-"""Training text tokenized once, into Arrow files that later starts find again."""
+"""Tokenize training text once, into cached Arrow files that later runs reuse."""
 
 from __future__ import annotations
 
@@ -19,37 +19,35 @@ from transformers import PreTrainedTokenizerBase
 from fmicl_text.text.collator import TextViewCollator, TokenCollator, check_max_seq_length, text_id
 from fmicl_text.text.data import TextData
 
-# Raise it when the rows change, so that files of older code are not found.
+# Increment this when the rows change, so that cached files of older versions are not reused.
 _FORMAT = 1
 
 
 def tokenize_dataset(
     dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_seq_length: int
 ) -> datasets.Dataset:
-    """The rows of `dataset` as tokens, for `collator.TokenCollator`.
+    """Tokenize the rows of a dataset for `collator.TokenCollator`.
 
-    Written to the cache beside the files of `dataset` and read by memory mapping; the next call with the same data,
-    tokenizer, columns and length, in any process, opens that file and tokenizes nothing. A dataset that is in memory
-    stays there.
+    The result is cached next to the files of `dataset` and memory-mapped. A later call with the same data, tokenizer,
+    columns and length, in any process, reads that file instead. A dataset in memory stays in memory.
 
     Args:
-        dataset: such as `load_training_text` gives.
-        tokenizer: The encoder's.
+        dataset: Text columns, as returned by `load_training_text`.
+        tokenizer: The encoder's tokenizer.
         columns: The C text columns, in the order of the views.
-        max_seq_length: Longer texts are cut to this many tokens.
+        max_seq_length: Longer texts are truncated to this many tokens.
 
     Raises:
-        InputError: max_seq_length is beyond what the model can read.
+        InputError: max_seq_length exceeds the model's maximum.
 
-    The columns of the result:
-        input_ids: C lists of int32.
-        token_type_ids: C lists of int8, where the tokenizer gives them. There is no attention_mask, padding makes it.
-        text_ids: C int64, `collator.text_id` of each text.
-        length: int32, the most tokens that one of the C texts has.
+    Returns:
+        A dataset with the columns input_ids (C lists of int32), token_type_ids (C lists of int8, if the tokenizer
+        returns them), text_ids (C int64, `collator.text_id` of each text) and length (int32, the number of tokens of
+        the longest of the C texts). The attention mask is created by padding.
     """
     check_max_seq_length(tokenizer, max_seq_length)
     tokenize = partial(_tokenize, tokenizer=tokenizer, columns=list(columns), max_seq_length=max_seq_length)
-    # The fingerprint that map would make pickles the tokenizer, and a fast one is another after its first call.
+    # The default fingerprint of map pickles the tokenizer, and the pickle of a fast one changes with its first call.
     state = [dataset._fingerprint, _tokenizer_state(tokenizer), list(columns), max_seq_length, _FORMAT]
     tokens = dataset.with_format("arrow").map(
         tokenize, batched=True, new_fingerprint=Hasher.hash(state), desc="Tokenizing"
@@ -65,17 +63,17 @@ def _tokenize(table: pa.Table, tokenizer: PreTrainedTokenizerBase, columns: list
     }
     lengths = pc.list_value_length(arrays["input_ids"]).to_numpy().reshape(len(table), len(columns))
     arrays["text_ids"] = pa.array(map(text_id, texts), pa.int64())
-    # From one entry a text to one list a row.
+    # Group the entries of the texts into one list per row.
     starts = np.arange(0, len(texts) + 1, len(columns), dtype=np.int32)
     rows = {key: pa.ListArray.from_arrays(starts, array) for key, array in arrays.items()}
     return pa.table({**rows, "length": lengths.max(axis=1)})
 
 
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """What decides the tokens of a text. Padding is not in it: the collator pads."""
+    """Everything that affects the tokens of a text. Padding does not: the collator pads."""
     rules: Any
     if tokenizer.is_fast:
-        # A call leaves its truncation and padding behind in the backend.
+        # The backend keeps the truncation and padding of the last call.
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         rules = json.dumps({**backend, "truncation": None, "padding": None})
     else:
@@ -85,18 +83,18 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
 
 
 class RepeatedStream(IterableDataset):
-    """A stream again and again, in another order each time if it is shuffled, without an end: that a resumed run, which
-    skips what was read, then stands where it did, in whichever pass that was."""
+    """Repeats a stream without end, reshuffled in each epoch if it is shuffled. A resumed run, which skips the rows
+    already read, then continues at the same row, whatever the epoch."""
 
     def __init__(self, stream: datasets.IterableDataset) -> None:
         self.stream = stream
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number in count():
-            self.stream.set_epoch(number)
+        for epoch in count():
+            self.stream.set_epoch(epoch)
             rows = iter(self.stream)
             first = next(rows, None)
-            if first is None:  # a worker without a share of the files
+            if first is None:  # this worker has no shard of the data
                 return
             yield first
             yield from rows
@@ -105,8 +103,8 @@ class RepeatedStream(IterableDataset):
 def training_rows(
     data: TextData, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, tokenize_once: bool
 ) -> tuple[Any, TextViewCollator | TokenCollator]:
-    """What the trainer reads, and its collator: tokens where the text can be tokenized before training, else the text,
-    tokenized batch by batch."""
+    """The trainer's dataset and its collator. With `tokenize_once`, and unless the text is streamed, the text is
+    tokenized before training, otherwise batch by batch."""
     if tokenize_once and isinstance(data.dataset, datasets.Dataset):
         return tokenize_dataset(data.dataset, tokenizer, data.columns, max_seq_length), TokenCollator(tokenizer)
     rows = RepeatedStream(data.dataset) if isinstance(data.dataset, datasets.IterableDataset) else data.dataset

@@ -1,4 +1,4 @@
-"""Image models to train from scratch: the paper's ResNets and ViT, and what they need that stock ones lack."""
+"""Image models to train from scratch: the paper's ResNets and ViT, with changes that the stock models lack."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig, ResNetConfig, ResNetModel, ViTConfig
 
 
 class SmallStemResNet(ResNetModel):
-    """A ResNet with the stem for small images, a 3 x 3 convolution of stride 1 and no max-pooling (SimCLR, arXiv
-    2002.05709, appendix B.9): the stock stem leaves 8 x 8 of a 32 x 32 image. Its config says `small_image_stem`; the
-    stock class cannot open its weights."""
+    """A ResNet with a stem for small images: a 3 x 3 convolution of stride 1, no max-pooling (SimCLR, arXiv 2002.05709,
+    appendix B.9). The stock stem reduces a 32 x 32 image to 8 x 8. The config has the field `small_image_stem`; the
+    stock class cannot load the weights."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__(config)
@@ -26,9 +26,9 @@ class SmallStemResNet(ResNetModel):
 
 
 def sincos_positions(height: int, width: int, dim: int) -> Tensor:
-    """Fixed 2-D sine-cosine position embeddings, a zero for the class token first; [1, 1 + height * width, dim].
+    """Fixed 2-D sine-cosine position embeddings [1, 1 + height * width, dim]; the first, of the class token, is zero.
 
-    MoCo v3 (arXiv 2104.02057): dim/4 frequencies 10000^(-4k/dim) of either coordinate, sine and cosine."""
+    MoCo v3 (arXiv 2104.02057): sine and cosine of each coordinate at dim/4 frequencies 10000^(-4k/dim)."""
     frequencies = 1.0 / 10000 ** (torch.arange(dim // 4) / (dim // 4))
     x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
     angles_x, angles_y = (coordinate.flatten()[:, None] * frequencies for coordinate in (x, y))
@@ -37,7 +37,7 @@ def sincos_positions(height: int, width: int, dim: int) -> Tensor:
 
 
 def initialize_as_mocov3(backbone: Any) -> None:
-    """MoCo v3's initial ViT: sine-cosine positions, Xavier-uniform linear layers, a tiny class token."""
+    """Initialize a ViT as MoCo v3: sine-cosine positions, Xavier-uniform linear layers, a class token near zero."""
     embeddings = backbone.embeddings
     projection = embeddings.patch_embeddings.projection
     rows, columns = (size // patch for size, patch in zip(
@@ -50,25 +50,25 @@ def initialize_as_mocov3(backbone: Any) -> None:
         nn.init.uniform_(projection.weight, -bound, bound)
         nn.init.zeros_(projection.bias)
         for module in backbone.layers.modules():
-            if isinstance(module, nn.Linear):  # q, k and v are layers of their own here, as MoCo v3 scales them
+            if isinstance(module, nn.Linear):  # q, k and v are separate layers here, which gives MoCo v3's scale
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
 
 def freeze_positions(backbone: Any) -> None:
-    """No gradient for positions and patch projection, MoCo v3's trick for stable training; a saved model does not
-    remember it, so it is applied again at every load."""
+    """Freeze positions and patch projection, which stabilizes training (MoCo v3). A saved model does not store this, so
+    it is applied at every load."""
     backbone.embeddings.position_embeddings.requires_grad_(False)
     backbone.embeddings.patch_embeddings.projection.requires_grad_(False)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of a config's size."""
+    """Height and width from the size in a config."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def resnet(depths: Sequence[int], layer_type: str, widths: Sequence[int], small: bool, **fields: Any) -> ResNetConfig:
-    """A ResNet's config, with the stem for small images or the stock one."""
+    """The config of a ResNet, with the stem for small images or the stock stem."""
     fields.setdefault("embedding_size", min(64, widths[0]))
     config = ResNetConfig(depths=list(depths), layer_type=layer_type, hidden_sizes=list(widths), **fields)
     config.small_image_stem = small
@@ -76,14 +76,14 @@ def resnet(depths: Sequence[int], layer_type: str, widths: Sequence[int], small:
 
 
 def mocov3_vit_small(image_size: int = 224) -> ViTConfig:
-    """MoCo v3's ViT-S: 12 blocks, 12 heads (not 6), width 384."""
+    """MoCo v3's ViT-S: 12 blocks, 12 heads (instead of 6), width 384."""
     config = ViTConfig(
         image_size=image_size,
         hidden_size=384,
         num_hidden_layers=12,
         num_attention_heads=12,
         intermediate_size=1536,
-        layer_norm_eps=1e-6,  # its code's; the stock config has 1e-12
+        layer_norm_eps=1e-6,  # as in its code; the stock default is 1e-12
     )
     config.fixed_positions = True
     return config
@@ -92,7 +92,7 @@ def mocov3_vit_small(image_size: int = 224) -> ViTConfig:
 IMAGE_CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "resnet-18": lambda: resnet((2, 2, 2, 2), "basic", (64, 128, 256, 512), small=False),
     "resnet-18-small": lambda: resnet((2, 2, 2, 2), "basic", (64, 128, 256, 512), small=True),
-    "resnet-8-small": lambda: resnet(  # trains in minutes on a CPU: half the resolution from the first block on
+    "resnet-8-small": lambda: resnet(  # trains in minutes on a CPU: the first block halves the resolution
         (1, 1, 1), "basic", (32, 64, 128), small=True, embedding_size=16, downsample_in_first_stage=True
     ),
     "resnet-50": lambda: resnet((3, 4, 6, 3), "bottleneck", (256, 512, 1024, 2048), small=False),

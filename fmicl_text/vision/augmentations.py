@@ -1,7 +1,7 @@
-"""Random changes of a batch of images, on its device, every image with its own parameters.
+"""Batched, on-device image augmentations with independent random parameters for every image.
 
-Images are [B, C, H, W] in [0, 1], C = 1 or 3. Formulas are torchvision's, whose transforms of a batch share one set of
-parameters between all images of it.
+Images are [B, C, H, W] in [0, 1], C = 1 or 3. The formulas are those of torchvision, whose transforms apply one set of
+parameters to all images of a batch.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-GREY = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601
-# RGB to luma and two chroma axes: what the fast hue shift turns.
+LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601
+# RGB to luma and two chroma axes, in which the fast hue shift is a rotation.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
 class Draw:
-    """Random numbers for B images, one each.
+    """Independent random numbers for each of B images.
 
     Args:
-        images: The batch they are for; its length and device count.
-        generator: On that device; None takes the global one.
+        images: The batch, which determines B and the device.
+        generator: A generator on that device. None uses the global one.
     """
 
     def __init__(self, images: Tensor, generator: torch.Generator | None) -> None:
@@ -49,9 +49,9 @@ Step = Callable[[Tensor, Draw], Tensor]
 def crop_boxes(
     draw: Draw, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float] = (3 / 4, 4 / 3)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height, width of a random crop of each image, [B] each, whole numbers.
+    """Top, left, height and width of a random crop of each image, [B] each, integers.
 
-    As torchvision's RandomResizedCrop: the first of ten draws that fits, else the largest centred crop in range."""
+    As torchvision's RandomResizedCrop: the first of ten draws that fits, else the largest center crop in range."""
     area = height * width * draw.uniform(*scale, 10)
     aspect = draw.uniform(math.log(ratio[0]), math.log(ratio[1]), 10).exp()
     rows, columns = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
@@ -59,37 +59,37 @@ def crop_boxes(
     first = fits.float().argmax(1, keepdim=True)
     fallback_rows = min(height, round(width / ratio[0]))
     fallback_columns = min(width, round(height * ratio[1]))
-    some = fits.any(1)
-    rows = torch.where(some, rows.gather(1, first)[:, 0], fallback_rows)
-    columns = torch.where(some, columns.gather(1, first)[:, 0], fallback_columns)
+    any_fits = fits.any(1)
+    rows = torch.where(any_fits, rows.gather(1, first)[:, 0], fallback_rows)
+    columns = torch.where(any_fits, columns.gather(1, first)[:, 0], fallback_columns)
     free_rows, free_columns = height - rows, width - columns
-    top = torch.where(some, (draw.uniform(0, 1) * (free_rows + 1)).floor(), (free_rows / 2).floor())
-    left = torch.where(some, (draw.uniform(0, 1) * (free_columns + 1)).floor(), (free_columns / 2).floor())
+    top = torch.where(any_fits, (draw.uniform(0, 1) * (free_rows + 1)).floor(), (free_rows / 2).floor())
+    left = torch.where(any_fits, (draw.uniform(0, 1) * (free_columns + 1)).floor(), (free_columns / 2).floor())
     return top, left, rows, columns
 
 
 def resize_weights(start: Tensor, length: Tensor, source: int, size: int) -> Tensor:
-    """Rows of weights [B, size, source] that resize the stretch [start, start + length) of an axis to `size` pixels.
+    """Weights [B, size, source] that resize the interval [start, start + length) of an axis to `size` pixels.
 
-    Triangles as wide as a target pixel where they shrink (antialias), cut at the stretch's ends: bilinear
-    `interpolate(antialias=True)` of the crop, as a matrix."""
+    The matrix form of bilinear `interpolate(antialias=True)` of the crop: triangular filters, widened to a target pixel
+    when downscaling, and zero outside the interval."""
     scale = length / size
-    centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * scale[:, None]
+    center = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * scale[:, None]
     pixel = torch.arange(source, device=start.device) + 0.5
     support = scale.clamp_min(1)[:, None, None]
-    weights = (1 - (pixel - centre[..., None]).abs() / support).clamp_min(0)
+    weights = (1 - (pixel - center[..., None]).abs() / support).clamp_min(0)
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])
     weights = weights * inside[:, None]
     return weights / weights.sum(-1, keepdim=True)
 
 
 def random_flip(images: Tensor, draw: Draw, probability: float = 0.5) -> Tensor:
-    """Left to right, with a probability."""
+    """Flip horizontally with the given probability."""
     return torch.where(draw.chance(probability)[:, None, None, None], images.flip(-1), images)
 
 
 def random_resized_crop(images: Tensor, draw: Draw, size: int, scale: tuple[float, float], flip: float = 0.5) -> Tensor:
-    """A random crop of each image, resized to [B, C, size, size] with antialias, some flipped left to right."""
+    """A random crop of each image, resized to [B, C, size, size] with antialiasing and randomly flipped."""
     top, left, rows, columns = crop_boxes(draw, images.shape[-2], images.shape[-1], scale)
     vertical = resize_weights(top, rows, images.shape[-2], size)
     horizontal = resize_weights(left, columns, images.shape[-1], size)
@@ -101,16 +101,16 @@ def random_resized_crop(images: Tensor, draw: Draw, size: int, scale: tuple[floa
 
 def grayscale(images: Tensor) -> Tensor:
     """Luma [B, 1, H, W] of RGB images."""
-    return (images * images.new_tensor(GREY)[:, None, None]).sum(1, keepdim=True)
+    return (images * images.new_tensor(LUMA_WEIGHTS)[:, None, None]).sum(1, keepdim=True)
 
 
 def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """factor * images + (1 - factor) * other, kept in [0, 1]; factor [B]."""
+    """factor * images + (1 - factor) * other, clamped to [0, 1]; factor [B]."""
     return torch.lerp(other, images, factor[:, None, None, None]).clamp(0, 1)
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black; factor [B] >= 0, 1 leaves the images as they are."""
+    """Blend with black; factor [B] >= 0, where 1 leaves an image unchanged."""
     return (images * factor[:, None, None, None]).clamp(0, 1)
 
 
@@ -121,12 +121,12 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image in gray; factor [B] >= 0."""
+    """Blend with the image in grayscale; factor [B] >= 0."""
     return blend(images, grayscale(images), factor)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of HSV by a share of the circle; shift [B] in [-1/2, 1/2]."""
+    """Rotate the HSV hue by a fraction of the circle; shift [B] in [-1/2, 1/2]."""
     red, green, blue = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
     chroma = value - low
@@ -146,9 +146,9 @@ ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue
 
 
 def random_jitter(images: Tensor, draw: Draw, strengths: Sequence[float], probability: float, color: str) -> Tensor:
-    """With a probability, brightness, contrast, saturation and hue changed by factors in 1 +- strength (hue: shifts in
-    +- strength) in a random order; `fast` in a fixed order, as one matrix, clamped once. Of gray images only the first
-    two."""
+    """With the given probability, change brightness, contrast and saturation by factors in 1 ± strength and hue by a
+    shift in ± strength, in a random order. `fast` applies them in a fixed order, as one matrix, and clamps once. For
+    grayscale images, only brightness and contrast change."""
     ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in strengths[:3]] + [(-strengths[3], strengths[3])]
     factors = [draw.uniform(*limits) for limits in ranges]
     chosen = draw.chance(probability)
@@ -165,31 +165,31 @@ def random_jitter(images: Tensor, draw: Draw, strengths: Sequence[float], probab
 
 
 def jitter_by_matrix(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """The four changes as one affine map of each image's colors: the hue turns the chroma plane of YIQ and keeps luma,
-    another shift than HSV's of about the same size."""
+    """The four changes as one affine map of each image's colors. Hue is a rotation of the chroma plane of YIQ, which
+    preserves luma; it approximates the shift of the HSV hue."""
     to_yiq = images.new_tensor(YIQ)
-    angle = -2 * math.pi * hue  # the sense in which HSV's hue grows
+    angle = -2 * math.pi * hue  # in the direction of increasing HSV hue
     turn = images.new_zeros(len(images), 3, 3)
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
     turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
-    gray = images.new_tensor(GREY).expand(3, 3)
+    gray = images.new_tensor(LUMA_WEIGHTS).expand(3, 3)
     saturate = torch.lerp(gray, torch.eye(3, device=images.device), saturation[:, None, None])
     matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq @ saturate * (brightness * contrast)[:, None, None]
-    mean_gray = images.mean((2, 3)) @ images.new_tensor(GREY)
+    mean_gray = images.mean((2, 3)) @ images.new_tensor(LUMA_WEIGHTS)
     offset = (1 - contrast) * brightness * mean_gray
     return torch.baddbmm(offset[:, None, None], matrix, images.flatten(2)).view_as(images).clamp(0, 1)
 
 
 def random_grayscale(images: Tensor, draw: Draw, probability: float) -> Tensor:
-    """RGB images in gray with a probability; gray ones as they are."""
+    """Convert RGB images to grayscale with the given probability; images of one channel are unchanged."""
     if images.shape[1] == 1:
         return images
     return torch.where(draw.chance(probability)[:, None, None, None], grayscale(images), images)
 
 
 def random_blur(images: Tensor, draw: Draw, probability: float, sigma: tuple[float, float] = (0.1, 2.0)) -> Tensor:
-    """Gaussian blur with a probability, sigma in pixels, a kernel a tenth of the image wide, borders reflected."""
+    """Blur images with the given probability; sigma in pixels, kernel size a tenth of the image, reflected borders."""
     size = images.shape[-1]
     reach = max(1, size // 20)
     offsets = torch.arange(-reach, reach + 1, device=images.device)
@@ -203,13 +203,13 @@ def random_blur(images: Tensor, draw: Draw, probability: float, sigma: tuple[flo
 
 
 def random_solarize(images: Tensor, draw: Draw, probability: float) -> Tensor:
-    """Values of 1/2 and more inverted, with a probability."""
+    """Invert values >= 1/2 with the given probability."""
     inverted = torch.where(images >= 0.5, 1 - images, images)
     return torch.where(draw.chance(probability)[:, None, None, None], inverted, images)
 
 
 def random_affine(images: Tensor, draw: Draw, degrees: float, zoom: float, shear: float, shift: float) -> Tensor:
-    """Rotation, size, shear and place changed at random, shift in shares of the width; borders are black."""
+    """Random rotation, scale, shear and translation (a fraction of the width); borders are black."""
     angle = draw.uniform(-math.radians(degrees), math.radians(degrees))
     scale, slant = draw.uniform(1 - zoom, 1 + zoom), draw.uniform(-shear, shear)
     cosine, sine = angle.cos() / scale, angle.sin() / scale
@@ -221,12 +221,12 @@ def random_affine(images: Tensor, draw: Draw, degrees: float, zoom: float, shear
 
 
 def random_noise(images: Tensor, draw: Draw, deviation: float) -> Tensor:
-    """Gaussian noise of a standard deviation, kept in [0, 1]."""
+    """Add Gaussian noise of the given standard deviation and clamp to [0, 1]."""
     return (images + deviation * draw.normal(*images.shape[1:])).clamp(0, 1)
 
 
 def random_erase(images: Tensor, draw: Draw, share: float) -> Tensor:
-    """A square of a share of the width, somewhere, black."""
+    """Cutout: one random black square, whose side is a fraction of the width."""
     width = images.shape[-1]
     side = max(1, round(share * width))
     corner = (draw.uniform(0, 1, 2) * (width - side + 1)).floor()
@@ -236,7 +236,7 @@ def random_erase(images: Tensor, draw: Draw, share: float) -> Tensor:
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """The whole image, resized to [B, C, size, size] with antialias."""
+    """Resize images to [B, C, size, size] with antialiasing, without cropping."""
     if images.shape[-2:] == (size, size):
         return images
     return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)

@@ -1,20 +1,18 @@
-"""Images and their classes: scikit-learn's digits, parquet files, image folders, data sets of the Hub.
+"""Images with class labels: scikit-learn's digits, parquet files, image folders, datasets on the Hub.
 
-Small ones of one size are held as one tensor, `LabelledImages`; others are read from where they lie whenever they are
-needed, `ImageFiles`. Both give the same things.
+Small images of one size are kept in one tensor (`LabeledImages`); others are read lazily from disk (`ImageFiles`).
+Both classes have the same methods.
 """
 
 from __future__ import annotations
 
 import glob
 import io
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import datasets
@@ -22,35 +20,42 @@ import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from yaml import YAMLError
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import hub_revision, load_named_dataset
+from fmicl_text.loading import hub_revision, load_named_dataset, translate_dataset_errors
 from fmicl_text.vision.augmentations import Draw, crop_boxes
 
-FOLDERS_HINT = "; a folder must hold a folder of images for each of two or more classes"
-NO_ROWS = ("corresponds to no data", "BatchSize must be greater", "contain any data files")  # says datasets of nothing
-LARGEST = 96  # pixels; above it all images at once would not fit memory
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises of broken files
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # PIL would run Ghostscript on others
-Crop = tuple[float, float] | None  # shares of the area that a random crop covers; None: the whole image, always
+FOLDERS_HINT = "; a folder must contain one subfolder of images per class, and at least two classes"
+NO_ROWS = ("corresponds to no data", "BatchSize must be greater", "contain any data files")  # messages of datasets
+LARGEST = 96  # pixels; larger images are not kept in memory
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # exceptions of PIL for invalid files
+FORMATS = (
+    "BMP",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "PNG",
+    "PPM",
+    "TIFF",
+    "WEBP",
+)  # not EPS: PIL would run Ghostscript
+Crop = tuple[float, float] | None  # range of a random crop's area as a fraction of the image; None: no crop
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """Images of one size, and their classes.
+class LabeledImages:
+    """Images of one size in memory, with class labels.
 
     Args:
         pixels: uint8 [N, C, H, W].
-        labels: int64 [N], from 0 on.
-        source: Where they are from.
-        skipped: Of files that could not be read, which.
+        labels: int64 [N], consecutive from 0.
+        source: File, folder or dataset of the images.
+        skipped: Names of the images that could not be read.
     """
 
     pixels: Tensor
@@ -58,34 +63,34 @@ class LabelledImages:
     source: str
     skipped: tuple[str, ...] = ()
 
-    def take(self, rows: slice) -> LabelledImages:
-        """A stretch of them."""
+    def take(self, rows: slice) -> LabeledImages:
+        """A slice of the images."""
         return replace(self, pixels=self.pixels[rows], labels=self.labels[rows])
 
     def plain(self, rows: Sequence[int], size: int) -> Tensor:
-        """What `views.plain_view` takes: pixels uint8 [B, C, H, W] of some rows; of files, the centre at `size`."""
+        """Input of `views.plain_view` for some rows: pixels, uint8 [B, C, H, W]."""
         return self.pixels[torch.as_tensor(rows)]
 
     def for_views(self, rows: Sequence[int], size: int, crop: Crop, seed: tuple[int, ...]) -> Tensor:
-        """What `views.ImageViews` takes: pixels [B, C, H, W] of some rows; of files, two random crops of each."""
+        """Input of `views.ImageViews` for some rows: pixels, uint8 [B, C, H, W], which it crops."""
         return self.pixels[torch.as_tensor(rows)]
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Of the pixels in [0, 1], per channel."""
+        """Mean and standard deviation of the pixels in [0, 1], per channel."""
         return mean_and_std(self.pixels)
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images of any sizes, decoded whenever they are needed.
+    """Images of any size with class labels, decoded when they are needed.
 
     Args:
-        rows: A dataset of encoded images.
-        column: The column that they are in.
-        labels: int64 [N], from 0 on.
-        channels: 1 for gray, 3 for RGB.
-        source, skipped: As for `LabelledImages`.
-        folders: Below which the files lie that rows name; see `image_folders`.
+        rows: Dataset of encoded images.
+        column: Its image column.
+        labels: int64 [N], consecutive from 0.
+        channels: 1 for grayscale, 3 for RGB.
+        source, skipped: As in `LabeledImages`.
+        folders: Folders from which image files may be read; see `image_folders`.
     """
 
     rows: Any
@@ -97,90 +102,92 @@ class ImageFiles:
     folders: tuple[str, ...] = ()
 
     def take(self, rows: slice) -> ImageFiles:
-        """A stretch of them."""
+        """A slice of the images."""
         return replace(self, rows=self.rows.select(range(len(self.labels))[rows]), labels=self.labels[rows])
 
-    def decoded(self, rows: Sequence[int], make: Any) -> Tensor:
-        """make(image, row) of some rows, joined; many are decoded side by side."""
+    def decode(self, rows: Sequence[int], transform: Callable[[Image.Image, int], Tensor]) -> Tensor:
+        """transform(image, row) of some rows, stacked; several rows are decoded in parallel."""
         numbers = [int(row) for row in rows]
         encoded = [self.rows[row][self.column] for row in numbers]
 
-        def one(image: dict[str, Any], row: int) -> Tensor:
-            return make(opened(image, self.channels, self.folders), row)
+        def decode_one(image: dict[str, Any], row: int) -> Tensor:
+            return transform(decode_image(image, self.channels, self.folders), row)
 
         if len(numbers) == 1:
-            return one(encoded[0], numbers[0])[None]
+            return decode_one(encoded[0], numbers[0])[None]
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            return torch.stack(list(threads.map(one, encoded, numbers)))
+            return torch.stack(list(threads.map(decode_one, encoded, numbers)))
 
     def plain(self, rows: Sequence[int], size: int) -> Tensor:
-        """The centres [B, C, size, size], the shorter side of each image resized to `size`."""
-        return self.decoded(rows, lambda image, row: centre(image, size))
+        """Input of `views.plain_view` for some rows: center crops, uint8 [B, C, size, size]."""
+        return self.decode(rows, lambda image, row: center_crop(image, size))
 
     def for_views(self, rows: Sequence[int], size: int, crop: Crop, seed: tuple[int, ...]) -> Tensor:
-        """Two random crops of each row, resized, [B, 2, C, size, size]; a function of (seed, row)."""
-        return self.decoded(rows, lambda image, row: two_crops(image, size, crop, (*seed, row)))
+        """Input of `views.ImageViews` for some rows: two random crops of each, uint8 [B, 2, C, size, size]. They are
+        determined by seed and row."""
+        return self.decode(rows, lambda image, row: two_crops(image, size, crop, (*seed, row)))
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Of the pixels in [0, 1], per channel, from the first 500 images, small."""
+        """Mean and standard deviation of the pixels in [0, 1], per channel, of the first 500 images, downscaled."""
         return mean_and_std(self.plain(range(min(500, len(self.labels))), 64))
 
 
-Images = LabelledImages | ImageFiles
+Images = LabeledImages | ImageFiles
 
 
 def mean_and_std(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of bytes [N, C, H, W] as numbers in [0, 1], per channel."""
+    """Mean and standard deviation per channel of pixels in [0, 1], given as uint8 [N, C, H, W]."""
     channels = pixels.transpose(0, 1).flatten(1).double() / 255
     return tuple(channels.mean(1).tolist()), tuple(channels.std(1).clamp_min(1e-3).tolist())
 
 
 def split(
-    images: Images, held_out: int, most: int | None = None, validation: int = 0
+    images: Images, held_out: int, max_train_samples: int | None = None, validation: int = 0
 ) -> tuple[Images, Images, Images | None]:
-    """Rows to train on, the last `held_out` rows, and the `validation` rows before these (None for none); of the first,
-    at most `most`.
+    """Training, test and validation images. The last `held_out` rows are the test images, the `validation` rows before
+    them the validation images (None for 0), and at most `max_train_samples` of the rows before these the training
+    images.
 
     Raises:
-        InputError: Nothing would be left of one of them, or it would hold one class only.
+        InputError: A part would be empty or contain only one class.
     """
     total = len(images.labels)
     if not 1 <= held_out < total:
-        raise InputError(f"{images.source}: --held_out must be from 1 to {total - 1}, got {held_out}")
+        raise InputError(f"held_out must be from 1 to {total - 1} for {images.source}, got {held_out}")
     if not 0 <= validation < total - held_out:
-        raise InputError(f"{images.source}: --validation must be below {total - held_out}, got {validation}")
-    if most is not None and most < 1:
-        raise InputError(f"--max_train_samples must be at least 1, got {most}")
+        raise InputError(f"validation must be below {total - held_out} for {images.source}, got {validation}")
+    if max_train_samples is not None and max_train_samples < 1:
+        raise InputError(f"max_train_samples must be at least 1, got {max_train_samples}")
     first = total - held_out - validation
-    train = images.take(slice(0, first if most is None else min(first, most)))
+    train = images.take(slice(0, first if max_train_samples is None else min(first, max_train_samples)))
     test = images.take(slice(total - held_out, total))
-    chosen_by = images.take(slice(first, total - held_out)) if validation else None
-    for part in (train, test, chosen_by):
+    validation_images = images.take(slice(first, total - held_out)) if validation else None
+    for part in (train, test, validation_images):
         if part is not None and len(part.labels.unique()) < 2:
-            raise InputError(f"{images.source}: one class only in {len(part.labels)} images, nothing to tell apart")
-    return train, test, chosen_by
+            raise InputError(f"{images.source}: only one class among {len(part.labels)} images; at least 2 are needed")
+    return train, test, validation_images
 
 
 class TrainingRows(Dataset):
-    """What the trainer's DataLoader reads: row i is what `ImageViews` takes of image i.
+    """Map-style dataset for the trainer: row i is the input of `ImageViews` for image i.
 
     Args:
-        images: To train on.
-        size, crop: Of the views; see `ImageFiles.for_views`.
-        seed: Of the crops of files, which differ from epoch to epoch.
+        images: The training images.
+        size, crop: Settings of the views; see `ImageFiles.for_views`.
+        seed: Seed of the crops of image files, which differ in each epoch.
     """
 
     def __init__(self, images: Images, size: int, crop: Crop, seed: int) -> None:
         self.images, self.size, self.crop, self.seed, self.epoch = images, size, crop, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by `position.SetEpochCallback`; epochs count from 0."""
+        """Called by the trainer at the start of an epoch, counted from 0."""
         self.epoch = epoch
 
     def fingerprint(self) -> str:
-        """A hash of all labels and of 100 images, from the first to the last."""
-        some = torch.linspace(0, len(self) - 1, 100).long().tolist()
-        pixels = self.images.for_views(some, self.size, None, ())
+        """A hash of all labels and of 100 evenly spaced images."""
+        rows = torch.linspace(0, len(self) - 1, 100).long().tolist()
+        pixels = self.images.for_views(rows, self.size, None, ())
         return str(Hasher.hash([self.images.labels.tolist(), self.size, self.crop, pixels.numpy().tobytes()]))
 
     def __len__(self) -> int:
@@ -191,124 +198,121 @@ class TrainingRows(Dataset):
 
 
 def collate_images(rows: list[Tensor]) -> dict[str, Tensor]:
-    """Rows to the batch {images: [B, ...]}."""
+    """Collate rows to a batch {images: [B, ...]}."""
     return {"images": torch.stack(rows)}
 
 
-def load_digits() -> LabelledImages:
-    """scikit-learn's 1,797 handwritten digits, gray, 8 x 8, in a random order that is always the same: as they come,
-    a writer's digits stand together."""
+def load_digits() -> LabeledImages:
+    """scikit-learn's 1,797 handwritten digits, grayscale, 8 x 8, in a fixed random order, because the original order
+    groups them by writer."""
     from sklearn.datasets import load_digits as load
 
-    found = load()
-    order = np.random.default_rng(0).permutation(len(found.target))
-    pixels = torch.from_numpy(found.images[order] * (255 / 16)).round().to(torch.uint8)[:, None]
-    return LabelledImages(pixels, torch.from_numpy(found.target[order]).long(), "scikit-learn's digits")
+    digits = load()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    pixels = torch.from_numpy(digits.images[order] * (255 / 16)).round().to(torch.uint8)[:, None]
+    return LabeledImages(pixels, torch.from_numpy(digits.target[order]).long(), "scikit-learn's digits")
 
 
 def check_channels(images: Images, channels: int) -> None:
-    """InputError for images of other channels than an encoder takes; those of files are turned into what it takes."""
-    held = images.channels if isinstance(images, ImageFiles) else images.pixels.shape[1]
-    if held != channels:
-        raise InputError(f"{images.source}: images of {held} channels, the model takes {channels}")
+    """Raise `InputError` unless images have the number of channels that an encoder takes. `load_images` converts them,
+    `load_digits` does not."""
+    found = images.channels if isinstance(images, ImageFiles) else images.pixels.shape[1]
+    if found != channels:
+        raise InputError(f"{images.source}: the model takes {channels}-channel images, got {found}-channel images")
 
 
 def load_images(
     train_file: str | None = None,
     dataset_name: str | None = None,
-    split: str = "train",
+    dataset_split: str = "train",
     image_column: str = "img",
     label_column: str = "label",
     channels: int = 3,
 ) -> Images:
-    """Images from a parquet file, a folder of class folders, or the Hub; as one tensor if they all have one size of at
-    most 96 pixels.
+    """Load images from a parquet file, a folder or the Hub, in one tensor if all have one size of at most 96 pixels.
 
     Args:
-        train_file: .parquet, or a folder with a folder of images for each class.
-        dataset_name: Hub name; exactly one of this and `train_file`.
-        split: Of `dataset_name`.
-        image_column: Its images (a folder's are `image`).
-        label_column: Its classes, whole numbers or names.
-        channels: 1 for gray, 3 for RGB; whatever the mode of an image, it is turned into this.
+        train_file: .parquet file, or folder with one subfolder of images per class.
+        dataset_name: Hub name or local folder of a dataset. Exactly one of this and `train_file` is required.
+        dataset_split: Split of `dataset_name`.
+        image_column: Image column; that of a `train_file` folder is always `image`.
+        label_column: Class column, of integers or names.
+        channels: Convert all images to grayscale (1) or RGB (3).
 
     Raises:
-        InputError: For every fault of the arguments or the data, in one line. An image that cannot be read is skipped.
+        InputError: An argument or the data is invalid. Single images that cannot be read are skipped.
     """
     if (train_file is None) == (dataset_name is None):
-        raise InputError(
-            f"exactly one of --train_file and --dataset_name is needed, got {train_file} and {dataset_name}"
-        )
-    source = str(train_file or f"{dataset_name} [{split}]")
-    verbosity = datasets.utils.logging.get_verbosity()
-    datasets.utils.logging.set_verbosity(logging.CRITICAL)  # what it logs of a fault is in the exception
-    try:
+        got = f"train_file={train_file} and dataset_name={dataset_name}"
+        raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
+    source = str(train_file or f"{dataset_name} [{dataset_split}]")
+    is_folder = train_file is not None and Path(train_file).is_dir()
+
+    def explain(error: BaseException) -> str:
+        no_images = any(sign in str(error) for sign in NO_ROWS)
+        return f"{source} contains no images" if no_images else f"{source}: {error}"
+
+    with translate_dataset_errors(explain):
         if train_file is None:
-            rows = load_named_dataset(str(dataset_name), None, split)
-        elif Path(train_file).is_dir():
+            rows = load_named_dataset(str(dataset_name), None, dataset_split)
+        elif is_folder:
             rows = datasets.load_dataset("imagefolder", data_dir=train_file, split="train")
             image_column = "image"
         elif train_file.endswith(".parquet") and Path(train_file).is_file():
             rows = datasets.load_dataset("parquet", data_files=glob.escape(train_file), split="train")
         else:
-            raise InputError(f"--train_file {train_file}: no such folder or .parquet file")
-    except (DatasetsError, ValueError, OSError, RuntimeError, YAMLError, UnpicklingError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        if any(sign in reason for sign in NO_ROWS):
-            reason = "it holds no images"
-        raise InputError(f"{source}: {reason}") from error
-    finally:
-        datasets.utils.logging.set_verbosity(verbosity)
-    for flag, column in (("--image_column", image_column), ("--label_column", label_column)):
+            raise InputError(f"train_file={train_file}: no such folder or .parquet file")
+    for argument, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in rows.column_names:
-            hint = "" if flag == "--image_column" or not train_file or not Path(train_file).is_dir() else FOLDERS_HINT
-            raise InputError(f"{source} has no column {column!r} ({flag}), its columns are {rows.column_names}{hint}")
+            hint = FOLDERS_HINT if is_folder and argument == "label_column" else ""
+            raise InputError(
+                f"{source} has no column {column!r} ({argument}); its columns are {rows.column_names}{hint}"
+            )
     classes = read_classes(rows, label_column, source)
     names = {label: i for i, label in enumerate(sorted(set(classes)))}
     try:
         images = rows.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     except (pa.ArrowException, TypeError, ValueError) as error:
         kind = column_kind(rows, image_column)
-        raise InputError(f"{source}: column {image_column!r} (--image_column) must hold images, got {kind}") from error
+        message = f"{source}: column {image_column!r} (image_column) must contain images, got {kind}"
+        raise InputError(message) from error
     if (commit := hub_revision(rows)) is not None:
         source = f"{source} @{commit}"
     folders = image_folders(rows, str(train_file or dataset_name))
     kept, skipped, pixels = read_all(images, image_column, channels, source, folders)
-    numbers = torch.tensor([names[classes[i]] for i in kept])
+    labels = torch.tensor([names[classes[i]] for i in kept])
     if pixels is not None:
-        return LabelledImages(pixels, numbers, source, tuple(skipped))
+        return LabeledImages(pixels, labels, source, tuple(skipped))
     readable = images.select(kept) if skipped else images
-    return ImageFiles(readable, image_column, numbers, channels, source, tuple(skipped), folders)
+    return ImageFiles(readable, image_column, labels, channels, source, tuple(skipped), folders)
 
 
-def image_folders(rows: Any, named: str) -> tuple[str, ...]:
-    """Folders below which the files may lie that rows name: what was named, and the caches of what the Hub has; of
-    others than image folders none, for anyone who writes a table can name any file of this machine in it."""
+def image_folders(rows: Any, name: str) -> tuple[str, ...]:
+    """Folders from which image files may be read: the folder `name` and the caches of the Hub. For datasets other than
+    image folders there are none, because a table could otherwise reference arbitrary local files."""
     if rows.info.builder_name != "imagefolder":
         return ()
     caches = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
-    return os.path.realpath(named), *map(os.path.abspath, caches)
+    return os.path.realpath(name), *map(os.path.abspath, caches)
 
 
 def read_classes(rows: Any, column: str, source: str) -> list[Any]:
     """The class of every row.
 
     Raises:
-        InputError: They are neither whole numbers nor names, or one is missing.
+        InputError: The classes are neither integers nor names, or one is missing.
     """
     kind = column_kind(rows, column)
     if not (isinstance(rows.features[column], datasets.ClassLabel) or "int" in kind or kind in ("string", "bool")):
-        raise InputError(f"{source}: column {column!r} (--label_column) must hold whole numbers or names, got {kind}")
+        raise InputError(f"{source}: column {column!r} (label_column) must contain integers or names, got {kind}")
     classes: list[Any] = rows[column][:]
     if None in classes:
-        raise InputError(f"{source}: row {classes.index(None) + 1} of column {column!r} (--label_column) is empty")
+        raise InputError(f"{source}: row {classes.index(None) + 1} of column {column!r} (label_column) is empty")
     return classes
 
 
 def column_kind(rows: Any, column: str) -> str:
-    """int64, string, List, ...: what a column holds."""
+    """The type of a column: int64, string, List, ..."""
     kind = rows.features[column]
     return str(kind.dtype) if isinstance(kind, datasets.Value) else type(kind).__name__
 
@@ -316,8 +320,12 @@ def column_kind(rows: Any, column: str) -> str:
 def read_all(
     rows: Any, column: str, channels: int, source: str, folders: tuple[str, ...] = ()
 ) -> tuple[list[int], list[str], Tensor | None]:
-    """Every image once: numbers of those that can be read, names of the others, and pixels [N, C, H, W], None if sizes
-    differ or are large."""
+    """Read every image once.
+
+    Returns:
+        Numbers of the images that can be read, names of the others, and pixels [N, C, H, W], or None if the images
+        differ in size or are larger than `LARGEST`.
+    """
     kept: list[int] = []
     skipped: list[str] = []
     pixels: list[Tensor] | None = []
@@ -325,14 +333,14 @@ def read_all(
     for i, row in enumerate(tqdm(rows, desc="read images", leave=False)):
         encoded = row[column] or {"bytes": b"", "path": None}
         try:
-            image = opened(encoded, channels, folders, check_only=pixels is None)
+            image = decode_image(encoded, channels, folders, check_only=pixels is None)
         except UNREADABLE:
             skipped.append(encoded["path"] or f"row {i + 1}")
             continue
         kept.append(i)
         size = size or image.size
         if pixels is not None and image.size == size and max(size) <= LARGEST:
-            pixels.append(as_tensor(image))
+            pixels.append(to_tensor(image))
         else:
             pixels = None
     if not kept:
@@ -340,51 +348,57 @@ def read_all(
     return kept, skipped, None if pixels is None else torch.stack(pixels)
 
 
-def opened(
+def decode_image(
     image: dict[str, Any], channels: int, folders: tuple[str, ...] = (), check_only: bool = False
 ) -> Image.Image:
-    """One encoded image, decoded, in gray or RGB; transparency on white. To check it only, a JPEG is read at an
-    eighth of its size, in a third of the time. A file is opened only below `folders`."""
-    in_a_file = image["path"] and not image["bytes"]
+    """Decode an image to grayscale or RGB, with transparency on white.
+
+    Args:
+        image: Its bytes, or its path below one of the `folders`.
+        channels: 1 for grayscale, 3 for RGB.
+        folders: Folders from which files may be read.
+        check_only: Read JPEG files at an eighth of their size, in a third of the time.
+    """
+    is_file = image["path"] and not image["bytes"]
     path = os.path.normpath(image["path"] or "")
-    if in_a_file and not any(path.startswith(os.path.join(folder, "")) for folder in folders):
+    if is_file and not any(path.startswith(os.path.join(folder, "")) for folder in folders):
         raise OSError(f"{path} is not in the image folder")
-    with Image.open(path if in_a_file else io.BytesIO(image["bytes"] or b""), formats=FORMATS) as found:
+    with Image.open(path if is_file else io.BytesIO(image["bytes"] or b""), formats=FORMATS) as opened:
         if check_only:
-            found.draft("RGB", (1, 1))
-            found.load()
-            return found.copy()
-        opaque: Image.Image = found
-        if found.mode in ("P", "LA", "PA", "RGBA"):
-            opaque = Image.alpha_composite(Image.new("RGBA", found.size, "white"), found.convert("RGBA"))
+            opened.draft("RGB", (1, 1))
+            opened.load()
+            return opened.copy()
+        opaque: Image.Image = opened
+        if opened.mode in ("P", "LA", "PA", "RGBA"):
+            opaque = Image.alpha_composite(Image.new("RGBA", opened.size, "white"), opened.convert("RGBA"))
         return opaque.convert("RGB" if channels == 3 else "L")
 
 
-def as_tensor(image: Image.Image) -> Tensor:
-    """uint8 [C, H, W]."""
+def to_tensor(image: Image.Image) -> Tensor:
+    """The pixels of an image, uint8 [C, H, W]."""
     array = np.array(image)
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
 
 
-def cut(image: Image.Image, size: int, left: float, top: float, width: float, height: float) -> Tensor:
-    """A box resized with antialias to uint8 [C, size, size]; `resize(box=...)` alone blends in what surrounds it."""
+def resized_crop(image: Image.Image, size: int, left: float, top: float, width: float, height: float) -> Tensor:
+    """A box, resized with antialiasing to uint8 [C, size, size]. `resize(box=...)` would blend in adjacent pixels."""
     left, top = round(left), round(top)
     box = image.crop((left, top, left + round(width), top + round(height)))
-    return as_tensor(box.resize((size, size), Image.Resampling.BILINEAR))
+    return to_tensor(box.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def centre(image: Image.Image, size: int) -> Tensor:
-    """The central square, as long as the shorter side, resized to uint8 [C, size, size]."""
+def center_crop(image: Image.Image, size: int) -> Tensor:
+    """The largest central square, resized to uint8 [C, size, size]."""
     side = min(image.size)
-    return cut(image, size, (image.width - side) // 2, (image.height - side) // 2, side, side)
+    return resized_crop(image, size, (image.width - side) // 2, (image.height - side) // 2, side, side)
 
 
 def two_crops(image: Image.Image, size: int, crop: Crop, seed: tuple[int, ...]) -> Tensor:
-    """Two random crops as `augmentations.random_resized_crop` draws them, resized, uint8 [2, C, size, size]; without
-    `crop` twice the whole image."""
+    """Two random crops, drawn as in `augmentations.random_resized_crop` and resized to uint8 [2, C, size, size];
+    without `crop`, the complete image twice."""
     if crop is None:
-        return cut(image, size, 0, 0, *image.size).expand(2, -1, -1, -1)
+        return resized_crop(image, size, 0, 0, *image.size).expand(2, -1, -1, -1)
     number = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
     draw = Draw(torch.empty(2), torch.Generator().manual_seed(number))
     boxes = torch.stack(crop_boxes(draw, image.height, image.width, crop), dim=1).tolist()
-    return torch.stack([cut(image, size, left, top, width, height) for top, left, height, width in boxes])
+    return torch.stack([resized_crop(image, size, left, top, width, height) for top, left, height, width in boxes])

@@ -1,4 +1,4 @@
-"""What training calls to score an image encoder, and the table of probes that a run ends with."""
+"""Evaluation of image encoders: k-NN accuracy during training, and the probes at the end of a run."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 
 from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, logistic_accuracy
-from fmicl_text.vision.data import Images, TrainingRows
+from fmicl_text.vision.data import Images
 from fmicl_text.vision.encoder import ImageEncoder
 from fmicl_text.vision.model import encode_images
 from fmicl_text.vision.views import plain_view
 
 KS = (20, 200)
-RAW_SIZE = 32  # pixels; larger images are shrunk to it, or a raw pixel would be a weight of many thousands
-MOST_FITTED = 50_000  # rows that logistic regression is fitted to
+RAW_SIZE = 32  # pixels; larger images are downscaled for the probes of raw pixels
+MOST_FITTED = 50_000  # maximum number of rows for fitting logistic regression
 
 
 @dataclass
 class KNNEvaluator:
-    """Scores an image encoder by its nearest neighbours (k = 200, temperature 0.1, cosine, features before the head).
+    """Evaluates an image encoder by k-NN classification of its features (k = 200, temperature 0.1, cosine).
 
     Args:
-        train: The neighbours.
-        test: Images whose class they vote on, not among those trained on.
-        size, mean, std: Of the plain view.
-        progress: Show a bar while encoding.
+        train: The neighbors.
+        test: Images to classify, which are not trained on.
+        size, mean, std: Settings of the plain view.
+        progress: Show a progress bar while encoding.
     """
 
     train: Images
@@ -38,13 +38,8 @@ class KNNEvaluator:
     std: tuple[float, ...]
     progress: bool = True
 
-    @property
-    def dataset(self) -> TrainingRows:
-        """What the base trainer asks for when it is to evaluate."""
-        return TrainingRows(self.test, self.size, None, seed=0)
-
     def features(self, encoder: ImageEncoder) -> tuple[Tensor, Tensor]:
-        """Features [N, D] of the training and of the test images."""
+        """Features [N, D] of the training images and of the test images."""
         train, test = (
             encode_images(encoder, images, self.size, self.mean, self.std, progress=self.progress)
             for images in (self.train, self.test)
@@ -57,13 +52,13 @@ class KNNEvaluator:
         return {"knn_accuracy": accuracy}
 
     def raw_pixels(self) -> tuple[Tensor, Tensor]:
-        """The plain views themselves as features, of at most 32 pixels."""
+        """The pixels of plain views of at most 32 x 32 pixels as features."""
         size = min(self.size, RAW_SIZE)
         train, test = (raw_pixels(images, size, self.mean, self.std) for images in (self.train, self.test))
         return train, test
 
     def probe(self, name: str, features: tuple[Tensor, Tensor]) -> dict[str, Any]:
-        """One row of the table of probes: percent of the test images whose class is found."""
+        """One row of the table of probes: accuracies on the test images, in percent."""
         train, test = features
         data = (train, self.train.labels, test, self.test.labels)
         knn, few = knn_accuracies(*data, ks=KS), few_label_accuracies(*data)
@@ -72,11 +67,11 @@ class KNNEvaluator:
             "features": name,
             **{f"k-NN, k = {k}": accuracy for (k, _), accuracy in knn.items()},
             "logistic regression": logistic_accuracy(*fitted),
-            "5 labels a class": f"{statistics.mean(few):.2f} ± {statistics.stdev(few):.2f}",
+            "5 labels per class": f"{statistics.mean(few):.2f} ± {statistics.stdev(few):.2f}",
         }
 
 
 def raw_pixels(images: Images, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Plain views [N, C * size * size]."""
+    """Flattened plain views [N, C * size * size]."""
     parts = torch.arange(len(images.labels)).split(512)
     return torch.cat([plain_view(images.plain(rows.tolist(), size), size, mean, std).flatten(1) for rows in parts])

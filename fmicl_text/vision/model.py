@@ -1,4 +1,4 @@
-"""What is wrapped and trained of images: an image encoder and a projection head that only training sees."""
+"""The image model that is trained: an image encoder plus a training-only projection head."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BACKBONE = "encoder.backbone."
 
 
 def projection_head(width: int, dim: int) -> nn.Module:
-    """The paper's head of three layers (arXiv 2402.10150, appendix; SimCLR v2's), batch-normalized: [B, width] to
-    [B, dim]."""
+    """The paper's head of three layers with batch normalization, as in SimCLR v2: [B, width] to [B, dim] (arXiv
+    2402.10150, appendix)."""
     layers: list[nn.Module] = []
     for inputs in (width, dim):
         layers += [nn.Linear(inputs, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU()]
@@ -31,10 +31,10 @@ def projection_head(width: int, dim: int) -> nn.Module:
 
 
 def open_head(folder: str, width: int) -> nn.Module:
-    """The projection head that a checkpoint folder holds, for features of a width.
+    """Load the projection head, for features of the given width, from a checkpoint folder.
 
     Raises:
-        InputError: It is no checkpoint of an image model.
+        InputError: The folder is not a checkpoint of an image model.
     """
     try:
         weights = load_file(Path(folder) / TRAINING_FILE)
@@ -42,18 +42,18 @@ def open_head(folder: str, width: int) -> nn.Module:
         head = projection_head(width, len(state["0.weight"]))
         head.load_state_dict(state)
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder} is no checkpoint of an image model: no head in {TRAINING_FILE}") from error
+        raise InputError(f"{folder} is not a checkpoint of an image model: no head in {TRAINING_FILE}") from error
     return head.eval()
 
 
 class ImageContrastiveModel(ContrastiveModel):
-    """The one module that the trainer wraps: image encoder, then the projection head.
+    """An image encoder plus a training-only projection head.
 
     Args:
-        encoder: What is exported, saved and evaluated.
-        image_size: Height and width of what it sees.
-        head_dim: Width of the head and of what the loss sees.
-        processor: The image processor saved beside the encoder.
+        encoder: The part that is evaluated, saved and exported.
+        image_size: Height and width of the input images.
+        head_dim: Width of the head, and dimension of the loss's input.
+        processor: The image processor, saved with the encoder.
     """
 
     modality, unit = "image", "images"
@@ -64,7 +64,7 @@ class ImageContrastiveModel(ContrastiveModel):
         self.processor, self.image_size = processor, image_size
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
-        """{pixel_values: [B, C, H, W]} to features [B, D]."""
+        """Features [B, D] of {pixel_values: [B, C, H, W]}."""
         return self.encoder(features["pixel_values"])
 
     def count(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -104,8 +104,8 @@ def encode_images(
     batch_size: int = 512,
     progress: bool = True,
 ) -> Tensor:
-    """Features [N, D] of images seen plainly (`views.plain_view`), in float32 on the CPU; the encoder is left in the
-    mode in which it was."""
+    """Features [N, D] of the plain views (`views.plain_view`) of images, in float32 on the CPU. The encoder runs in
+    evaluation mode and is then returned to its previous mode."""
     training = encoder.training
     encoder.eval()
     device = next(encoder.parameters()).device

@@ -1,4 +1,4 @@
-"""Two views of every image of a batch, and the presets that say which."""
+"""Two views of every image of a batch, and the presets of augmentations."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from fmicl_text.vision.augmentations import (
 
 
 class ImageViews:
-    """Two random views of each image of a batch, normalized. With large images the crops come first, from the files.
+    """Makes two random, normalized views of each image of a batch.
 
     >>> views = ImageViews("cifar", size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     >>> views(torch.zeros(4, 3, 32, 32, dtype=torch.uint8)).shape
     torch.Size([4, 2, 3, 32, 32])
 
     Args:
-        preset: A name in `VIEWS`.
+        preset: Name of a preset in `VIEWS`.
         size: Height and width of the views.
-        mean, std: Of the pixels in [0, 1], per channel.
-        color: `exact`, torchvision's color jitter; or `fast`, one matrix an image.
+        mean, std: Mean and standard deviation of the pixels in [0, 1], per channel.
+        color: `exact` for torchvision's color jitter, `fast` for one matrix per image.
 
     Raises:
-        ValueError: A name that is not known, a size below 1, or colors neither one nor three.
+        ValueError: An unknown name, a size below 1, or a number of channels other than 1 and 3.
     """
 
     def __init__(
         self, preset: str, size: int, mean: Sequence[float], std: Sequence[float], color: str = "exact"
     ) -> None:
         if preset not in VIEWS:
-            raise ValueError(f"views must be one of {', '.join(VIEWS)}; got {preset!r}")
+            raise ValueError(f"preset must be one of {', '.join(VIEWS)}; got {preset!r}")
         if color not in ("exact", "fast"):
             raise ValueError(f"color must be exact or fast; got {color!r}")
         if size < 1:
@@ -60,18 +60,23 @@ class ImageViews:
         self.size, self.mean, self.std = size, mean, std
 
     def describe(self) -> dict[str, Any]:
-        """What a run that goes on with another's training must have in common with it."""
+        """Settings that must be the same when training is resumed."""
         return {"views": self.preset, "color": self.color, "mean": list(self.mean), "std": list(self.std)}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Views [B, 2, C, size, size], float32, of images [B, C, H, W], uint8 or float in [0, 1], or of two crops of
-        each [B, 2, C, size, size]; random numbers from a generator on the images' device, or the global one."""
+        """Views [B, 2, C, size, size] in float32.
+
+        Args:
+            images: Images [B, C, H, W], or two crops of each [B, 2, C, size, size], which are not cropped again; uint8
+                or float in [0, 1].
+            generator: A generator on the device of the images. None uses the global one.
+        """
         cropped = images.ndim == 5
         originals = [as_pixels(part, len(self.mean)) for part in (images.unbind(1) if cropped else [images])]
         draw = Draw(images, generator)
         views = images.new_empty(len(images), 2, self.size, self.size, len(self.mean), dtype=torch.float32)
-        # Under autocast the crop's products would be bf16, a step of 1/256 in a pixel, beside float32 ones.
+        # Autocast would compute the matrix products of the crop in bf16, an error of 1/256 per pixel.
         with torch.autocast(images.device.type, enabled=False):
             for k, steps in enumerate(self.steps):
                 view = originals[k % len(originals)]
@@ -84,11 +89,11 @@ class ImageViews:
                 for step in steps:
                     view = step(view, draw)
                 views[:, k] = normalize(view, self.mean, self.std).movedim(1, -1)
-        return views.movedim(-1, -3)  # laid out as `channels_last` says
+        return views.movedim(-1, -3)  # in the memory layout of `channels_last`
 
 
 def plain_view(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images [B, C, H, W] as an encoder is scored on them: shorter side resized to `size`, centre, normalized."""
+    """Images [B, C, H, W] for evaluation: shorter side resized to `size`, center crop, normalized."""
     pixels = as_pixels(images, len(mean))
     height, width = pixels.shape[-2:]
     factor = size / min(height, width)
@@ -100,13 +105,13 @@ def plain_view(images: Tensor, size: int, mean: Sequence[float], std: Sequence[f
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """The same images [..., C, H, W] with a pixel's channels beside each other in memory: convolutions keep the layout
-    of their input, and train up to 1.7 times as fast in this one."""
+    """The same images [..., C, H, W] with the channels of a pixel adjacent in memory. Convolutions keep the layout of
+    their input and are up to 1.7 times as fast in this one."""
     return images.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
 def as_pixels(images: Tensor, channels: int) -> Tensor:
-    """Images in [0, 1], float32, of bytes or of any floats; other integers would pass for pixels of up to 255."""
+    """Images in [0, 1] and float32, from uint8 or floats. Other integers raise an error: their range is unknown."""
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images must be uint8 or float in [0, 1], got {images.dtype}")
     if images.ndim != 4 or images.shape[1] != channels:
@@ -120,7 +125,8 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def cifar_views(color: str) -> tuple[tuple[Step, ...], ...]:
-    """Crop, flip, color jitter, gray (arXiv 2402.10150, appendix), as strong as MoCo v2's (arXiv 2003.04297)."""
+    """Crop, flip, color jitter and grayscale (arXiv 2402.10150, appendix), with the strengths of MoCo v2 (arXiv
+    2003.04297)."""
     steps: tuple[Step, ...] = (
         partial(random_jitter, strengths=(0.4, 0.4, 0.4, 0.1), probability=0.8, color=color),
         partial(random_grayscale, probability=0.2),
@@ -129,7 +135,7 @@ def cifar_views(color: str) -> tuple[tuple[Step, ...], ...]:
 
 
 def imagenet_views(color: str) -> tuple[tuple[Step, ...], ...]:
-    """SimCLR's (arXiv 2002.05709): as for small images, stronger, and blur."""
+    """SimCLR (arXiv 2002.05709): as `cifar_views` with a stronger jitter, and blur."""
     steps: tuple[Step, ...] = (
         partial(random_jitter, strengths=(0.8, 0.8, 0.8, 0.2), probability=0.8, color=color),
         partial(random_grayscale, probability=0.2),
@@ -139,7 +145,7 @@ def imagenet_views(color: str) -> tuple[tuple[Step, ...], ...]:
 
 
 def mocov3_views(color: str) -> tuple[tuple[Step, ...], ...]:
-    """BYOL's and MoCo v3's (arXiv 2104.02057): one view always blurred, the other at times solarized."""
+    """BYOL and MoCo v3 (arXiv 2104.02057): one view is always blurred, the other is sometimes solarized."""
     steps: tuple[Step, ...] = (
         partial(random_jitter, strengths=(0.4, 0.4, 0.2, 0.1), probability=0.8, color=color),
         partial(random_grayscale, probability=0.2),
@@ -150,7 +156,7 @@ def mocov3_views(color: str) -> tuple[tuple[Step, ...], ...]:
 
 
 def gray_views(color: str) -> tuple[tuple[Step, ...], ...]:
-    """For written characters: turned, moved, slanted, noisy, partly hidden; never flipped, a 2 is no 5."""
+    """For handwritten characters: affine maps, jitter, noise and cutout; no flip, which would change the character."""
     steps: tuple[Step, ...] = (
         partial(random_affine, degrees=20, zoom=0.25, shear=0.2, shift=0.1),
         partial(random_jitter, strengths=(0.4, 0.4, 0.0, 0.0), probability=0.8, color=color),
@@ -160,7 +166,7 @@ def gray_views(color: str) -> tuple[tuple[Step, ...], ...]:
     return steps, steps
 
 
-# What a view does to its pixels after the crop, and the shares of an image that the crop covers.
+# Augmentations after the crop of each view, and the range of the crop's area as a fraction of the image.
 VIEWS = {"cifar": cifar_views, "imagenet": imagenet_views, "mocov3": mocov3_views, "gray": gray_views}
 CROPS: dict[str, tuple[float, float] | None] = {
     "cifar": (0.2, 1.0),

@@ -1,4 +1,4 @@
-"""Files to read: written as they should be, and damaged."""
+"""Valid and corrupted files."""
 
 import csv
 import gzip
@@ -16,7 +16,7 @@ NUMBER = itertools.count()
 
 
 def write(folder, suffix, content):
-    """A file of a new name: two files of one name and size within a tick of the clock share a place in the cache."""
+    """Write a file with a new name, because two files of the same name, size and time would share a cache entry."""
     path = folder / f"{next(NUMBER)}{suffix}"
     path.write_bytes(gzip.compress(content, mtime=0) if suffix.endswith(".gz") else content)
     return str(path)
@@ -29,7 +29,7 @@ def parquet(**columns):
 
 
 def encoded(suffix, columns, rows):
-    """Rows of texts as the bytes of a file (before gzip), with a column of numbers beside them."""
+    """The bytes of a file (before gzip) with rows of texts and a column `id` of numbers."""
     kind, names = suffix.removesuffix(".gz"), [*columns, "id"]
     if kind == ".parquet":
         return parquet(**dict(zip(names, [*zip(*rows, strict=True), range(len(rows))], strict=True)))
@@ -48,15 +48,15 @@ def encoded(suffix, columns, rows):
 
 @st.composite
 def damaged(draw, contents):
-    """Any bytes, or a file with a stretch of it replaced, repeated or cut off."""
+    """Random bytes, or a file in which a section is replaced, repeated or removed."""
     content = draw(st.sampled_from(contents))
     start, length = draw(st.integers(0, len(content))), draw(st.integers(0, 30))
     junk = draw(st.binary(max_size=30) | st.just(content[:200]))
     return draw(st.sampled_from([junk, content[:start] + junk + content[start + length :], content[:start]]))
 
 
-def loads_or_says_why(load):
-    """The result, or None where an `InputError` of one line was raised."""
+def load_or_input_error(load):
+    """The result, or None if an `InputError` of one line was raised."""
     try:
         return load()
     except InputError as error:

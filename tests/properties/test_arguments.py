@@ -1,4 +1,4 @@
-"""Whatever the flags and the YAML file hold, there are settings or one line."""
+"""Any flags and any YAML file give settings or an error of one line."""
 
 import os
 import warnings
@@ -24,10 +24,10 @@ RECIPES = {
     "text": (parse_args, (ModelArguments, DataArguments, FMICLTrainingArguments)),
     "vision": (parse_vision_args, (ImageModelArguments, ImageDataArguments, VisionTrainingArguments)),
 }
-# They change torch or the loggers of this process, or look for other processes.
-LEFT_OUT = ("help", "tf32", "torch_compile", "full_determinism", "log_level", "ddp", "local_rank", "deepspeed")
+# These change torch or the loggers of this process, or look for other processes.
+EXCLUDED = ("help", "tf32", "torch_compile", "full_determinism", "log_level", "ddp", "local_rank", "deepspeed")
 ACTIONS = {
-    recipe: [action for action in HfArgumentParser(groups)._actions if not action.dest.startswith(LEFT_OUT)]
+    recipe: [action for action in HfArgumentParser(groups)._actions if not action.dest.startswith(EXCLUDED)]
     for recipe, (_, groups) in RECIPES.items()
 }
 WORDS = st.text(max_size=12) | st.sampled_from(
@@ -39,15 +39,15 @@ recipes = pytest.mark.parametrize("recipe", RECIPES)
 
 @pytest.fixture(scope="module", autouse=True)
 def own_folder(tmp_path_factory):
-    """Values drawn name files: none of the repository's."""
+    """Run in an empty folder, because some of the values are file names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("arguments"))
         yield
 
 
-def parse_or_say_why(recipe, argv):
-    """Whether there are settings; else an `InputError` said why not. What transformers leaves in the environment, or
-    warns of because settings do not go together, is not this test's."""
+def parses(recipe, argv):
+    """Whether the arguments are valid; otherwise an `InputError` was raised. Changes of the environment and warnings by
+    transformers are not tested here."""
     with mock.patch.dict(os.environ), warnings.catch_warnings(action="ignore"):
         try:
             RECIPES[recipe][0](["--use_cpu=True", *argv])
@@ -65,7 +65,7 @@ def written(text):
 
 @st.composite
 def settings_of(draw, recipe):
-    """A few flags by name: a value that often is of the right kind."""
+    """A few flags by name, with values that often have the right type."""
     values = {}
     for action in draw(st.lists(st.sampled_from(ACTIONS[recipe]), min_size=1, max_size=4)):
         likely = st.sampled_from(list(action.choices)) if action.choices else NUMBERS | st.booleans()
@@ -78,7 +78,7 @@ def settings_of(draw, recipe):
 @given(data=st.data())
 def test_any_flags(recipe, data):
     values = data.draw(settings_of(recipe))
-    parse_or_say_why(recipe, [f"--{name}={value}" for name, value in values.items()])
+    parses(recipe, [f"--{name}={value}" for name, value in values.items()])
 
 
 @recipes
@@ -90,7 +90,7 @@ def test_any_mapping_in_the_file(recipe, data):
     nested |= st.dates() | st.binary(max_size=4)
     values = data.draw(settings_of(recipe))
     changed = data.draw(st.dictionaries(st.sampled_from(list(values)) | scalars, nested, max_size=2))
-    parse_or_say_why(recipe, written(yaml.safe_dump(values | changed)))
+    parses(recipe, written(yaml.safe_dump(values | changed)))
 
 
 YAML_BITS = [*"\n #%@~{}[]'\"", ": ", "- ", "? ", "|\n", "&a ", "*a", "\t", "\x00", "\ud800"]
@@ -114,7 +114,7 @@ YAML_BITS += [
 def test_any_text_as_the_file(text):
     with open("a.yaml", "wb") as file:
         file.write(text.encode("utf-8", "surrogatepass"))
-    parse_or_say_why("text", ["--config", "a.yaml"])
+    parses("text", ["--config", "a.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -128,5 +128,5 @@ def test_any_text_as_the_file(text):
         "eval_steps: .inf\n",
     ],
 )
-def test_a_file_that_was_found_by_chance(text):
-    assert not parse_or_say_why("text", written(text))
+def test_files_found_by_random_testing(text):
+    assert not parses("text", written(text))

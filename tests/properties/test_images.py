@@ -1,4 +1,4 @@
-"""Whatever bytes an image holds, it is skipped or read, now and again in training."""
+"""An image of any bytes is either skipped, or read in the first pass and in training."""
 
 import io
 
@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fmicl_text.vision.data import load_images
-from tests.properties.files import damaged, loads_or_says_why, parquet, write
+from tests.properties.files import damaged, load_or_input_error, parquet, write
 
-# Pillow's, of images that are damaged and can be read
+# warnings of Pillow for corrupted images that can be read
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
@@ -27,9 +27,9 @@ PICTURES = [picture(kind) for kind in KINDS] + [picture("PNG", mode) for mode in
 @settings(max_examples=100)
 @given(damaged(PICTURES), st.sampled_from([(8, 8), (128, 128)]), st.sampled_from([1, 3]))
 def test_any_bytes_as_an_image(folder, content, size, channels):
-    """Beside a whole one: it is skipped, or can be read again."""
-    whole = {"bytes": picture("PNG", size=size), "path": None}
-    file = write(folder, ".parquet", parquet(img=[whole, {"bytes": content, "path": "b"}], label=[0, 1]))
+    """After a valid image: it is skipped, or can be read again."""
+    valid = {"bytes": picture("PNG", size=size), "path": None}
+    file = write(folder, ".parquet", parquet(img=[valid, {"bytes": content, "path": "b"}], label=[0, 1]))
     images = load_images(file, channels=channels)
     assert images.skipped in ((), ("b",)) and len(images.labels) == 2 - len(images.skipped)
     images.plain(range(len(images.labels)), 8)
@@ -40,4 +40,4 @@ IMAGE_FILE = parquet(img=[{"bytes": picture("PNG"), "path": None}] * 2, label=[0
 
 @given(damaged([IMAGE_FILE]))
 def test_any_bytes_as_a_file_of_images(folder, content):
-    loads_or_says_why(lambda: load_images(write(folder, ".parquet", content)))
+    load_or_input_error(lambda: load_images(write(folder, ".parquet", content)))

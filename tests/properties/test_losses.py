@@ -1,4 +1,4 @@
-"""What holds of every loss at every batch, and its float64 loop: drawn, not listed."""
+"""Properties of every loss on random batches, and comparison with its float64 reference implementation."""
 
 import math
 
@@ -18,7 +18,7 @@ RECORDS = st.sampled_from(list(DIVERGENCES.values())) | st.floats(0.1, 5).map(ts
 
 @st.composite
 def batches(draw, least=2, most=7):
-    """x, y, hard negatives or None [n, d], of small whole numbers: rows that coincide, oppose and repeat are common."""
+    """x, y, hard negatives or None [n, d] of small integers, so that equal, opposite and repeated rows are common."""
     n, d = draw(st.integers(least, most)), draw(st.integers(2, 5))
     with_hard = draw(st.booleans())
     rows = st.lists(st.integers(-3, 3), min_size=d, max_size=d).filter(any)
@@ -43,7 +43,7 @@ def same(loss, other, tensors, changed, bar=1e-10):
     assert [term.item() for term in terms] == pytest.approx([term.item() for term in expected], abs=bar * scale)
 
 
-def each(change, tensors):
+def apply(change, tensors):
     return [None if tensor is None else change(tensor) for tensor in tensors]
 
 
@@ -55,7 +55,7 @@ def gradients(loss, batch):
 @settings(max_examples=80)
 @given(LOSSES, batches())
 def test_float32_gives_the_loss_and_the_gradient_of_float64(loss, batch):
-    single = each(lambda rows: rows.float(), batch)
+    single = apply(lambda rows: rows.float(), batch)
     same(loss, loss, batch, single, bar=1e-5)
     exact = gradients(loss, batch)
     scale = exact.abs().max() + getattr(loss, "alpha", 1)
@@ -67,7 +67,7 @@ SPREAD = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
 
 @pytest.mark.parametrize("gamma", [20.0, 36.0])
 def test_alignment_uniformity_of_opposite_rows(gamma):
-    """In float32, at r = -4 gamma."""
+    """float32 at r = -4 gamma."""
     loss = AlignUniformLoss(gamma)
     same(loss, loss, (SPREAD.double(), SPREAD.double()), (SPREAD, SPREAD), bar=1e-5)
     assert gradients(loss, (SPREAD, SPREAD)).isfinite().all()
@@ -76,26 +76,26 @@ def test_alignment_uniformity_of_opposite_rows(gamma):
 @given(LOSSES, batches(), st.randoms(use_true_random=False))
 def test_the_order_of_the_examples_changes_nothing(loss, batch, random):
     order = random.sample(range(len(batch[0])), len(batch[0]))
-    same(loss, loss, batch, each(lambda rows: rows[order], batch))
+    same(loss, loss, batch, apply(lambda rows: rows[order], batch))
 
 
 @given(LOSSES, batches(), st.integers(0, 9))
 def test_a_rotation_of_all_rows_changes_nothing(loss, batch, seed):
     d = batch[0].shape[1]
     rotation, _ = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-    same(loss, loss, batch, each(lambda rows: rows @ rotation, batch))
+    same(loss, loss, batch, apply(lambda rows: rows @ rotation, batch))
 
 
 @given(LOSSES, batches(), st.lists(st.floats(1e-3, 1e3), min_size=7, max_size=7))
 def test_the_length_of_a_row_changes_nothing(loss, batch, lengths):
     lengths = torch.tensor(lengths, dtype=torch.float64)[: len(batch[0]), None]
-    same(loss, loss, batch, each(lambda rows: rows * lengths, batch))
+    same(loss, loss, batch, apply(lambda rows: rows * lengths, batch))
 
 
 @given(LOSSES, batches(), st.sampled_from([None, 1, 3]))
 def test_no_gradient_along_a_row(loss, batch, block_size):
     loss.block_size = block_size
-    leaves = each(lambda rows: rows.clone().requires_grad_(), batch)
+    leaves = apply(lambda rows: rows.clone().requires_grad_(), batch)
     used = [rows for rows in leaves if rows is not None]
     for rows, gradient in zip(used, torch.autograd.grad(loss(*leaves), used), strict=True):
         along = torch.linalg.vecdot(rows, gradient).abs()
@@ -104,7 +104,7 @@ def test_no_gradient_along_a_row(loss, batch, block_size):
 
 @given(LOSSES, st.integers(2, 6), st.integers(1, 5), st.booleans())
 def test_a_collapsed_batch(loss, n, d, with_hard):
-    """0 for f-MICL and alignment + uniformity; InfoNCE guesses among all, the spectral loss sees inner products 1."""
+    """0 for f-MICL and alignment + uniformity; log(number of candidates) for InfoNCE; inner products 1 for spectral."""
     x = torch.ones(n, d, dtype=torch.float64)
     candidates = (n - 1) * (2 if loss.negatives == "both" else 1) + n * with_hard
     expected = {InfoNCELoss: math.log(1 + candidates), SpectralLoss: getattr(loss, "alpha", 0) - 2}.get(type(loss), 0.0)
@@ -123,7 +123,7 @@ def text_ids(draw, n, with_hard):
 
 @settings(max_examples=80)
 @given(FMICL | OTHERS["align_uniform"] | OTHERS["spectral"], batches(most=12), st.data())
-def test_in_blocks_of_any_size_it_is_the_same_loss(loss, batch, data):
+def test_the_block_size_does_not_change_the_loss(loss, batch, data):
     x, y, hard = batch
     ids = data.draw(text_ids(len(x), hard is not None))
     assume(reference.negative_pairs(x, y, hard, loss.negatives, ids.tolist()))
@@ -133,11 +133,11 @@ def test_in_blocks_of_any_size_it_is_the_same_loss(loss, batch, data):
         leaves = [rows.clone().requires_grad_() for rows in batch if rows is not None]
         terms = loss.terms(*leaves, text_ids=ids)
         results.append((torch.stack(terms).detach(), *torch.autograd.grad(terms.loss, leaves)))
-    for whole, blocks in zip(*results, strict=True):
-        torch.testing.assert_close(blocks, whole, rtol=1e-9, atol=1e-9 * (1 + results[0][0].abs().max().item()))
+    for full, blocks in zip(*results, strict=True):
+        torch.testing.assert_close(blocks, full, rtol=1e-9, atol=1e-9 * (1 + results[0][0].abs().max().item()))
 
 
-def by_loops(loss, x, y, hard, ids):
+def by_reference(loss, x, y, hard, ids):
     kwargs = loss.hyperparameters
     options = {"negatives": loss.negatives, "hard": hard, "ids": ids}
     if isinstance(loss, InfoNCELoss):
@@ -155,8 +155,8 @@ NAMED = {name: st.builds(FMICLLoss, st.just(name), GAMMAS, ALPHAS, NEGATIVES) fo
 @pytest.mark.parametrize("name", [*NAMED, *OTHERS])
 @settings(max_examples=15)
 @given(batch=batches(), data=st.data())
-def test_every_objective_is_its_loop(name, batch, data):
-    """With repeated texts; where they leave no negative pair at all, the loss says so."""
+def test_every_objective_equals_its_reference(name, batch, data):
+    """With repeated texts. If they leave no negative pair, the loss raises an error."""
     loss = data.draw((NAMED | OTHERS)[name])
     ids = data.draw(text_ids(len(batch[0]), batch[2] is not None))
     lists = [None if rows is None else rows.tolist() for rows in (*batch, ids)]
@@ -165,7 +165,7 @@ def test_every_objective_is_its_loop(name, batch, data):
             loss(*batch, ids)
         return
     assert loss(*batch, ids).item() == pytest.approx(
-        by_loops(loss, *lists), rel=1e-9, abs=1e-9 * loss.hyperparameters.get("alpha", 1)
+        by_reference(loss, *lists), rel=1e-9, abs=1e-9 * loss.hyperparameters.get("alpha", 1)
     )
 
 

@@ -1,4 +1,4 @@
-"""What holds of every divergence at every r: drawn, not listed."""
+"""Properties of every divergence at random r."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from fmicl_text.losses.divergences import DIVERGENCES, convex_conjugate, tsallis
 ORDERS = st.floats(0.1, 0.95) | st.floats(1.05, 5)  # f itself divides by order - 1, which costs digits close to 1
 ANY_ORDER = "tsallis of any order"
 every = pytest.mark.parametrize("name", [*DIVERGENCES, ANY_ORDER])
-# the others' conjugate is that of their f
+# for these, the conjugate is that of f
 faithful = pytest.mark.parametrize("name", [*(name for name in DIVERGENCES if name != "vlc_as_printed"), ANY_ORDER])
 RATIOS = st.lists(st.floats(-8, 2), min_size=3, max_size=3).map(lambda r: torch.tensor(r, dtype=torch.float64))
 EXAMPLES = settings(max_examples=20)

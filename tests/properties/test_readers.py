@@ -1,4 +1,4 @@
-"""Training text written as any kind of file comes back as it was; of bytes that mean nothing, one line says so."""
+"""Training text survives a round trip through every file format; invalid bytes raise an error of one line."""
 
 import gzip
 import re
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fmicl_text.errors import InputError
 from fmicl_text.text.data import load_training_text
-from tests.properties.files import damaged, encoded, loads_or_says_why, write
+from tests.properties.files import damaged, encoded, load_or_input_error, write
 
-# The csv loader of datasets leaves its file to the garbage collector when it is not read to the end.
+# The csv loader of datasets does not close a file that is not read to the end.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 TEXTS = (
     st.text(max_size=20)
@@ -23,14 +23,14 @@ TEXT_FILES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".txt.gz", ".csv.gz"
 
 
 def read(file, expected, streaming):
-    """Check what is read of a file against the rows that it should give, each a tuple of texts."""
+    """Read a file and compare its rows with the expected ones, tuples of texts."""
     usable = [tuple(text.lstrip("\ufeff").strip() for text in row) for row in expected]
     usable = [row for row in usable if all(row)]
     try:
         data = load_training_text(train_file=file, streaming=streaming)
     except InputError as error:
         assert "\n" not in str(error)
-        faults = ("no sentences", "hold the same text")
+        faults = ("contains no text", "rows are identical")
         assert str(error).count(faults[bool(usable)]) and len(set(usable)) < 2, error
         return
     found = [tuple(row[name] for name in data.columns) for row in data.dataset]
@@ -62,7 +62,7 @@ def test_tables(folder, suffix, width, data, streaming):
     forbidden = "\t\n\r" if suffix.startswith(".tsv") else ""
     texts = TEXTS.filter(lambda text: not set(forbidden) & set(text))
     rows = data.draw(st.lists(st.tuples(*[texts] * width), min_size=1, max_size=6))
-    rows.append(("a word",) * width)  # a column of nothing but numbers or dates is none of texts
+    rows.append(("a word",) * width)  # without it, a column could contain only numbers or dates
     read(write(folder, suffix, encoded(suffix, columns, rows)), rows, streaming)
 
 
@@ -76,14 +76,14 @@ GOOD |= {suffix: "one\r\ntwo\n\né\n".encode() for suffix in (".txt", ".txt.gz")
 @pytest.mark.parametrize("suffix", TEXT_FILES)
 @given(data=st.data(), streaming=st.booleans(), packed=st.booleans())
 def test_any_bytes_as_training_text(folder, suffix, data, streaming, packed):
-    """Of a .gz file also the packed bytes are damaged."""
+    """For a .gz file, the compressed bytes are corrupted as well."""
     is_gz = suffix.endswith(".gz")
     contents = [GOOD[suffix], gzip.compress(GOOD[suffix], mtime=0)][is_gz and packed :][:1]
     content = data.draw(damaged(contents))
     path = Path(write(folder, suffix, content))
     if is_gz and packed:
         path.write_bytes(content)
-    found = loads_or_says_why(lambda: load_training_text(train_file=str(path), streaming=streaming))
+    found = load_or_input_error(lambda: load_training_text(train_file=str(path), streaming=streaming))
     if found is not None and not streaming:
         assert all(text.strip() and text.encode() for row in found.dataset for text in row.values())
 
@@ -91,12 +91,12 @@ def test_any_bytes_as_training_text(folder, suffix, data, streaming, packed):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_null_byte_in_the_header(folder, streaming):
     file = write(folder, ".csv", b"\x00\nab\nc\n")
-    loads_or_says_why(lambda: load_training_text(train_file=file, streaming=streaming))
+    load_or_input_error(lambda: load_training_text(train_file=file, streaming=streaming))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("suffix", [".txt", ".txt.gz", ".csv.gz", ".tsv.gz", ".jsonl.gz"])
-def test_a_byte_order_mark_is_no_text(folder, suffix, streaming):
+def test_a_byte_order_mark_is_not_part_of_the_text(folder, suffix, streaming):
     content = GOOD[suffix] if "txt" in suffix else encoded(suffix, ["text"], [("one",), ("two",), ("é",)])
     file = write(folder, suffix, b"\xef\xbb\xbf" + content)
     read(file, [("one",), ("two",), *[("",)] * ("txt" in suffix), ("é",)], streaming)

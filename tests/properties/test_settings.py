@@ -1,4 +1,4 @@
-"""Settings that a run writes are those that the next one reads, to the last digit."""
+"""The settings that a run writes are read back exactly by the next run."""
 
 import os
 from unittest import mock
@@ -15,7 +15,7 @@ from fmicl_text.text.model import POOLINGS
 
 pytestmark = pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")
 ODD_NAMES = st.sampled_from(["no", "1", "1e5", "null", "a: b", "2001-02-03", " x ", "--seed", "a=b"])
-# without those that PyYAML writes, and reads as spaces
+# without those that PyYAML writes but reads as spaces
 LETTERS = st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029")
 NAMES = ODD_NAMES | st.text(LETTERS, min_size=1, max_size=12)
 POSITIVE = st.floats(1e-3, 1e3)
@@ -39,7 +39,7 @@ COMMON = {
     "bf16": st.booleans(),
     "save_total_limit": st.integers(1, 9),
 }
-KNOBS = {
+HYPERPARAMETERS = {
     "fmicl": {
         "divergence": st.sampled_from(list(DIVERGENCES)),
         "gamma": POSITIVE,
@@ -53,15 +53,15 @@ KNOBS = {
 
 
 def parse(*flags):
-    """The parsed groups; the environment as it was."""
+    """The parsed dataclasses; the environment is restored."""
     with mock.patch.dict(os.environ):
         return parse_args(["--use_cpu=True", *flags])
 
 
 @st.composite
 def valid_settings(draw):
-    objective = draw(st.sampled_from(list(KNOBS)))
-    values = draw(st.fixed_dictionaries({}, optional=COMMON | KNOBS[objective]))
+    objective = draw(st.sampled_from(list(HYPERPARAMETERS)))
+    values = draw(st.fixed_dictionaries({}, optional=COMMON | HYPERPARAMETERS[objective]))
     if values.get("divergence") == "tsallis":
         values["tsallis_order"] = draw(st.floats(0.1, 9))
     return {"train_file": draw(NAMES), "objective": objective, **values}
@@ -69,11 +69,11 @@ def valid_settings(draw):
 
 @settings(max_examples=50)
 @given(valid_settings())
-def test_settings_written_are_the_settings_read(folder, values):
+def test_written_settings_are_read_back(folder, values):
     first = parse(*(f"--{name}={value}" for name, value in values.items()))
     resolved = resolved_settings(*first)
     config = folder / "settings.yaml"
-    config.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")  # as run.py does
+    config.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
     again = parse("--config", str(config))
     assert again[:2] == first[:2] and resolved_settings(*again) == resolved
     for name in values.keys() & vars(first[2]).keys():

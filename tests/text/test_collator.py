@@ -1,4 +1,4 @@
-"""Whole batches, written out."""
+"""Complete batches, compared with their expected tensors."""
 
 import datasets
 import pytest
@@ -9,11 +9,11 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 from fmicl_text.errors import InputError
 from fmicl_text.text.collator import TextViewCollator, TokenCollator, text_id
 from fmicl_text.text.tokenization import tokenize_dataset
-from tests.conftest import SPECIAL, WORDS, sentences
+from tests.support import SPECIAL, WORDS, sentences
 
 
 def ids(text, length):
-    """[CLS] words [SEP], padded."""
+    """Token ids of [CLS] words [SEP], padded."""
     tokens = [2, *(WORDS.index(word) + len(SPECIAL) for word in text.split()), 3]
     return tokens + [0] * (length - len(tokens))
 
@@ -46,14 +46,14 @@ def test_triplets_keep_their_order(bert_folder):
     assert batch["text_ids"].unique().numel() == 5
 
 
-def test_long_texts_are_cut(bert_folder):
+def test_long_texts_are_truncated(bert_folder):
     collate = TextViewCollator(AutoTokenizer.from_pretrained(bert_folder), ["text"], max_seq_length=4)
     batch = collate([{"text": "a dog runs quickly today"}, {"text": "the cat"}])
     assert torch.equal(batch["input_ids"][:, 0], torch.tensor([ids("a dog", 4), ids("the cat", 4)]))
 
 
-def test_a_length_beyond_the_model_is_refused(bert_folder):
-    with pytest.raises(InputError, match="--max_seq_length 41 is beyond the model's 40 tokens"):
+def test_a_length_beyond_the_models_maximum(bert_folder):
+    with pytest.raises(InputError, match="max_seq_length=41 exceeds the model's maximum of 40 tokens"):
         TextViewCollator(AutoTokenizer.from_pretrained(bert_folder), ["text"], max_seq_length=41)
 
 
@@ -83,7 +83,7 @@ def left_truncation(folder):
 
 
 def second_segment(folder):
-    """Token type 1 for all tokens but [CLS] and the padding."""
+    """Token type 1 for all tokens except [CLS] and padding."""
     tokenizer = AutoTokenizer.from_pretrained(
         folder, model_input_names=["input_ids", "token_type_ids", "attention_mask"], padding_side="left"
     )
@@ -94,7 +94,7 @@ def second_segment(folder):
 
 
 def slow(folder):
-    """Bytes for tokens, in Python."""
+    """A tokenizer of bytes, in Python."""
     return ByT5Tokenizer()
 
 
@@ -119,6 +119,6 @@ def test_tokens_and_texts_give_the_same_batches(bert_folder, make, columns):
 
 
 def test_text_id_is_stable():
-    """In every process and on every machine: ranks compare their texts by it."""
+    """Equal in every process and on every machine, because processes compare their texts by it."""
     assert text_id("a dog") == 9151722581430185315
     assert 0 <= text_id("the cat") < 2**63

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import doctest
 import gc
 import gzip
 import json
@@ -15,19 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from fmicl_text.errors import InputError
-from fmicl_text.text.data import TextData, load_training_text
+from fmicl_text.text import data as data_module
+from fmicl_text.text.data import TextData, as_text_dataset, load_training_text, text_columns
 
-ACCEPTED = ".txt, .csv, .tsv, .jsonl (these also .gz) and .parquet"
-NO_SENTENCES = "{file} has no sentences: it is empty or all its rows are blank"
-QUOTES = "; cells that hold a comma, a quote or a line break must be in double quotes"
+ACCEPTED = ".txt, .csv, .tsv, .jsonl (also as .gz) or .parquet"
+NO_TEXT = "{file} contains no text: it is empty or all its rows are blank"
+QUOTES = "; cells that contain a comma, a quote or a line break must be in double quotes"
 
 
-# The csv loader of datasets leaves its file to the garbage collector when it is not read to the end.
+# The csv loader of datasets does not close a file that is not read to the end.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_file_left_open_for_the_next_module() -> Iterator[None]:
+def close_files_before_the_next_module() -> Iterator[None]:
     yield
     gc.collect()
 
@@ -46,7 +48,7 @@ def write(path: Path, content: str | bytes) -> str:
 
 
 def texts(data: TextData) -> list[Any]:
-    """The sentences, or the tuples of a row where there are several columns."""
+    """The texts, or with several columns the tuples of texts."""
     rows = [tuple(row[name] for name in data.columns) for row in data.dataset]
     return [row[0] for row in rows] if len(data.columns) == 1 else rows
 
@@ -114,7 +116,7 @@ def test_separators_inside_a_line_do_not_split_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell", ["null", "None", "NA", "N/A", "nan", "NULL", "#N/A"])
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_cells_that_pandas_takes_for_missing_stay_text(tmp_path: Path, suffix: str, cell: str) -> None:
+def test_cells_that_pandas_reads_as_missing_stay_text(tmp_path: Path, suffix: str, cell: str) -> None:
     file = write(tmp_path / f"a.{suffix}", f"text\n{cell}\nother\n")
     assert texts(load_training_text(train_file=file)) == [cell, "other"]
 
@@ -160,19 +162,108 @@ def test_text_column(tmp_path: Path) -> None:
     data = load_training_text(train_file=file, text_column="title")
     assert (texts(data), data.columns) == (["two"], ("title",))
     assert error_of(train_file=file, text_column="body") == (
-        f"{file} has no column 'body' (--text_column), its columns are ['text', 'title']"
+        f"{file} has no column 'body' (text_column); its columns are ['text', 'title']"
     )
 
 
-def test_several_columns_need_a_choice(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", "title,body\none,two\n")
-    assert error_of(train_file=file) == (
-        f"{file} has the columns ['title', 'body']: say with --text_column which one holds the sentences"
-    )
+FEW_COLUMNS = "select one with text_column, or keep only one, two (pairs) or three (triplets) columns of strings"
+COLUMNS = {
+    # header and first row: the columns to train on, or None if the choice is ambiguous
+    ("anchor", "positive"): ("anchor", "positive"),
+    ("anchor", "positive", "negative"): ("anchor", "positive", "negative"),
+    ("sentence1", "sentence2"): ("sentence1", "sentence2"),
+    ("query", "answer"): ("query", "answer"),
+    ("answer", "query"): ("answer", "query"),
+    ("id", "title", "text"): ("text",),
+    ("title", "id"): None,
+    ("sentence1", "sentence2", "id"): None,
+    ("a", "b", "c", "d"): None,
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
+@pytest.mark.parametrize("names", COLUMNS, ids=",".join)
+def test_columns_of_a_file_and_of_a_dataset(tmp_path: Path, names: tuple[str, ...], streaming: bool) -> None:
+    rows = [{name: i if name == "id" else f"{name} {i}" for name in names} for i in range(2)]
+    file = write(tmp_path / "a.csv", "\n".join([",".join(names), *(",".join(map(str, row.values())) for row in rows)]))
+    dataset = datasets.Dataset.from_list(rows)
+    dataset = dataset.to_iterable_dataset() if streaming else dataset
+    expected = COLUMNS[names]
+    if expected is None:
+        message = f"has the columns {list(names)}: {FEW_COLUMNS}"
+        assert error_of(train_file=file, streaming=streaming) == f"{file} {message}"
+        for function in (text_columns, as_text_dataset):
+            with pytest.raises(InputError) as caught:
+                function(dataset)
+            assert str(caught.value) == f"train_dataset {message}"
+        return
+    data = load_training_text(train_file=file, streaming=streaming)
+    assert data.columns == text_columns(dataset) == expected
+    found = as_text_dataset(dataset)
+    assert text_columns(found) == expected
+    kept = [{name: row[name] for name in expected} for row in rows]
+    assert list(data.dataset) == list(found) == kept
+
+
+def test_a_column_of_nulls_is_not_part_of_a_pair(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", '{"a": "one", "b": null}\n{"a": "two", "b": null}\n')
+    assert error_of(train_file=file) == f"{file} has the columns ['a', 'b']: {FEW_COLUMNS}"
+    assert texts(load_training_text(train_file=file, text_column="a")) == ["one", "two"]
+
+
+LISTS: dict[str, tuple[Any, list[dict[str, str]]]] = {
+    "texts": (["one", "two"], [{"text": "one"}, {"text": "two"}]),
+    "pairs": ([("a", "b"), ("c", "d")], [{"sent0": "a", "sent1": "b"}, {"sent0": "c", "sent1": "d"}]),
+    "triplets": ([["a", "b", "c"]], [{"sent0": "a", "sent1": "b", "hard_neg": "c"}]),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_becomes_a_dataset(name: str) -> None:
+    rows, expected = LISTS[name]
+    dataset = as_text_dataset(rows)
+    assert dataset.to_list() == expected
+    assert text_columns(dataset) == tuple(expected[0])
+    assert as_text_dataset(dataset).to_list() == expected
+
+
+def test_blank_rows_of_a_list_are_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert as_text_dataset([" one\n", "  ", "two"])["text"][:] == ["one", "two"]
+    assert "train_dataset: skipped 1 of 3 rows with a blank text" in caplog.text
+
+
+WRONG_LISTS = {
+    "a string": ("one", "; got str"),
+    "numbers": ([1, 2], "; got 1 at index 0"),
+    "an empty row": ([()], "; got () at index 0"),
+    "mixed rows": ([("a", "b"), "c"], "; got 'c' at index 1"),
+    "a missing text": ([("a", "b"), ("c", None)], "; got ('c', None) at index 1"),
+    "four texts": ([("a", "b", "c", "d")], "; got ('a', 'b', 'c', 'd') at index 0"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LISTS)
+def test_lists_that_are_not_texts(name: str) -> None:
+    rows, message = WRONG_LISTS[name]
+    with pytest.raises(InputError) as caught:
+        as_text_dataset(rows)
+    expected = "train_dataset must be a dataset, a list of strings, or a list of pairs or triplets of strings"
+    assert str(caught.value) == expected + message
+
+
+@pytest.mark.parametrize("rows", [[], [" "], datasets.Dataset.from_dict({"text": [None, ""]})])
+def test_training_data_without_text(rows: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        as_text_dataset(rows)
+    assert str(caught.value) == NO_TEXT.format(file="train_dataset")
+
+
+def test_docstring_example() -> None:
+    assert doctest.testmod(data_module) == (0, 1)
 
 
 def test_counts(tmp_path: Path) -> None:
-    """Ten lines, three of them blank; of the seven others b and a (twice) were there before: 3 / 7."""
+    """Ten lines, three of them blank. Three of the other seven, b and twice a, repeat an earlier one: 3 / 7."""
     file = write(tmp_path / "a.txt", "a\nb\n\nb \na\n  \nc\n\t\n a\nd\n")
     data = load_training_text(train_file=file)
     assert texts(data) == ["a", "b", "b", "a", "c", "a", "d"]
@@ -188,15 +279,15 @@ def test_counts(tmp_path: Path) -> None:
     assert (streamed.num_skipped, streamed.duplicate_share) == (None, None)
 
 
-def test_duplicates_are_whole_rows(tmp_path: Path) -> None:
-    """The third row repeats the first; the second and the fourth share single cells with it only."""
+def test_duplicates_are_complete_rows(tmp_path: Path) -> None:
+    """The third row repeats the first; the second and the fourth have only single cells in common with it."""
     file = write(tmp_path / "a.csv", "sent0,sent1\na,b\na,c\na,b\nb,a\n")
     assert load_training_text(train_file=file).duplicate_share == 1 / 4
 
 
 def test_all_rows_the_same(tmp_path: Path) -> None:
     file = write(tmp_path / "a.txt", "a\n" * 25_000)
-    assert error_of(train_file=file) == f"{file}: all 25000 rows hold the same text, so no row is a negative of another"
+    assert error_of(train_file=file) == f"{file}: all 25000 rows are identical, so there are no negative pairs"
     file = write(tmp_path / "b.txt", "a\n" * 24_999 + "b\n")
     assert load_training_text(train_file=file).duplicate_share == 1 - 2 / 25_000
 
@@ -227,18 +318,18 @@ def test_streaming_is_lazy(tmp_path: Path) -> None:
 
 
 BAD = {
-    "empty.txt": ("", NO_SENTENCES),
-    "empty.txt.gz": ("", NO_SENTENCES),
-    "bom_only.txt": ("\ufeff", NO_SENTENCES),
-    "blank.txt": ("\n  \n\u3000\n", NO_SENTENCES),
-    "empty.csv": ("", NO_SENTENCES),
-    "newlines.csv": ("\n\n", NO_SENTENCES),
-    "header.csv": ("text\n", NO_SENTENCES),
-    "blank.csv": ("text,label\n ,1\n,2\n", NO_SENTENCES),
-    "empty.jsonl": ("", NO_SENTENCES),
-    "blank.jsonl": ("\n \n", NO_SENTENCES),
-    "nulls.jsonl": ('{"text": null}\n{"text": null}\n', NO_SENTENCES),
-    "empty.parquet": ("", NO_SENTENCES),
+    "empty.txt": ("", NO_TEXT),
+    "empty.txt.gz": ("", NO_TEXT),
+    "bom_only.txt": ("\ufeff", NO_TEXT),
+    "blank.txt": ("\n  \n\u3000\n", NO_TEXT),
+    "empty.csv": ("", NO_TEXT),
+    "newlines.csv": ("\n\n", NO_TEXT),
+    "header.csv": ("text\n", NO_TEXT),
+    "blank.csv": ("text,label\n ,1\n,2\n", NO_TEXT),
+    "empty.jsonl": ("", NO_TEXT),
+    "blank.jsonl": ("\n \n", NO_TEXT),
+    "nulls.jsonl": ('{"text": null}\n{"text": null}\n', NO_TEXT),
+    "empty.parquet": ("", NO_TEXT),
     "latin.txt": (
         "a\nb\ncaf\xe9 c\n".encode("latin1"),
         "{file} cannot be read as .txt: line 3 is not UTF-8 (byte 0xe9)",
@@ -279,33 +370,33 @@ BAD = {
     ),
     "long_row.tsv": (
         "text\tlabel\na\t1\nb\tc\t2\n",
-        "{file} cannot be read as .tsv: Expected 2 fields in line 3, saw 3; cells cannot hold a tab",
+        "{file} cannot be read as .tsv: Expected 2 fields in line 3, saw 3; cells cannot contain a tab",
     ),
-    "long_rows.tsv": ("text\na\tb\n", "{file}: line 2 has more cells than the header; cells cannot hold a tab"),
-    "numbers.csv": ("text\n1\n2\n", "{file}: column 'text' must hold strings, got int64"),
-    "numbers.jsonl": ('{"text": 0.5}\n', "{file}: column 'text' must hold strings, got float64"),
-    "lists.jsonl": ('{"text": ["a", "b"]}\n', "{file}: column 'text' must hold strings, got List"),
-    "objects.jsonl": ('{"text": {"a": "b"}}\n', "{file}: column 'text' must hold strings, got dict"),
+    "long_rows.tsv": ("text\na\tb\n", "{file}: line 2 has more cells than the header; cells cannot contain a tab"),
+    "numbers.csv": ("text\n1\n2\n", "{file}: column 'text' must contain strings, got int64"),
+    "numbers.jsonl": ('{"text": 0.5}\n', "{file}: column 'text' must contain strings, got float64"),
+    "lists.jsonl": ('{"text": ["a", "b"]}\n', "{file}: column 'text' must contain strings, got List"),
+    "objects.jsonl": ('{"text": {"a": "b"}}\n', "{file}: column 'text' must contain strings, got dict"),
     "mixed.jsonl": (
         '{"text": "a"}\n{"text": null}\n{"text": 3}\n',
-        "{file}: column 'text' must hold strings, got mixed types (line 3 has 3)",
+        "{file}: column 'text' must contain strings, got mixed types (line 3 has 3)",
     ),
     "mixed_list.jsonl": (
         '{"text": "a"}\n{"text": ["b", 3]}\n',
-        "{file}: column 'text' must hold strings, got mixed types (line 2 has [\"b\", 3])",
+        "{file}: column 'text' must contain strings, got mixed types (line 2 has [\"b\", 3])",
     ),
     "bad_pair.jsonl": (
         '{"sent0": "a", "sent1": 1}\n{"sent0": "b", "sent1": 2}\n',
-        "{file}: column 'sent1' must hold strings, got int64",
+        "{file}: column 'sent1' must contain strings, got int64",
     ),
     "fake.parquet": (
-        "this is no parquet file",
+        "this is not a parquet file",
         "{file} cannot be read as .parquet: Parquet magic bytes not found in footer."
         " Either the file is corrupted or this is not a parquet file.",
     ),
-    "a.doc": ("a\n", f"--train_file {{file}}: unknown kind of file, accepted are {ACCEPTED}"),
-    "a": ("a\n", f"--train_file {{file}}: unknown kind of file, accepted are {ACCEPTED}"),
-    "a.parquet.gz": ("a\n", f"--train_file {{file}}: unknown kind of file, accepted are {ACCEPTED}"),
+    "a.doc": ("a\n", f"train_file={{file}}: unsupported file type; expected {ACCEPTED}"),
+    "a": ("a\n", f"train_file={{file}}: unsupported file type; expected {ACCEPTED}"),
+    "a.parquet.gz": ("a\n", f"train_file={{file}}: unsupported file type; expected {ACCEPTED}"),
 }
 
 
@@ -341,7 +432,7 @@ def test_column_that_changes_its_type(tmp_path: Path) -> None:
 def test_parquet_without_rows_and_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     file = str(tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), file)
-    assert error_of(train_file=file) == NO_SENTENCES.format(file=file)
+    assert error_of(train_file=file) == NO_TEXT.format(file=file)
     latin = pa.StringArray.from_buffers(1, pa.array([0, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xe9b"))
     pq.write_table(pa.table({"text": latin}), file)
     message = error_of(train_file=file)
@@ -351,20 +442,18 @@ def test_parquet_without_rows_and_with_bytes_that_are_not_utf8(tmp_path: Path) -
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     file = tmp_path / "missing.txt"
-    assert error_of(train_file=str(file)) == f"--train_file {file}: no such file"
-    assert (
-        error_of(train_file=str(tmp_path)) == f"--train_file {tmp_path} is a folder, accepted is one file: {ACCEPTED}"
-    )
+    assert error_of(train_file=str(file)) == f"train_file={file}: no such file"
+    assert error_of(train_file=str(tmp_path)) == (f"train_file={tmp_path} is a folder; expected one file: {ACCEPTED}")
 
 
 def test_arguments() -> None:
     assert error_of() == (
-        "exactly one of --train_file and --dataset_name is needed, got --train_file None and --dataset_name None"
+        "exactly one of train_file and dataset_name is needed, got train_file=None and dataset_name=None"
     )
     assert error_of(train_file="a.txt", dataset_name="b") == (
-        "exactly one of --train_file and --dataset_name is needed, got --train_file a.txt and --dataset_name b"
+        "exactly one of train_file and dataset_name is needed, got train_file=a.txt and dataset_name=b"
     )
-    assert error_of(train_file="a.txt", max_train_samples=0) == "--max_train_samples must be at least 1, got 0"
+    assert error_of(train_file="a.txt", max_train_samples=0) == "max_train_samples must be at least 1, got 0"
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
@@ -382,40 +471,40 @@ def test_dataset_folder(tmp_path: Path, streaming: bool) -> None:
     assert texts(data) == ["second"]
     assert data.source == f"{name}/second [train]"
     assert error_of(dataset_name=name, streaming=streaming) == (
-        f"--dataset_name {name} --split train: Config name is missing. "
+        f"dataset_name={name} dataset_split=train: Config name is missing. "
         "Please pick one among the available configs: ['first', 'second']"
     )
     assert error_of(dataset_name=name, dataset_config="third", streaming=streaming) == (
-        f"--dataset_name {name} --dataset_config third --split train: "
+        f"dataset_name={name} dataset_config=third dataset_split=train: "
         "BuilderConfig 'third' not found. Available: ['first', 'second']"
     )
-    message = error_of(dataset_name=name, dataset_config="first", split="dev", streaming=streaming)
-    assert message.startswith(f"--dataset_name {name} --dataset_config first --split dev: ")
+    message = error_of(dataset_name=name, dataset_config="first", dataset_split="dev", streaming=streaming)
+    assert message.startswith(f"dataset_name={name} dataset_config=first dataset_split=dev: ")
     assert "dev" in message.rpartition("dev: ")[2] or "['train']" in message
 
 
-def test_dataset_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_dataset(tmp_path: Path) -> None:
     assert error_of(dataset_name="nobody/nothing", dataset_config="plain") == (
-        "--dataset_name nobody/nothing --dataset_config plain --split train: "
+        "dataset_name=nobody/nothing dataset_config=plain dataset_split=train: "
         "Couldn't reach 'nobody/nothing' on the Hub (OfflineModeIsEnabled); "
-        "without a network, give a --train_file or a dataset that is in the cache"
+        "without a network, pass a train_file or a dataset that is in the cache"
     )
     missing = tmp_path / "missing"
-    assert error_of(dataset_name=str(missing)) == f"--dataset_name {missing}: no such folder"
+    assert error_of(dataset_name=str(missing)) == f"dataset_name={missing}: no such folder"
     file = write(tmp_path / "a.txt", "a\n")
-    assert error_of(dataset_name=file) == f"--dataset_name {file} is a file: give it as --train_file"
+    assert error_of(dataset_name=file) == f"dataset_name={file} is a file: pass it as train_file"
     folder = tmp_path / "folder"
     folder.mkdir()
     assert error_of(dataset_name=str(folder)) == (
-        f"--dataset_name {folder} --split train: The directory at {folder} doesn't contain any data files"
+        f"dataset_name={folder} dataset_split=train: The directory at {folder} doesn't contain any data files"
     )
     write(folder / "folder.py", "")
     assert error_of(dataset_name=str(folder)) == (
-        f"--dataset_name {folder} --split train: Dataset scripts are no longer supported, but found folder.py"
+        f"dataset_name={folder} dataset_split=train: Dataset scripts are no longer supported, but found folder.py"
     )
 
 
-def test_datasets_does_not_log_what_the_error_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_datasets_does_not_log_the_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     name, (content, _) = "broken.jsonl", BAD["broken.jsonl"]
     logger, file = logging.getLogger("datasets"), write(tmp_path / name, content)
     before = logger.level
@@ -432,8 +521,8 @@ def test_datasets_does_not_log_what_the_error_says(tmp_path: Path, caplog: pytes
     assert logger.level == before
 
 
-def test_a_null_where_the_loader_cuts_a_file_does_not_crash_the_process(tmp_path):
-    """It reads 10 MiB and the rest of a line at a time; of a block that begins with null pyarrow dies."""
+def test_a_null_at_the_start_of_a_block_does_not_crash_the_process(tmp_path):
+    """The loader reads blocks of 10 MiB and the rest of a line. pyarrow crashes on a block that begins with null."""
     file, row = tmp_path / "rows.jsonl", '{"text": "' + "one " * 25_000 + '"}\n'
     num_rows = 10 * 2**20 // len(row) + 1
     file.write_text(row * num_rows + "null\n" + row)

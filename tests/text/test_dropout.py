@@ -1,4 +1,4 @@
-"""Cheap dropout is dropout: share, scale, gradient, and what it leaves alone."""
+"""CheapDropout: fraction of dropped values, scale, gradient, and the replacement of nn.Dropout."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmicl_text.text.dropout import CheapDropout, cheapen_dropout
+from fmicl_text.text.dropout import CheapDropout, replace_dropout
 from fmicl_text.text.model import build_text_encoder
 
 
@@ -26,8 +26,8 @@ def test_share_and_scale(p, dtype):
     assert torch.equal(x.grad, y.detach())
 
 
-def test_draws_are_independent_of_their_neighbours():
-    """Four draws come from one number: the share of neighbours at distance 1 to 4 that are both dropped is p^2."""
+def test_draws_are_independent_of_their_neighbors():
+    """One number yields four draws. The fraction of neighbors at distance 1 to 4 that are both dropped is p^2."""
     torch.manual_seed(0)
     gone = CheapDropout(0.5)(torch.ones(4_000_000)) == 0
     for distance in (1, 2, 3, 4):
@@ -49,7 +49,7 @@ def test_seeded_and_off_in_evaluation():
 def test_every_dropout_of_an_encoder_is_replaced_and_its_weights_are_the_same(bert_folder):
     encoder = build_text_encoder(bert_folder)
     before = copy.deepcopy(encoder.state_dict())
-    cheapen_dropout(encoder)
+    replace_dropout(encoder)
     kinds = {type(part) for part in encoder.modules() if isinstance(part, nn.Dropout)}
     assert kinds == {CheapDropout}
     assert encoder.state_dict().keys() == before.keys()

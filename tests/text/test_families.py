@@ -1,10 +1,9 @@
-"""Text encoders of every family: a training step, a folder that opens alike; adapters and checkpointed activations."""
+"""Text encoders of every family: training, saving and loading, adapters, activation checkpointing."""
 
 import sys
 
 import pytest
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import (
     AlbertConfig,
@@ -20,10 +19,10 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from fmicl_text import FMICLTrainer, FMICLTrainingArguments, InputError, TextContrastiveModel, build_text_encoder
+from fmicl_text import InputError, build_text_encoder
 from fmicl_text.cli.text import parse_args
-from fmicl_text.text.collator import TextViewCollator
-from tests.conftest import SPECIAL, WORDS, sentences, tiny_bert
+from tests.support import SPECIAL, WORDS, one_fast, sentences, tiny_bert
+from tests.support import make_family_trainer as make_trainer
 
 SIZE = {"vocab_size": len(SPECIAL) + len(WORDS), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 64, "max_position_embeddings": 48, "pad_token_id": 0}  # fmt: skip
@@ -46,7 +45,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-    """A folder of a tiny random model of a family, and how to pool it."""
+    """A folder with a tiny random model of a family, and its pooling."""
     folder = tmp_path_factory.mktemp(request.param)
     tiny_bert(folder)  # its tokenizer
     torch.manual_seed(0)
@@ -54,39 +53,25 @@ def family(request, tmp_path_factory):
     return str(folder), "lasttoken" if request.param.startswith("qwen") else "mean"
 
 
-def make_trainer(folder, pooling, output_dir, lora_rank=None, load_in=None, **settings):
-    defaults = {
-        "max_steps": 2, "per_device_train_batch_size": 8, "eval_strategy": "no", "save_strategy": "no", "gamma": 2.0,
-        "alpha": 8.0, "load_best_model_at_end": False, "use_cpu": True, "disable_tqdm": True, "learning_rate": 1e-3,
-        "logging_steps": 1,
-    }  # fmt: skip
-    args = FMICLTrainingArguments(str(output_dir), **(defaults | settings))
-    torch.manual_seed(0)
-    encoder = build_text_encoder(folder, pooling=pooling, dropout=0.1, lora_rank=lora_rank, load_in=load_in)
-    data = Dataset.from_dict({"text": sentences(32)})
-    return FMICLTrainer(
-        TextContrastiveModel(encoder, "simcse"), args, data, TextViewCollator(encoder.tokenizer, ["text"])
-    )
-
-
-def opened_alike(trainer, folder):
-    """The saved folder's vectors are the trained encoder's."""
+def reload_difference(trainer, folder):
+    """The largest difference between embeddings of the trained encoder and of the saved one."""
     trainer.save_model(str(folder))
     texts = sentences(5, seed=9)
     again = SentenceTransformer(str(folder), device="cpu").encode(texts)
     return abs(again - trainer.model.encoder.encode(texts)).max()
 
 
-def test_a_family_trains_and_opens_alike(family, tmp_path):
+def test_a_family_trains_and_reloads(family, tmp_path):
     trainer = make_trainer(*family, tmp_path)
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
     assert not [name for name, weight in trainer.model.named_parameters() if torch.equal(weight, before[name])]
     assert trainer.state.log_history[0]["alignment"] > 1e-3  # dropout reaches both views
-    assert opened_alike(trainer, tmp_path / "final") == 0
+    assert reload_difference(trainer, tmp_path / "final") == 0
 
 
-def test_checkpointed_activations_change_nothing(family, tmp_path):
+@pytest.mark.parametrize("family", one_fast(FAMILIES), indirect=True)
+def test_activation_checkpointing_changes_nothing(family, tmp_path):
     weights = []
     if family[0].rstrip("0123456789").endswith(("mpnet", "albert")):
         with pytest.raises(InputError, match=r"activation_checkpointing=True is not supported: .* does not support"):
@@ -100,14 +85,15 @@ def test_checkpointed_activations_change_nothing(family, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_lora_trains_adapters_and_leaves_none(family, tmp_path):
+@pytest.mark.parametrize("family", one_fast(FAMILIES), indirect=True)
+def test_lora_trains_adapters_and_saves_merged_weights(family, tmp_path):
     pytest.importorskip("peft")
     trainer = make_trainer(*family, tmp_path, lora_rank=4)
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
     moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
     assert moved and all(".lora_" in name or name.startswith("head.") for name in moved)
-    assert opened_alike(trainer, tmp_path / "final") < 1e-6
+    assert reload_difference(trainer, tmp_path / "final") < 1e-6
     names = {path.name for path in (tmp_path / "final").iterdir()}
     assert "model.safetensors" in names and not any("adapter" in name for name in names)
     plain = SentenceTransformer(str(tmp_path / "final"), device="cpu")
@@ -116,15 +102,15 @@ def test_lora_trains_adapters_and_leaves_none(family, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")
 @pytest.mark.parametrize("load_in", ["4bit", "8bit"])
-def test_weights_of_few_bits_under_adapters(tmp_path, load_in):
-    """Trained on a CPU here; what is saved has all its bits, and computes the same but for rounded activations."""
+def test_quantized_weights_under_adapters(tmp_path, load_in):
+    """Trained on a CPU. The saved weights are in float32 and give the same embeddings, up to rounded activations."""
     pytest.importorskip("peft")
     pytest.importorskip("bitsandbytes")
     folder = tiny_bert(tmp_path / "bert")
-    wide = BertConfig.from_pretrained(folder, hidden_size=64, intermediate_size=128)  # bitsandbytes packs blocks of 64
+    wide = BertConfig.from_pretrained(folder, hidden_size=64, intermediate_size=128)  # the block size of bitsandbytes
     AutoModel.from_config(wide).save_pretrained(folder)
     trainer = make_trainer(folder, "mean", tmp_path, lora_rank=4, load_in=load_in)
-    trainer.model.encoder.encode(sentences(3))  # as evaluation during training does
+    trainer.model.encoder.encode(sentences(3))  # as in evaluation during training
     trainer.model.train()
     kinds = {type(module).__name__ for module in trainer.model.modules()}
     assert ("Linear4bit" if load_in == "4bit" else "Linear8bitLt") in kinds
@@ -132,8 +118,8 @@ def test_weights_of_few_bits_under_adapters(tmp_path, load_in):
     trainer.train()
     moved = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
     assert any(".lora_" in name for name in moved) and not any("base_layer" in name for name in moved)
-    assert opened_alike(trainer, tmp_path / "final") < {"4bit": 1e-5, "8bit": 0.1}[load_in]
-    trainer.train()  # on, after evaluation
+    assert reload_difference(trainer, tmp_path / "final") < {"4bit": 1e-5, "8bit": 0.1}[load_in]
+    trainer.train()  # continues after evaluation
     config = (tmp_path / "final" / "config.json").read_text()
     assert "quantization" not in config and trainer.model.backbone.config.quantization_config is not None
 
@@ -148,7 +134,7 @@ def test_lora_resumes_bit_exactly(bert_folder, tmp_path):
     a, b = whole.model.state_dict(), resumed.model.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     without = make_trainer(bert_folder, "mean", tmp_path, max_steps=4)
-    with pytest.raises(InputError, match=r"checkpoint-2 is of another run: adapters_over [0-9a-f]* -> None"):
+    with pytest.raises(InputError, match=r"checkpoint-2 .*adapters_over [0-9a-f]* -> None"):
         without.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     without.args.resume_changed = True
     with pytest.warns(UserWarning, match="not exact"), pytest.raises(InputError, match="checkpoint-2 does not fit"):
@@ -158,16 +144,16 @@ def test_lora_resumes_bit_exactly(bert_folder, tmp_path):
         other_rank.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
-def test_what_lora_refuses(bert_folder, monkeypatch):
-    with pytest.raises(InputError, match="--lora_rank must be at least 1, got 0"):
+def test_invalid_lora_arguments(bert_folder, monkeypatch):
+    with pytest.raises(InputError, match="lora_rank must be at least 1, got 0"):
         build_text_encoder(bert_folder, lora_rank=0)
-    with pytest.raises(InputError, match="--load_in_4bit needs --lora_rank: weights of so few bits cannot be trained"):
+    with pytest.raises(InputError, match="load_in=4bit requires lora_rank: quantized weights cannot be trained"):
         build_text_encoder(bert_folder, load_in="4bit")
-    with pytest.raises(InputError, match="--load_in_4bit and --load_in_8bit exclude each other"):
+    with pytest.raises(InputError, match="load_in_4bit and load_in_8bit"):
         parse_args(["--load_in_4bit", "True", "--load_in_8bit", "True"])
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match="--lora_rank needs peft: pip install peft"):
+    with pytest.raises(InputError, match="lora_rank=4 requires peft: pip install peft"):
         build_text_encoder(bert_folder, lora_rank=4)
     monkeypatch.setattr("fmicl_text.text.lora.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="--load_in_8bit needs bitsandbytes: pip install bitsandbytes"):
+    with pytest.raises(InputError, match="load_in=8bit requires bitsandbytes: pip install bitsandbytes"):
         build_text_encoder(bert_folder, lora_rank=4, load_in="8bit")

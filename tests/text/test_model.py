@@ -1,12 +1,15 @@
-"""Encoders: pooling, dtype, dropout, heads, and that what is saved is what was trained."""
+"""Text encoders: pooling, dtype, dropout, heads, saving and loading."""
 
 import json
 import logging
 import shutil
+from itertools import islice
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -15,7 +18,7 @@ from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.quickstart import ENCODER
 from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
-from tests.conftest import sentences, tiny_bert
+from tests.support import sentences, tiny_bert
 
 COMMIT = "0123456789" * 4
 
@@ -24,7 +27,7 @@ def pooling_of(encoder):
     return encoder[1].pooling_mode
 
 
-def test_weights_are_float32_whatever_the_file_holds(tmp_path):
+def test_weights_are_float32_whatever_the_dtype_of_the_file(tmp_path):
     for dtype in (torch.float16, torch.bfloat16):
         folder = tiny_bert(tmp_path / str(dtype), dtype=dtype)
         assert {p.dtype for p in build_text_encoder(folder).parameters()} == {torch.float32}
@@ -38,7 +41,7 @@ def test_pooling_is_the_models_own_else_cls(bert_folder, tmp_path):
     assert pooling_of(build_text_encoder(str(tmp_path), pooling="max")) == "max"
 
 
-def test_no_parameter_is_left_without_gradient(bert_folder):
+def test_every_parameter_gets_a_gradient(bert_folder):
     model = TextContrastiveModel(build_text_encoder(bert_folder), head="simcse")
     features = dict(model.encoder.tokenizer(["a dog runs", "the cat"], return_tensors="pt", padding=True))
     model(features).sum().backward()
@@ -61,7 +64,7 @@ def test_views_differ_with_dropout_and_coincide_without(bert_folder):
 
 
 def test_saved_folder_gives_identical_vectors_everywhere(bert_folder, tmp_path):
-    """Through sentence-transformers, through the recipe's own encoder (difference 0), through AutoModel + mean."""
+    """With sentence-transformers and with `build_text_encoder` bit for bit, with AutoModel and mean pooling to 1e-6."""
     encoder = build_text_encoder(bert_folder, pooling="mean")
     encoder.save(str(tmp_path), create_model_card=False)
     texts = sentences(20)
@@ -79,7 +82,7 @@ def test_saved_folder_gives_identical_vectors_everywhere(bert_folder, tmp_path):
 
 
 def test_a_base_from_the_hub_is_recorded_with_its_commit(bert_folder, tmp_path, monkeypatch):
-    """As it lies in the Hub's cache."""
+    """A model in the layout of the Hub's cache."""
     shutil.copytree(bert_folder, tmp_path / "models--user--bert" / "snapshots" / COMMIT)
     (tmp_path / "models--user--bert" / "refs").mkdir()
     (tmp_path / "models--user--bert" / "refs" / "main").write_text(COMMIT)
@@ -97,7 +100,7 @@ def test_the_tokenizer_opens_in_transformers_4_too(bert_folder, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"] == model.encoder.tokenizer(texts)["input_ids"]
 
 
-def test_checkpoint_brings_back_encoder_and_head(bert_folder, tmp_path):
+def test_a_checkpoint_restores_encoder_and_head(bert_folder, tmp_path):
     model = TextContrastiveModel(build_text_encoder(bert_folder), head="simcse")
     model.encoder.save(str(tmp_path), create_model_card=False)
     model.save_training_only(str(tmp_path), model.state_dict())
@@ -109,6 +112,17 @@ def test_checkpoint_brings_back_encoder_and_head(bert_folder, tmp_path):
         assert torch.equal(parameter, other.state_dict()[name]), name
 
 
+def test_training_data_and_collator_of_lists_and_streams(bert_folder):
+    model = TextContrastiveModel(build_text_encoder(bert_folder))
+    rows, collator = model.prepare_data([("a dog", "the dog runs"), ("the cat", "a cat sleeps")])
+    assert (collator.columns, collator.max_seq_length) == (("sent0", "sent1"), 40)
+    assert collator([rows[0], rows[1]])["input_ids"].shape == (2, 2, 5)
+    stream = Dataset.from_dict({"text": ["a dog", " ", "the cat"], "id": [1, 2, 3]}).to_iterable_dataset()
+    rows, collator = model.prepare_data(stream)
+    assert collator.columns == ("text",)
+    assert [row["text"] for row in islice(rows, 5)] == ["a dog", "the cat", "a dog", "the cat", "a dog"]
+
+
 def test_encoding_keeps_the_order_of_the_sentences(bert_folder):
     encoder = build_text_encoder(bert_folder)
     texts = sentences(9)
@@ -116,10 +130,14 @@ def test_encoding_keeps_the_order_of_the_sentences(bert_folder):
     torch.testing.assert_close(encode_sentences(encoder, texts, batch_size=4, progress=False), one_by_one)
 
 
-def test_loading_is_quiet_but_for_what_matters(bert_folder, tmp_path, caplog):
+@pytest.mark.parametrize("terminal", [False, True])
+def test_load_reports_are_shown_if_weights_are_missing(bert_folder, tmp_path, caplog, monkeypatch, terminal):
+    """In a terminal, transformers writes the report in color."""
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: terminal, write=len, flush=lambda: None))
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.WARNING):
-        build_text_encoder(str(ENCODER))  # masked-LM file: head left over, pooler missing
+        build_text_encoder(bert_folder)
+        build_text_encoder(str(ENCODER))  # from masked language modeling: an unused head, no pooler
         assert not caplog.records
         model = AutoModel.from_pretrained(bert_folder)
         state = {k: v for k, v in model.state_dict().items() if "layer.1" not in k}
@@ -127,26 +145,27 @@ def test_loading_is_quiet_but_for_what_matters(bert_folder, tmp_path, caplog):
         AutoTokenizer.from_pretrained(bert_folder).save_pretrained(tmp_path)
         build_text_encoder(str(tmp_path))
         assert "layer.1" in caplog.text and "MISSING" in caplog.text
+        assert ("\x1b[31m" in caplog.records[-1].getMessage()) == terminal
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./no/such/folder", "--model_name_or_path: no such folder ./no/such/folder"),
-        ("nobody/no-such-model", "--model_name_or_path nobody/no-such-model: "),
-        ("not a name", "--model_name_or_path not a name: "),
+        ("./no/such/folder", "model_name_or_path=./no/such/folder: no such folder"),
+        ("nobody/no-such-model", "model_name_or_path=nobody/no-such-model: "),
+        ("not a name", "model_name_or_path=not a name: "),
     ],
 )
-def test_a_model_that_cannot_be_had(name, message):
+def test_a_model_that_does_not_exist(name, message):
     with pytest.raises(InputError) as error:
         build_text_encoder(name)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
-def test_a_model_without_its_tokenizer_is_refused(bert_folder, tmp_path):
+def test_a_model_without_its_tokenizer(bert_folder, tmp_path):
     AutoModel.from_pretrained(bert_folder).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="its tokenizer files are missing, every word would be unknown"):
+    with pytest.raises(InputError, match=r"^model_name_or_path=.*: its tokenizer files are missing"):
         build_text_encoder(str(tmp_path))
 
 
@@ -157,11 +176,11 @@ def test_a_home_relative_path_keeps_its_pooling(bert_folder, tmp_path, monkeypat
 
 
 def test_dropout_out_of_range(bert_folder):
-    with pytest.raises(InputError, match=r"--dropout must be in \[0, 1\), got 1.0"):
+    with pytest.raises(InputError, match=r"^dropout must be in \[0, 1\), got 1.0"):
         build_text_encoder(bert_folder, dropout=1.0)
 
 
-def test_progress_is_shown_again_after_loading(bert_folder):
+def test_progress_bars_are_enabled_again_after_loading(bert_folder):
     transformers_logging.enable_progress_bar()
     build_text_encoder(bert_folder)
     assert transformers_logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What is in the file of tokens, and when it is found again."""
+"""The cached file of tokens: its content, and when it is reused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fmicl_text.errors import InputError
 from fmicl_text.text.collator import text_id
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokenization import tokenize_dataset
-from tests.conftest import sentences
+from tests.support import sentences
 
 TRIPLETS = [
     {"sent0": "a dog", "sent1": "the dog runs", "hard_neg": "a cat"},
@@ -49,7 +49,7 @@ def triplets(tmp_path: Path) -> str:
 
 @pytest.fixture
 def no_tokenizing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """To be called when from now on a call of any tokenizer is an error."""
+    """A function after whose call every call of a tokenizer is an error."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the tokenizer was called")
@@ -78,7 +78,7 @@ def test_rows(bert_folder: str, triplets: str) -> None:
     ]
 
 
-def test_columns_keep_the_order_asked_for(bert_folder: str, triplets: str) -> None:
+def test_columns_keep_their_order(bert_folder: str, triplets: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
     tokens = tokenize_dataset(load(triplets), tokenizer, ("hard_neg", "sent0"), 32)
     assert tokens["text_ids"][0] == [text_id("a cat"), text_id("a dog")]
@@ -112,7 +112,7 @@ def test_many_rows_keep_their_order(bert_folder: str) -> None:
 
 def test_the_second_call_reads_the_file(bert_folder: str, lines: str, no_tokenizing: Callable[[], None]) -> None:
     first = tokenize_dataset(load(lines), AutoTokenizer.from_pretrained(bert_folder), ("text",), 8)
-    # A fast tokenizer keeps the truncation and padding of its last call, until the next.
+    # A fast tokenizer keeps the truncation and padding of its last call.
     used = AutoTokenizer.from_pretrained(bert_folder, padding_side="left")
     used(["a dog"], truncation=True, max_length=5, padding="max_length")
     assert used.backend_tokenizer.to_str() != AutoTokenizer.from_pretrained(bert_folder).backend_tokenizer.to_str()
@@ -123,7 +123,7 @@ def test_the_second_call_reads_the_file(bert_folder: str, lines: str, no_tokeniz
     assert second.features == first.features
 
 
-def test_the_file_of_a_slow_tokenizer_is_found(lines: str, no_tokenizing: Callable[[], None]) -> None:
+def test_the_file_of_a_slow_tokenizer_is_reused(lines: str, no_tokenizing: Callable[[], None]) -> None:
     first = tokenize_dataset(load(lines), ByT5Tokenizer(), ("text",), 8)
     other = tokenize_dataset(load(lines), ByT5Tokenizer(extra_ids=3), ("text",), 8)
     assert file_of(first) != file_of(other)
@@ -144,6 +144,7 @@ Path(sys.argv[3]).write_text(tokens.cache_files[0]["filename"])
 """
 
 
+@pytest.mark.slow
 def test_another_process_reads_the_file(bert_folder: str, lines: str, tmp_path: Path) -> None:
     tokens = tokenize_dataset(load(lines), AutoTokenizer.from_pretrained(bert_folder), ("text",), 8)
     subprocess.run(
@@ -155,10 +156,10 @@ def test_another_process_reads_the_file(bert_folder: str, lines: str, tmp_path: 
 
 
 class Subclass(PreTrainedTokenizerFast):
-    """Might split texts its own way before the backend sees them."""
+    """Could split texts differently before the backend."""
 
 
-def test_what_changes_the_tokens_changes_the_file(bert_folder: str, triplets: str) -> None:
+def test_settings_that_change_the_tokens_change_the_file(bert_folder: str, triplets: str) -> None:
     def tokenize(columns: tuple[str, ...] = ("sent0", "sent1"), length: int = 8, **options: object) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(bert_folder, **options)
         return file_of(tokenize_dataset(load(triplets), tokenizer, columns, length))
@@ -183,6 +184,6 @@ def test_what_changes_the_tokens_changes_the_file(bert_folder: str, triplets: st
     assert tokenize() not in files
 
 
-def test_a_length_beyond_the_model_is_refused(bert_folder: str, lines: str) -> None:
-    with pytest.raises(InputError, match="--max_seq_length 41 is beyond the model's 40 tokens"):
+def test_a_length_beyond_the_models_maximum(bert_folder: str, lines: str) -> None:
+    with pytest.raises(InputError, match="max_seq_length=41 exceeds the model's maximum of 40 tokens"):
         tokenize_dataset(load(lines), AutoTokenizer.from_pretrained(bert_folder), ("text",), 41)

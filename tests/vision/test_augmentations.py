@@ -1,4 +1,4 @@
-"""Views against the formulas they stand for, and against torchvision where it can be imported."""
+"""Augmentations against their formulas, and against torchvision if it can be imported."""
 
 import colorsys
 import math
@@ -48,33 +48,33 @@ def test_a_crop_is_interpolate_with_antialias(size):
         assert_close(vertical[i] @ pixels[i] @ horizontal[i].T, expected[0], rtol=0, atol=1e-5)
 
 
-def test_crops_are_inside_and_as_large_as_asked():
+def test_crops_are_inside_the_image_and_in_range():
     pixels = torch.zeros(4000, 1, 1, 1)
     top, left, rows, columns = crop_boxes(draw(pixels), 40, 60, (0.2, 0.9), (3 / 4, 4 / 3))
     assert (top >= 0).all() and (left >= 0).all() and (top + rows <= 40).all() and (left + columns <= 60).all()
     share = rows * columns / 2400
     assert share.min() > 0.17 and share.max() < 0.93
-    assert (left + columns == 60).any() and (top + rows == 40).any()  # the last place is as likely as any
+    assert (left + columns == 60).any() and (top + rows == 40).any()  # the last position is possible
     ratio = columns / rows
     assert 0.7 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.4
     assert top.max() >= 20 and (top == 0).any()
 
 
-def test_the_fallback_is_a_centred_crop():
-    """No crop of 90 % or more at a ratio of 3/4 to 4/3 fits into 10 x 100: the largest allowed, 10 x 13, centred."""
+def test_the_fallback_is_a_center_crop():
+    """No crop of 90 % or more at a ratio of 3/4 to 4/3 fits into 10 x 100. The largest one, 10 x 13, is centered."""
     pixels = torch.zeros(3, 1, 1, 1)
     boxes = crop_boxes(draw(pixels), 10, 100, (0.9, 1.0), (3 / 4, 4 / 3))
     assert [column.tolist() for column in boxes] == [[0] * 3, [43] * 3, [10] * 3, [13] * 3]
 
 
-def test_the_shape_of_a_crop_is_its_share_and_its_ratio():
+def test_the_shape_of_a_crop_follows_from_area_and_ratio():
     """1/4 of 40 x 60, three times as wide as high: 600 pixels, 14 high and 42 wide."""
     pixels = torch.zeros(5, 1, 1, 1)
     _, _, rows, columns = crop_boxes(draw(pixels), 40, 60, (0.25, 0.25), (3.0, 3.0))
     assert rows.tolist() == [14] * 5 and columns.tolist() == [42] * 5
 
 
-def test_a_flip_turns_the_crop_around():
+def test_a_flip_mirrors_the_crop():
     pixels = images(40)
     always, never = (random_resized_crop(pixels, draw(pixels), 16, (0.2, 1.0), flip=p) for p in (1.0, 0.0))
     assert_close(always, never.flip(-1))
@@ -106,7 +106,7 @@ def test_hue_is_that_of_colorsys():
                 assert_close(turned[i, :, row, column], torch.tensor(expected).float(), rtol=0, atol=1e-5)
 
 
-def test_the_order_of_the_jitter_is_random_and_each_images_own():
+def test_the_order_of_the_jitter_is_random_for_each_image():
     pixels = images(1, height=3, width=3).repeat(200, 1, 1, 1)
     strengths = (0.4, 0.4, 0.4, 0.1)
     jittered = random_jitter(pixels, draw(pixels), strengths, 1.0, "exact")
@@ -127,13 +127,13 @@ def test_the_order_of_the_jitter_is_random_and_each_images_own():
 
 
 @pytest.mark.parametrize("color", ["exact", "fast"])
-def test_the_jitter_is_left_out_with_its_probability(color):
+def test_the_jitter_is_applied_with_its_probability(color):
     pixels = images(500, height=2, width=2)
     same = random_jitter(pixels, draw(pixels), (0.4, 0.4, 0.4, 0.1), 0.8, color).eq(pixels).flatten(1).all(1)
     assert 70 < same.sum() < 130
 
 
-def test_the_fast_jitter_is_the_exact_one_but_for_hue_and_clamps():
+def test_the_fast_jitter_is_the_exact_one_except_hue_and_clamping():
     pixels = 0.3 + 0.4 * images(5)
     one, zero = torch.ones(5), torch.zeros(5)
     factor = torch.tensor([0.8, 0.9, 1.0, 1.1, 1.2])
@@ -144,7 +144,7 @@ def test_the_fast_jitter_is_the_exact_one_but_for_hue_and_clamps():
     assert_close(jitter_by_matrix(pixels, factor, factor, factor, zero), three)
     shift = torch.full((5,), 0.05)
     moved, exact = jitter_by_matrix(pixels, one, one, one, shift) - pixels, adjust_hue(pixels, shift) - pixels
-    assert torch.nn.functional.cosine_similarity(moved.flatten(), exact.flatten(), dim=0) > 0.5  # turns the same way
+    assert torch.nn.functional.cosine_similarity(moved.flatten(), exact.flatten(), dim=0) > 0.5  # the same direction
 
 
 def test_gray_and_solarized_images():
@@ -174,8 +174,8 @@ def test_blur_is_the_loop():
             assert blurred[i, 1, row, column].item() == pytest.approx(value, abs=1e-5)
 
 
-def test_a_spot_is_turned_zoomed_slanted_and_shifted():
-    """A spot at s ends at d with s = R(angle) (1, slant; 0, 1) d / zoom + shift, coordinates from the centre."""
+def test_a_spot_is_rotated_scaled_sheared_and_translated():
+    """A spot at s ends at d with s = R(angle) (1, slant; 0, 1) d / zoom + shift, coordinates from the center."""
     place = torch.arange(33) - 16.0
     spot = torch.exp(-((place[:, None] + 4) ** 2 + (place - 5) ** 2) / 8)  # at x = 5, y = -4
     pixels = spot.expand(30, 1, 33, 33)
@@ -190,7 +190,7 @@ def test_a_spot_is_turned_zoomed_slanted_and_shifted():
     assert_close(angle.sin() * u + angle.cos() * v + shift[1], torch.full((30,), -4.0), rtol=0, atol=0.1)
 
 
-def test_affine_moves_noise_and_holes():
+def test_affine_noise_and_cutout():
     pixels = images(50, channels=1, height=16, width=16)
     still = random_affine(pixels, draw(pixels), degrees=0, zoom=0, shear=0, shift=0)
     assert_close(still, pixels, atol=1e-5, rtol=1e-5)
@@ -206,7 +206,7 @@ def test_affine_moves_noise_and_holes():
 def torchvision():
     try:
         import torchvision.transforms.v2.functional as module
-    except (ImportError, RuntimeError) as error:  # absent, or a build that does not fit torch
+    except (ImportError, RuntimeError) as error:  # missing, or a build for another torch
         pytest.skip(f"torchvision cannot be imported: {error}")
     return module
 

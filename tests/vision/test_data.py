@@ -1,4 +1,4 @@
-"""Images from every source that is read, and what is wrong with those that are not."""
+"""Images from every source, and the errors for invalid ones."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from fmicl_text.errors import InputError
 from fmicl_text.vision.augmentations import Draw, random_resized_crop
 from fmicl_text.vision.data import (
     ImageFiles,
-    LabelledImages,
+    LabeledImages,
     TrainingRows,
     collate_images,
     load_digits,
@@ -21,26 +21,10 @@ from fmicl_text.vision.data import (
     split,
     two_crops,
 )
+from tests.support import image_parquet, picture
 
 
-def picture(mode="RGB", size=(8, 8), seed=0, kind="PNG"):
-    random = np.random.default_rng(seed)
-    image = Image.fromarray(random.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).convert(mode)
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return {"bytes": buffer.getvalue(), "path": f"{seed}.png"}
-
-
-def parquet(folder, pictures, labels=None, column="img"):
-    labels = [i % 2 for i in range(len(pictures))] if labels is None else labels
-    features = datasets.Features({column: datasets.Image(), "label": datasets.Value("int64")})
-    rows = datasets.Dataset.from_dict({column: pictures, "label": labels}, features=features)
-    path = folder / "images.parquet"
-    rows.to_parquet(str(path))
-    return str(path)
-
-
-def test_digits_are_all_there_in_a_fixed_order():
+def test_digits_are_complete_and_in_a_fixed_order():
     digits = load_digits()
     assert digits.pixels.shape == (1797, 1, 8, 8) and digits.pixels.dtype == torch.uint8
     assert digits.pixels.max() == 255 and digits.labels.bincount().min() > 170
@@ -50,14 +34,14 @@ def test_digits_are_all_there_in_a_fixed_order():
 
 def test_a_parquet_file(tmp_path):
     pictures = [picture(seed=i) for i in range(6)]
-    found = load_images(parquet(tmp_path, pictures))
+    found = load_images(image_parquet(tmp_path, pictures))
     assert found.pixels.shape == (6, 3, 8, 8) and found.labels.tolist() == [0, 1, 0, 1, 0, 1] and found.skipped == ()
     expected = np.array(Image.open(io.BytesIO(pictures[2]["bytes"])))
     assert torch.equal(found.pixels[2], torch.from_numpy(expected).permute(2, 0, 1))
 
 
 def test_modes_become_one(tmp_path):
-    path = parquet(tmp_path, [picture(mode, seed=3) for mode in ("RGB", "L", "P", "RGBA", "LA", "1")])
+    path = image_parquet(tmp_path, [picture(mode, seed=3) for mode in ("RGB", "L", "P", "RGBA", "LA", "1")])
     assert load_images(path).pixels.shape == (6, 3, 8, 8)
     gray = load_images(path, channels=1).pixels
     assert gray.shape == (6, 1, 8, 8) and (gray[0].int() - gray[1].int()).abs().max() <= 1
@@ -77,7 +61,7 @@ def test_a_broken_image_is_skipped_counted_and_named(tmp_path):
     pictures = [picture(seed=i) for i in range(5)]
     pictures[1] = {"bytes": b"no image", "path": "broken.png"}
     pictures[3] = {"bytes": pictures[3]["bytes"][:60], "path": "cut.png"}
-    found = load_images(parquet(tmp_path, pictures, labels=[0, 1, 2, 3, 4]))
+    found = load_images(image_parquet(tmp_path, pictures, labels=[0, 1, 2, 3, 4]))
     assert found.skipped == ("broken.png", "cut.png")
     assert found.labels.tolist() == [0, 2, 4] and len(found.pixels) == 3
 
@@ -87,24 +71,24 @@ def test_a_broken_image_is_skipped_counted_and_named(tmp_path):
     [
         (lambda d: str(d / "absent.parquet"), {}, r"absent\.parquet: no such folder or \.parquet file"),
         (
-            lambda d: parquet(d, [picture()] * 2, column="image"),
+            lambda d: image_parquet(d, [picture()] * 2, column="image"),
             {},
-            r"no column 'img' \(--image_column\), its columns",
+            r"no column 'img' \(image_column\); its columns",
         ),
-        (lambda d: parquet(d, [picture()] * 2), {"label_column": "y"}, r"has no column 'y' \(--label_column\)"),
-        (lambda d: parquet(d, [{"bytes": b"x", "path": None}] * 2), {}, "none of 2 images can be read"),
-        (lambda d: None, {}, "exactly one of --train_file and --dataset_name is needed, got None and None"),
+        (lambda d: image_parquet(d, [picture()] * 2), {"label_column": "y"}, r"has no column 'y' \(label_column\)"),
+        (lambda d: image_parquet(d, [{"bytes": b"x", "path": None}] * 2), {}, "none of 2 images can be read"),
+        (lambda d: None, {}, "got train_file=None and dataset_name=None"),
         (lambda d: None, {"dataset_name": "absent/data"}, r"absent/data \[train\]: "),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, make, options, message):
+def test_invalid_images(tmp_path, make, options, message):
     with pytest.raises(InputError, match=message) as error:
         load_images(make(tmp_path), **options)
     assert "\n" not in str(error.value)
 
 
-def test_held_out_rows_are_the_last_and_those_to_choose_by_come_before():
-    images = LabelledImages(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10) % 2, "ten")
+def test_test_rows_are_the_last_and_validation_rows_come_before():
+    images = LabeledImages(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10) % 2, "ten")
 
     def numbers(*arguments):
         return [part and part.pixels.flatten().tolist() for part in split(images, *arguments)]
@@ -112,27 +96,27 @@ def test_held_out_rows_are_the_last_and_those_to_choose_by_come_before():
     assert numbers(3) == [list(range(7)), [7, 8, 9], None]
     assert numbers(3, 4) == [list(range(4)), [7, 8, 9], None]
     assert numbers(3, 99, 2) == [list(range(5)), [7, 8, 9], [5, 6]]
-    with pytest.raises(InputError, match="--max_train_samples must be at least 1, got 0"):
-        split(images, 3, most=0)
+    with pytest.raises(InputError, match="max_train_samples must be at least 1, got 0"):
+        split(images, 3, max_train_samples=0)
     for held_out in (0, 10):
-        with pytest.raises(InputError, match=f"--held_out must be from 1 to 9, got {held_out}"):
+        with pytest.raises(InputError, match=f"^held_out must be from 1 to 9 for ten, got {held_out}"):
             split(images, held_out)
     for validation in (-1, 7):
-        with pytest.raises(InputError, match=f"--validation must be below 7, got {validation}"):
+        with pytest.raises(InputError, match=f"^validation must be below 7 for ten, got {validation}"):
             split(images, 3, validation=validation)
     for arguments in ((1,), (3, None, 1)):
-        with pytest.raises(InputError, match="one class only in 1 images, nothing to tell apart"):
+        with pytest.raises(InputError, match="only one class among 1 images; at least 2 are needed"):
             split(images, *arguments)
 
 
 def test_statistics_are_those_of_the_pixels():
     pixels = torch.tensor([[[[0, 255]], [[51, 51]]]], dtype=torch.uint8)
-    mean, std = LabelledImages(pixels, torch.zeros(1), "two").mean_and_std()
+    mean, std = LabeledImages(pixels, torch.zeros(1), "two").mean_and_std()
     assert mean == pytest.approx((0.5, 0.2)) and std == pytest.approx((0.5**0.5, 1e-3))
 
 
 def test_a_batch_is_stacked_as_it_is():
-    images = LabelledImages(torch.arange(24, dtype=torch.uint8).view(6, 1, 2, 2), torch.arange(6), "six")
+    images = LabeledImages(torch.arange(24, dtype=torch.uint8).view(6, 1, 2, 2), torch.arange(6), "six")
     rows = TrainingRows(images, 2, (0.2, 1.0), seed=0)
     assert len(rows) == 6 and torch.equal(collate_images([rows[4], rows[1]])["images"], images.pixels[[4, 1]])
 
@@ -142,12 +126,12 @@ SIZES = [(40, 30), (97, 97), (30, 60), (200, 150), (8, 8), (120, 40)]
 
 @pytest.fixture
 def files(tmp_path):
-    """Of many sizes and modes, one cut short."""
+    """Images of many sizes and modes, one of them truncated."""
     modes = ["RGB", "L", "P", "RGBA", "RGB", "RGB"]
     pictures = [picture(mode, size, seed=i) for i, (mode, size) in enumerate(zip(modes, SIZES, strict=True))]
     cut = picture(size=(300, 300), seed=9, kind="JPEG")
     pictures.insert(3, {"bytes": cut["bytes"][: len(cut["bytes"]) // 2], "path": "cut.jpg"})
-    return load_images(parquet(tmp_path, pictures, labels=[5, 5, 7, 7, 7, 5, 7]))
+    return load_images(image_parquet(tmp_path, pictures, labels=[5, 5, 7, 7, 7, 5, 7]))
 
 
 def test_images_of_many_sizes_stay_files(files):
@@ -177,8 +161,8 @@ def test_crops_of_files_are_a_function_of_seed_epoch_and_row(files):
 
 
 def test_a_crop_of_a_file_is_that_of_the_batched_views():
-    """The same boxes cut out and resized by PIL and by `random_resized_crop`, on colors that change slowly: PIL rounds
-    between its two passes."""
+    """The same boxes, cropped and resized by PIL and by `random_resized_crop`, in an image of slowly changing colors,
+    because PIL rounds between its two passes."""
     rows, columns = torch.meshgrid(torch.linspace(0, 255, 60), torch.linspace(0, 255, 80), indexing="ij")
     pixels = torch.stack([rows, columns, (rows + columns) / 2]).round().to(torch.uint8)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
@@ -190,9 +174,9 @@ def test_a_crop_of_a_file_is_that_of_the_batched_views():
 
 
 def test_a_large_image_alone_makes_files(tmp_path):
-    found = load_images(parquet(tmp_path, [picture(size=(97, 97), seed=i) for i in range(2)]))
+    found = load_images(image_parquet(tmp_path, [picture(size=(97, 97), seed=i) for i in range(2)]))
     assert isinstance(found, ImageFiles)
-    assert isinstance(load_images(parquet(tmp_path, [picture(size=(96, 96))] * 2)), LabelledImages)
+    assert isinstance(load_images(image_parquet(tmp_path, [picture(size=(96, 96))] * 2)), LabeledImages)
 
 
 def folder_of_classes(folder):
@@ -207,19 +191,19 @@ def test_paths_in_tables_are_not_opened(tmp_path, size):
     secret = str(folder_of_classes(tmp_path / "others") / "a" / "0.png")
     (tmp_path / "data").mkdir()
     rows = [picture(size=size), picture(size=size), {"bytes": None, "path": secret}, picture(size=size)]
-    for source in ({"train_file": parquet(tmp_path / "data", rows)}, {"dataset_name": str(tmp_path / "data")}):
+    for source in ({"train_file": image_parquet(tmp_path / "data", rows)}, {"dataset_name": str(tmp_path / "data")}):
         found = load_images(**source)
         assert found.skipped == (secret,) and len(found.labels) == 3
 
 
-def test_an_image_folder_names_no_files_of_others(tmp_path, monkeypatch):
+def test_an_image_folder_cannot_reference_other_files(tmp_path, monkeypatch):
     monkeypatch.setattr(
         datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache")
-    )  # it tells no folders `data` apart
+    )  # it does not distinguish folders named `data`
     others, folder = folder_of_classes(tmp_path / "others"), folder_of_classes(tmp_path / "data")
     assert len(load_images(str(folder)).labels) == 2
     (folder / "README.md").write_text("---\nconfigs:\n- config_name: a\n  data_files: ['../others/**']\n---\n")
-    with pytest.raises(InputError, match=r"0.png, which is not in it, and is not opened"):
+    with pytest.raises(InputError, match=r"references .*0.png, which is outside the folder and is not read"):
         load_images(dataset_name=str(folder), image_column="image")
     for name in ("../others/a/0.png", f"{others}/a/0.png", "a/../../others/a/0.png", f"file://{others}/a/0.png"):
         rows = [{"file_name": "a/0.png", "label": 0}, {"file_name": name, "label": 1}]
@@ -234,5 +218,5 @@ def test_an_image_does_not_start_ghostscript(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", str(program))
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
-    found = load_images(parquet(tmp_path, [picture(), picture(), {"bytes": postscript, "path": "x.png"}]))
+    found = load_images(image_parquet(tmp_path, [picture(), picture(), {"bytes": postscript, "path": "x.png"}]))
     assert found.skipped == ("x.png",) and not (tmp_path / "ran").exists()

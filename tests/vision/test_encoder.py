@@ -12,28 +12,14 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
-    BeitConfig,
     BertConfig,
     BertModel,
     CLIPConfig,
     CLIPModel,
-    CLIPVisionConfig,
-    ConvNextConfig,
-    ConvNextV2Config,
-    DeiTConfig,
-    Dinov2Config,
-    Dinov2WithRegistersConfig,
-    DINOv3ConvNextConfig,
-    DINOv3ViTConfig,
-    EfficientNetConfig,
-    MobileNetV2Config,
-    RegNetConfig,
-    ResNetConfig,
     Siglip2VisionConfig,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
-    SwinConfig,
     ViTConfig,
     ViTImageProcessor,
     pipeline,
@@ -42,51 +28,8 @@ from transformers import (
 from fmicl_text.errors import InputError
 from fmicl_text.vision.architectures import IMAGE_CONFIGS, sincos_positions
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, new_image_encoder
+from tests.support import IMAGE_FAMILIES, TINY_VIT, tiny_mocov3_vit
 
-TOKENS = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
-STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1]}
-
-
-def mocov3() -> ViTConfig:
-    config = ViTConfig(**TOKENS)
-    config.fixed_positions = True
-    return config
-
-
-def small_resnet() -> ResNetConfig:
-    config = ResNetConfig(embedding_size=8, layer_type="basic", **STAGES)
-    config.small_image_stem = True
-    return config
-
-
-# family: config, what `auto` takes, whether stock classes open the folder
-FAMILIES = {
-    "resnet": (ResNetConfig(embedding_size=8, layer_type="basic", **STAGES), "pooler"),
-    "resnet, small stem": (small_resnet(), "pooler"),
-    "regnet": (RegNetConfig(embedding_size=8, groups_width=4, **STAGES), "pooler"),
-    "convnext": (ConvNextConfig(num_stages=2, **STAGES), "pooler"),
-    "convnextv2": (ConvNextV2Config(num_stages=2, **STAGES), "pooler"),
-    "mobilenetv2": (MobileNetV2Config(depth_multiplier=0.25), "pooler"),
-    "efficientnet": (EfficientNetConfig(width_coefficient=0.1, depth_coefficient=0.1, hidden_dim=128), "pooler"),
-    "dinov3 convnext": (DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]), "pooler"),
-    "vit": (ViTConfig(**TOKENS), "cls"),
-    "vit, mocov3": (mocov3(), "cls"),
-    "deit": (DeiTConfig(**TOKENS), "cls"),
-    "swin": (SwinConfig(image_size=32, embed_dim=16, window_size=4, depths=[1, 1], num_heads=[2, 2]), "pooler"),
-    "dinov2": (Dinov2Config(**TOKENS), "pooler"),
-    "dinov2 with registers": (Dinov2WithRegistersConfig(**TOKENS), "pooler"),
-    "dinov3": (DINOv3ViTConfig(**TOKENS), "pooler"),
-    "beit": (BeitConfig(**TOKENS), "pooler"),
-    "clip": (CLIPVisionConfig(**TOKENS), "pooler"),
-    "siglip": (SiglipVisionConfig(**TOKENS), "pooler"),
-}  # fmt: skip
 CLASSIFIERS = {"resnet", "convnext", "convnextv2", "vit", "vit, mocov3", "deit", "swin", "dinov2", "beit"}
 
 
@@ -99,9 +42,9 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
 def test_a_family_from_training_to_stock_classes(family, tmp_path, caplog):
-    config, pools = FAMILIES[family]
+    config, pools = IMAGE_FAMILIES[family]
     encoder = new_image_encoder(type(config).from_dict(config.to_dict()))
     pixels = images(encoder)
     encoder.train()
@@ -143,7 +86,7 @@ def test_a_family_from_training_to_stock_classes(family, tmp_path, caplog):
 
 
 def test_pooling_is_chosen_and_kept(tmp_path):
-    encoder = new_image_encoder(ViTConfig(**TOKENS), pooling="mean").eval()
+    encoder = new_image_encoder(ViTConfig(**TINY_VIT), pooling="mean").eval()
     pixels = images(encoder)
     with torch.no_grad():
         tokens = encoder.backbone(pixel_values=pixels).last_hidden_state
@@ -151,7 +94,7 @@ def test_pooling_is_chosen_and_kept(tmp_path):
         encoder.save_pretrained(tmp_path)
         assert torch.equal(build_image_encoder(str(tmp_path)).eval()(pixels), tokens.mean(1))
         assert torch.equal(build_image_encoder(str(tmp_path), pooling="cls").eval()(pixels), tokens[:, 0])
-    convolutional = new_image_encoder(FAMILIES["resnet"][0], pooling="mean").eval()
+    convolutional = new_image_encoder(IMAGE_FAMILIES["resnet"][0], pooling="mean").eval()
     with torch.no_grad():
         maps = convolutional.backbone(pixel_values=pixels).last_hidden_state
         assert torch.equal(convolutional(pixels), maps.mean((2, 3)))
@@ -160,27 +103,27 @@ def test_pooling_is_chosen_and_kept(tmp_path):
 @pytest.mark.parametrize(
     "family, pooling, message",
     [
-        ("swin", "cls", "swin has no class token; accepted: auto, mean, pooler"),
+        ("swin", "cls", "pooling=cls: swin has no class token; use auto, mean or pooler"),
         ("siglip", "cls", "siglip_vision_model has no class token"),
         ("resnet", "cls", "resnet has no class token"),
         ("dinov3 convnext", "cls", "dinov3_convnext has no class token"),
-        ("vit", "pooler", "--pooling pooler: that of vit is random; accepted: auto, cls, mean"),
+        ("vit", "pooler", "pooling=pooler: the pooler of vit is random; use auto, cls or mean"),
     ],
 )
-def test_pooling_that_is_not_there(family, pooling, message):
+def test_unsupported_pooling(family, pooling, message):
     with pytest.raises(InputError, match=message):
-        new_image_encoder(FAMILIES[family][0], pooling=pooling)
+        new_image_encoder(IMAGE_FAMILIES[family][0], pooling=pooling)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_no_weight_is_left_without_gradient(family, pooling):
-    """DDP stops at step 2 on a weight that is to be trained and is not: CLIP's last layer norm, SigLIP's head."""
-    config = FAMILIES[family][0]
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_every_trainable_weight_gets_a_gradient(family, pooling):
+    """DDP stops at step 2 on a trainable weight without a gradient, such as CLIP's last layer norm or SigLIP's head."""
+    config = IMAGE_FAMILIES[family][0]
     try:
         encoder = new_image_encoder(type(config).from_dict(config.to_dict()), pooling=pooling)
     except InputError as error:
-        assert f"--pooling {pooling}" in str(error)
+        assert f"pooling={pooling}: " in str(error)
         return
     encoder(images(encoder)).square().sum().backward()
     assert not [name for name, weight in encoder.named_parameters() if weight.requires_grad and weight.grad is None]
@@ -188,32 +131,32 @@ def test_no_weight_is_left_without_gradient(family, pooling):
 
 
 def test_without_a_pooler_auto_is_the_mean():
-    encoder = new_image_encoder(SiglipVisionConfig(**TOKENS, vision_use_head=False)).eval()
+    encoder = new_image_encoder(SiglipVisionConfig(**TINY_VIT, vision_use_head=False)).eval()
     pixels = images(encoder)
     with torch.no_grad():
         assert torch.equal(encoder(pixels), encoder.backbone(pixel_values=pixels).last_hidden_state.mean(1))
-    with pytest.raises(InputError, match=r"^--pooling pooler: siglip_vision_model has no pooler"):
+    with pytest.raises(InputError, match=r"^pooling=pooler: siglip_vision_model has no pooler"):
         new_image_encoder(encoder.backbone.config, pooling="pooler").width(32)
 
 
 def test_a_class_token_is_the_first_one():
     for family in ("vit", "deit", "dinov2", "dinov2 with registers", "dinov3", "beit", "clip"):
-        encoder = new_image_encoder(FAMILIES[family][0], pooling="cls").eval()
+        encoder = new_image_encoder(IMAGE_FAMILIES[family][0], pooling="cls").eval()
         pixels = images(encoder)
         with torch.no_grad():
             assert torch.equal(encoder(pixels), encoder.backbone(pixel_values=pixels).last_hidden_state[:, 0])
 
 
-def test_weights_are_float32_whatever_the_file_holds(tmp_path):
+def test_weights_are_float32_whatever_the_dtype_of_the_file(tmp_path):
     for dtype in (torch.float16, torch.bfloat16):
-        AutoModel.from_config(FAMILIES["vit"][0]).to(dtype).save_pretrained(tmp_path / str(dtype))
+        AutoModel.from_config(IMAGE_FAMILIES["vit"][0]).to(dtype).save_pretrained(tmp_path / str(dtype))
         encoder = build_image_encoder(str(tmp_path / str(dtype)))
         assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
 
 
 def test_a_folder_with_its_processor_opens_in_the_pipeline(tmp_path):
     """Without torchvision too: the processor falls back on PIL."""
-    encoder = new_image_encoder(ViTConfig(**TOKENS)).eval()
+    encoder = new_image_encoder(ViTConfig(**TINY_VIT)).eval()
     size = {"height": 32, "width": 32}
     processor = ViTImageProcessor(size=size, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4])
     encoder.save_pretrained(tmp_path, processor)
@@ -235,7 +178,7 @@ def test_the_vision_tower_of_a_model_of_two(full, config, tmp_path):
         "intermediate_size": 16,
         "vocab_size": 50,
     }
-    whole = full(config(text_config=text, vision_config=TOKENS)).eval()
+    whole = full(config(text_config=text, vision_config=TINY_VIT)).eval()
     whole.save_pretrained(tmp_path)
     encoder = build_image_encoder(str(tmp_path)).eval()
     pixels = images(encoder)
@@ -267,7 +210,7 @@ def test_mocov3s_positions_by_the_formula():
 
 
 def test_frozen_weights_are_frozen_again_at_load(tmp_path):
-    encoder = new_image_encoder(mocov3())
+    encoder = new_image_encoder(tiny_mocov3_vit())
     encoder.save_pretrained(tmp_path)
     again = build_image_encoder(str(tmp_path))
     frozen = [name for name, weight in again.named_parameters() if not weight.requires_grad]
@@ -280,7 +223,7 @@ def test_frozen_weights_are_frozen_again_at_load(tmp_path):
 
 
 def test_mocov3s_first_weights():
-    config = ViTConfig(**TOKENS)
+    config = ViTConfig(**TINY_VIT)
     config.fixed_positions = True
     backbone = new_image_encoder(config).backbone
     assert torch.equal(backbone.embeddings.position_embeddings.data, sincos_positions(4, 4, 32))
@@ -295,26 +238,28 @@ def test_mocov3s_first_weights():
     assert trained == pytest.approx(21.29e6, rel=2e-3)
 
 
-def test_what_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--model_name_or_path: no such folder \./absent"):
+def test_invalid_models(tmp_path):
+    with pytest.raises(InputError, match=r"model_name_or_path=\./absent: no such folder"):
         build_image_encoder("./absent")
     BertModel(BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
         tmp_path / "bert"
     )
-    with pytest.raises(InputError, match="bert is no image model"):
+    with pytest.raises(InputError, match=r"^model_name_or_path=.*: bert is not an image model"):
         build_image_encoder(str(tmp_path / "bert"))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(InputError, match=r"no file named model\.safetensors"):
         build_image_encoder(str(tmp_path / "broken"))
-    with pytest.raises(InputError, match="siglip2_vision_model takes patches and their mask, not images"):
+    with pytest.raises(InputError, match="siglip2_vision_model is not supported: it takes patches with a mask"):
         new_image_encoder(Siglip2VisionConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
-    encoder = new_image_encoder(FAMILIES["vit"][0])
-    with pytest.raises(InputError, match="--image_size 4 does not fit vit: "):
+    encoder = new_image_encoder(IMAGE_FAMILIES["vit"][0])
+    with pytest.raises(InputError, match="image_size=4 does not fit vit: "):
         encoder.width(4)
 
 
-def test_nothing_but_the_poolers_is_dropped():
-    encoder = new_image_encoder(FAMILIES["vit"][0])
+def test_only_poolers_with_weights_are_removed():
+    encoder = new_image_encoder(IMAGE_FAMILIES["vit"][0])
     assert encoder.backbone.pooler is None
-    assert isinstance(new_image_encoder(FAMILIES["resnet"][0], pooling="mean").backbone.pooler, nn.AdaptiveAvgPool2d)
+    assert isinstance(
+        new_image_encoder(IMAGE_FAMILIES["resnet"][0], pooling="mean").backbone.pooler, nn.AdaptiveAvgPool2d
+    )

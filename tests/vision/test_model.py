@@ -1,4 +1,4 @@
-"""The image model inside the trainer: views drawn anew at every micro-step, a head that only checkpoints hold."""
+"""The image model in the trainer: new views in every micro-step, a head that is stored only in checkpoints."""
 
 import pytest
 import torch
@@ -6,11 +6,11 @@ from torch.testing import assert_close
 
 from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.training.trainer import FMICLTrainer
-from fmicl_text.vision.data import LabelledImages, TrainingRows, collate_images
+from fmicl_text.vision.data import LabeledImages, TrainingRows, collate_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel, encode_images, projection_head
 from fmicl_text.vision.views import ImageViews, plain_view
-from tests.vision.test_encoder import FAMILIES
+from tests.support import IMAGE_FAMILIES
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
@@ -20,16 +20,16 @@ def pixels(count=24):
 
 
 def images():
-    return LabelledImages(pixels(), torch.arange(24) % 3, "noise")
+    return LabeledImages(pixels(), torch.arange(24) % 3, "noise")
 
 
 def model():
     torch.manual_seed(0)
-    config = FAMILIES["resnet, small stem"][0]
+    config = IMAGE_FAMILIES["resnet, small stem"][0]
     return ImageContrastiveModel(new_image_encoder(type(config).from_dict(config.to_dict())), 16, head_dim=8)
 
 
-def test_every_micro_step_draws_views_of_its_own(tmp_path):
+def test_every_micro_step_draws_new_views(tmp_path):
     seeds = []
     make = ImageViews("cifar", 16, MEAN, STD)
 
@@ -43,11 +43,11 @@ def test_every_micro_step_draws_views_of_its_own(tmp_path):
     wrapped = model()
     before = {name: weight.clone() for name, weight in wrapped.named_parameters()}
     rows = TrainingRows(images(), 16, (0.2, 1.0), seed=0)
-    trainer = FMICLTrainer(wrapped, args, rows, collate_images, views=record)
+    trainer = FMICLTrainer(wrapped, args, train_dataset=rows, data_collator=collate_images, views=record)
     trainer.train()
     assert len(seeds) == len(set(seeds)) == 6
     assert all(not torch.equal(weight, before[name]) for name, weight in wrapped.named_parameters())
-    again = FMICLTrainer(model(), args, rows, collate_images, views=record)
+    again = FMICLTrainer(model(), args, train_dataset=rows, data_collator=collate_images, views=record)
     again.train()
     assert seeds[6:] == seeds[:6]
     assert all(
@@ -55,10 +55,10 @@ def test_every_micro_step_draws_views_of_its_own(tmp_path):
     )
 
 
-def test_a_checkpoint_holds_encoder_and_head_and_an_export_the_encoder_alone(tmp_path):
+def test_a_checkpoint_contains_encoder_and_head_an_export_only_the_encoder(tmp_path):
     wrapped = model()
     with torch.no_grad():
-        wrapped({"pixel_values": plain_view(pixels(), 16, MEAN, STD)})  # batch statistics that are not the first ones
+        wrapped({"pixel_values": plain_view(pixels(), 16, MEAN, STD)})  # to change the batch statistics
     wrapped.save_encoder(str(tmp_path), wrapped.state_dict())
     assert not (tmp_path / "training_only.safetensors").exists()
     wrapped.save_training_only(str(tmp_path), wrapped.state_dict())
@@ -71,8 +71,8 @@ def test_a_checkpoint_holds_encoder_and_head_and_an_export_the_encoder_alone(tmp
         assert torch.equal(other.state_dict()[name], weight), name
 
 
-def test_views_of_the_users_own_from_the_collator(tmp_path):
-    """A transform of one image at a time, such as torchvision's, in the workers: no `views` for the trainer then."""
+def test_custom_views_from_the_collator(tmp_path):
+    """Transforms of single images in the workers, such as torchvision's, instead of the trainer's `views`."""
     seen = []
 
     def two_views(rows):
@@ -84,7 +84,7 @@ def test_views_of_the_users_own_from_the_collator(tmp_path):
     wrapped = model()
     inputs = []
     wrapped.register_forward_hook(lambda module, args, output: inputs.append(args[0]["pixel_values"]))
-    FMICLTrainer(wrapped, args, TrainingRows(images(), 16, None, seed=0), two_views).train()
+    FMICLTrainer(wrapped, args, train_dataset=TrainingRows(images(), 16, None, seed=0), data_collator=two_views).train()
     assert len(inputs) == 2 and torch.equal(inputs[0], seen[0].flatten(0, 1))
 
 
@@ -103,6 +103,6 @@ def test_features_do_not_depend_on_the_batch_or_change_the_mode():
     assert_close(all_at_once, in_parts)
 
 
-def test_mini_batches_are_refused():
-    with pytest.raises(ValueError, match="batch normalization needs the whole batch"):
+def test_mini_batches_are_not_supported():
+    with pytest.raises(ValueError, match=r"mini_batch_size=2 .*: batch normalization"):
         VisionTrainingArguments("runs/x", mini_batch_size=2)

@@ -1,4 +1,4 @@
-"""Batches of two views: shapes, parameters of their own, reproducible."""
+"""Batches of two views: shapes, independent parameters, reproducibility."""
 
 import doctest
 
@@ -12,7 +12,7 @@ from fmicl_text.vision.views import VIEWS, ImageViews, plain_view
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
 
-COLOURS = ("exact", "fast")
+COLORS = ("exact", "fast")
 
 
 def batch(count=16, channels=3, size=32):
@@ -20,11 +20,11 @@ def batch(count=16, channels=3, size=32):
     return torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("color", COLOURS)
+@pytest.mark.parametrize("color", COLORS)
 @pytest.mark.parametrize("preset", VIEWS)
 def test_no_two_images_and_no_two_views_share_parameters(preset, color):
     channels = 1 if preset == "gray" else 3
-    one = batch(1, channels).repeat(16, 1, 1, 1)  # equal images: only parameters can tell the views apart
+    one = batch(1, channels).repeat(16, 1, 1, 1)  # identical images: only parameters can make views differ
     views = ImageViews(preset, 24, MEAN[:channels], STD[:channels], color)(one, torch.Generator().manual_seed(0))
     assert views.shape == (16, 2, channels, 24, 24) and views.dtype == torch.float32 and views.isfinite().all()
     assert len(torch.unique(views.flatten(0, 1), dim=0)) == 32
@@ -33,7 +33,7 @@ def test_no_two_images_and_no_two_views_share_parameters(preset, color):
 
 
 @pytest.mark.parametrize("preset", VIEWS)
-def test_a_generator_makes_them_again(preset):
+def test_views_are_determined_by_the_generator(preset):
     channels = 1 if preset == "gray" else 3
     make = ImageViews(preset, 32, MEAN[:channels], STD[:channels])
     state = torch.get_rng_state()
@@ -42,7 +42,7 @@ def test_a_generator_makes_them_again(preset):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-STEPS = {  # preset: what each view does after the crop, with which probabilities
+STEPS = {  # preset: augmentations of each view after the crop, with their probabilities
     "cifar": [{"random_jitter": 0.8, "random_grayscale": 0.2}] * 2,
     "imagenet": [{"random_jitter": 0.8, "random_grayscale": 0.2, "random_blur": 0.5}] * 2,
     "mocov3": [
@@ -62,7 +62,7 @@ def test_presets_are_those_of_the_papers(preset):
 
 @pytest.mark.parametrize("preset", VIEWS)
 def test_crops_made_before_are_not_cropped_again(monkeypatch, preset):
-    """View k is of crop k; half of them are flipped, but for written characters; nothing else of the crop is left."""
+    """View k is crop k, and half of them are flipped, except for handwritten characters."""
     channels = 1 if preset == "gray" else 3
     make = ImageViews(preset, 24, (0.0,) * channels, (1.0,) * channels)
     monkeypatch.setattr(make, "steps", ((), ()))
@@ -74,11 +74,11 @@ def test_crops_made_before_are_not_cropped_again(monkeypatch, preset):
 
 
 def test_fast_colors_are_used():
-    exact, fast = (ImageViews("cifar", 32, MEAN, STD, c)(batch(), torch.Generator().manual_seed(0)) for c in COLOURS)
+    exact, fast = (ImageViews("cifar", 32, MEAN, STD, c)(batch(), torch.Generator().manual_seed(0)) for c in COLORS)
     assert 0.01 < (exact - fast).abs().mean() < 1.0
 
 
-@pytest.mark.parametrize("color", COLOURS)
+@pytest.mark.parametrize("color", COLORS)
 @pytest.mark.parametrize("preset", VIEWS)
 def test_autocast_and_gradients_do_not_reach_the_views(preset, color):
     channels = 1 if preset == "gray" else 3
@@ -90,20 +90,20 @@ def test_autocast_and_gradients_do_not_reach_the_views(preset, color):
     assert torch.equal(plain, cast) and not plain.requires_grad and cast.dtype == torch.float32
 
 
-@pytest.mark.parametrize("color", COLOURS)
+@pytest.mark.parametrize("color", COLORS)
 def test_one_channel_skips_color(color):
     views = ImageViews("imagenet", 24, (0.5,), (0.25,), color)(batch(channels=1), torch.Generator().manual_seed(0))
     assert views.shape == (16, 2, 1, 24, 24) and views.isfinite().all()
 
 
-def test_bytes_are_their_share_of_255():
+def test_bytes_are_divided_by_255():
     make = ImageViews("cifar", 32, MEAN, STD)
     of_bytes, of_floats = (make(x, torch.Generator().manual_seed(0)) for x in (batch(), batch().float() / 255))
     assert_close(of_bytes, of_floats)
 
 
 def test_mocov3s_views_are_two_distributions():
-    """The first is always blurred, the second hardly ever: sharper."""
+    """The first view is always blurred, the second rarely."""
     views = ImageViews("mocov3", 32, MEAN, STD)(batch(64), torch.Generator().manual_seed(0))
     detail = (views[..., 1:] - views[..., :-1]).abs().mean((0, 2, 3, 4))
     assert detail[1] > 1.3 * detail[0]
@@ -119,8 +119,8 @@ def test_the_plain_view_is_the_image():
     assert plain_view(wide, 32, MEAN, STD).shape == (1, 3, 32, 32)
 
 
-def test_what_is_refused():
-    with pytest.raises(ValueError, match="views must be one of cifar, imagenet, mocov3, gray; got 'simclr'"):
+def test_invalid_arguments():
+    with pytest.raises(ValueError, match="preset must be one of cifar, imagenet, mocov3, gray; got 'simclr'"):
         ImageViews("simclr", 32, MEAN, STD)
     with pytest.raises(ValueError, match="color must be exact or fast; got 'slow'"):
         ImageViews("cifar", 32, MEAN, STD, "slow")

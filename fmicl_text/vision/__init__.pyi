@@ -1,0 +1,15 @@
+from .architectures import IMAGE_CONFIGS as IMAGE_CONFIGS
+from .data import TrainingRows as TrainingRows
+from .data import collate_images as collate_images
+from .data import load_digits as load_digits
+from .data import load_images as load_images
+from .data import split as split
+from .encoder import ImageEncoder as ImageEncoder
+from .encoder import build_image_encoder as build_image_encoder
+from .encoder import new_image_encoder as new_image_encoder
+from .encoder import pixel_statistics as pixel_statistics
+from .evaluator import KNNEvaluator as KNNEvaluator
+from .model import ImageContrastiveModel as ImageContrastiveModel
+from .model import encode_images as encode_images
+from .views import ImageViews as ImageViews
+from .views import plain_view as plain_view
