@@ -1,10 +1,10 @@
-"""Peak memory of one training step against batch size, at a fixed mini-batch.
+"""Measure the peak memory of a training step against batch size, with mini-batches of fixed size.
 
     python eval/batch_memory.py                                 # batches of 256, 1024, 8192; about 3 minutes on 2 cores
 
-Each batch size trains one step of the package's encoder on its sentences (repeated where they do not fill a batch)
-with --mini_batch_size, and states what the step needs at its peak beyond what is held before: on a CPU resident
-memory, on a GPU allocated memory. Embeddings and their gradients are what has to grow with the batch.
+For each batch size, trains the bundled encoder for one step on the bundled sentences (repeated to fill a batch) with
+--mini_batch_size, and prints the peak memory in addition to the memory in use before the step: resident memory on a
+CPU, allocated memory on a GPU. Only embeddings and their gradients should grow with the batch.
 """
 
 import argparse
@@ -34,17 +34,19 @@ def one_step(folder: str, model: TextContrastiveModel, batch: int, mini_batch: i
         report_to="none", use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     rows = rows.select([i % len(rows) for i in range(max(batch, len(rows)))])
-    FMICLTrainer(model, args, rows, TokenCollator(encoder.tokenizer)).train()
+    FMICLTrainer(model, args, train_dataset=rows, data_collator=TokenCollator(encoder.tokenizer)).train()
 
 
 def parse_args() -> argparse.Namespace:
     parser, size = ArgumentParser("batch_memory.py", __doc__), partial(whole_number, lowest=2)
-    parser.add_argument("--batches", type=size, nargs="+", default=[256, 1024, 8192])
-    parser.add_argument("--mini_batch_size", type=size, default=64)
-    parser.add_argument("--output", type=Path, help="JSON of every measurement")
+    parser.add_argument(
+        "--batches", type=size, nargs="+", default=[256, 1024, 8192], help="batch sizes (default: 256 1024 8192)"
+    )
+    parser.add_argument("--mini_batch_size", type=size, default=64, help="examples per forward pass (default: 64)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     if args.mini_batch_size > min(args.batches):
-        parser.error(f"--mini_batch_size {args.mini_batch_size} is more than a batch, {min(args.batches)}")
+        parser.error(f"--mini_batch_size {args.mini_batch_size} exceeds the batch of {min(args.batches)}")
     check_writable("--output", args.output)
     return args
 
@@ -54,16 +56,16 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = TextContrastiveModel(build_text_encoder(str(ENCODER), pooling="mean")).to(device)
     width = model.encoder.get_embedding_dimension()
-    table = []
+    table: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         step = partial(one_step, folder, model, mini_batch=args.mini_batch_size, progress=False)
-        step(batch=args.mini_batch_size)  # what is allocated once
+        step(batch=args.mini_batch_size)  # warm-up, for allocations that are made only once
         for batch in sorted(args.batches):
             peak = peak_extra_mib(partial(step, batch=batch), device)
             embeddings = 2 * 2 * batch * width * 4 / MIB  # two views and their gradients, float32
-            table.append({"batch": batch, "peak MiB": peak, "embeddings MiB": embeddings, "beyond": peak - embeddings})
-            row = table[-1] | {"beyond, of the first": (peak - embeddings) / table[0]["beyond"]}
-            table[-1] = row
+            row = {"batch": batch, "peak MiB": peak, "embeddings MiB": embeddings, "other MiB": peak - embeddings}
+            row["other / first"] = row["other MiB"] / (table[0] if table else row)["other MiB"]
+            table.append(row)
             print(markdown_table([row]), flush=True)
     if args.output:
         machine = {"device": str(device), "threads": torch.get_num_threads(), "versions": library_versions()}

@@ -1,16 +1,15 @@
-"""Geometry of embeddings: how near partners lie, how evenly the rest spreads, whether the Gaussian-kernel model holds.
+"""Measure alignment, uniformity, effective rank and collapse of embeddings, and test the Gaussian-kernel assumption.
 
-    python eval/geometry.py                                             # the package's encoder and sentences
+    python eval/geometry.py                                             # bundled encoder and sentences
     python eval/geometry.py --model before=BERT after=runs/js --text SENTENCES.txt --flow --plot geometry.png
-    python eval/geometry.py --model runs/js --file PAIRS.tsv            # partners: pairs graded 4 or more
+    python eval/geometry.py --model runs/js --file PAIRS.tsv            # pairs with a score of 4 or more
     python eval/geometry.py --model before=digits after=runs/digits --images digits --views gray --image_size 16
-    python eval/geometry.py --model js=runs/digits/checkpoint-100 --after_head --images digits ... # as the loss sees it
-    python eval/geometry.py --embeddings FEATURES.npz                   # x and y [N, D] of any encoder
-    python eval/geometry.py --synthetic --flow                          # pairs of which the density is known
+    python eval/geometry.py --model js=runs/digits/checkpoint-100 --after_head --images digits ... # as in the loss
+    python eval/geometry.py --embeddings FEATURES.npz                   # x and y [N, D], any encoder
+    python eval/geometry.py --synthetic --flow                          # pairs with known density
 
-Partners are two dropout views of a sentence (--text), graded pairs (--file), two random views of an image (--images),
-or rows of the same number (--embeddings).
-eval/README.md says how to read it.
+Positive pairs are two dropout views of a sentence (--text), pairs with a high similarity score (--file), two random
+views of an image (--images), or rows with the same index (--embeddings). eval/README.md explains the columns.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from torch import Tensor
 from fmicl_text.cli.checks import check_plottable, check_writable, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
 from fmicl_text.errors import InputError
-from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
+from fmicl_text.evaluation.encoders import encoder_metadata, open_encoder
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
 from fmicl_text.evaluation.geometry import describe_geometry, is_collapsed
 from fmicl_text.evaluation.kernel import check_kernel
@@ -52,85 +51,89 @@ from fmicl_text.vision.views import VIEWS, ImageViews
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line, checked as far as it can be before anything is loaded."""
+    """Parse the command line and check what can be checked before anything is loaded."""
     parser = ArgumentParser("geometry.py", __doc__)
-    parser.add_argument("--model", nargs="+", metavar="[NAME=]M", help="folders or Hub names; default: the package's")
-    data = parser.add_mutually_exclusive_group()
-    data.add_argument("--text", help="sentences: .txt, .csv, .tsv, .jsonl (also .gz), .parquet; default: the package's")
-    data.add_argument("--file", type=Path, help="graded pairs: .tsv, .csv, .parquet")
-    data.add_argument("--images", help=".parquet, a folder of class folders, or digits (scikit-learn's)")
-    data.add_argument("--embeddings", nargs="+", metavar="[NAME=]F", help=".npz files of x and y, instead of a model")
-    data.add_argument("--synthetic", action="store_true", help="pairs of known densities, instead of a model")
-    from_0, from_2, from_3 = (partial(whole_number, lowest=lowest) for lowest in (0, 2, 3))
-    parser.add_argument("--num_pairs", type=from_2, default=5000, help="at most so many")
-    parser.add_argument("--flow", action="store_true", help="estimate the density of partners (half a minute each)")
-    parser.add_argument("--flow_dims", type=from_3, default=8, help="directions that the flow sees")
     parser.add_argument(
-        "--divergence", nargs="+", choices=DIVERGENCES, default=["kl", "js"], help="similarities held against the flow"
+        "--model", nargs="+", metavar="[NAME=]MODEL", help="encoders: folders or Hub IDs (default: bundled)"
     )
-    parser.add_argument("--views", choices=VIEWS, default="cifar", help="random views of --images")
-    parser.add_argument("--image_size", type=whole_number, default=32, help="of the views, in pixels")
-    parser.add_argument("--after_head", action="store_true", help="of --images: as the loss sees them, of checkpoints")
-    parser.add_argument("--pooling", choices=POOLINGS, help="of text; default: what the model says, or mean")
-    parser.add_argument("--strict", action="store_true", help="refuse a model that says nothing of its pooling")
-    parser.add_argument("--seed", type=from_0, default=0, help="of the choice of rows, dropout and the flow")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--text", help="sentences: .txt, .csv, .tsv, .jsonl (also .gz) or .parquet (default: bundled)")
+    data.add_argument("--file", type=Path, help="sentence pairs with similarity scores: .tsv, .csv or .parquet")
+    data.add_argument("--images", help=".parquet file, folder with a subfolder per class, or digits (scikit-learn)")
+    data.add_argument("--embeddings", nargs="+", metavar="[NAME=]FILE", help=".npz files with arrays x and y, no model")
+    data.add_argument("--synthetic", action="store_true", help="pairs with known density, no model")
+    from_0, from_2, from_3 = (partial(whole_number, lowest=lowest) for lowest in (0, 2, 3))
+    parser.add_argument("--num_pairs", type=from_2, default=5000, help="maximum number of pairs (default: 5000)")
+    parser.add_argument("--flow", action="store_true", help="test the Gaussian kernel (half a minute per model)")
+    parser.add_argument("--flow_dims", type=from_3, default=8, help="principal directions kept (default: 8)")
+    parser.add_argument(
+        "--divergence", nargs="+", choices=DIVERGENCES, default=["kl", "js"],
+        help="divergences whose similarity is compared with the flow estimate (default: kl js)",
+    )  # fmt: skip
+    parser.add_argument("--views", choices=VIEWS, default="cifar", help="augmentation of --images (default: cifar)")
+    parser.add_argument("--image_size", type=whole_number, default=32, help="view size in pixels (default: 32)")
+    parser.add_argument("--after_head", action="store_true", help="apply the head of image checkpoints")
+    parser.add_argument("--pooling", choices=POOLINGS, help="pooling (default: the model's own, else mean)")
+    parser.add_argument("--strict", action="store_true", help="fail if a model does not specify its pooling")
+    parser.add_argument("--seed", type=from_0, default=0, help="seed of sampling, dropout and flow (default: 0)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--plot", type=Path, help="PNG to write")
+    parser.add_argument("--plot", type=Path, help="plot to write: .png, .pdf or .svg")
     args = parser.parse_args()
     if args.model and (args.embeddings or args.synthetic):
-        parser.error("--model embeds --text, --file or --images: leave it out with --embeddings and --synthetic")
+        parser.error("--model cannot be combined with --embeddings or --synthetic, which need no model")
     if args.images and not args.model:
-        parser.error("--images needs --model: an image model, or the name of an architecture (random weights)")
+        parser.error("--images requires --model: an image model, or the name of an architecture (random weights)")
     if args.after_head and not args.images:
-        parser.error("--after_head needs --images")
+        parser.error("--after_head requires --images")
     check_writable("--output", args.output)
     check_plottable("--plot", args.plot)
-    args.model = args.model or [f"package={ENCODER}"]
+    args.model = args.model or [f"bundled={ENCODER}"]
     args.text = args.text or str(SENTENCES)
     return args
 
 
-Views = tuple[str, dict[str, Any], Tensor, Tensor]  # name, facts for the record, x and y [N, D]
+Views = tuple[str, dict[str, Any], Tensor, Tensor]  # name, metadata, x and y [N, D]
 
 
 def text_views(args: argparse.Namespace) -> Iterator[Views]:
-    """Each model's embeddings of --text or --file."""
-    graded: Dataset | None = None
+    """Yield the embeddings of --text or --file by each model."""
+    positives: Dataset | None = None
     if args.file:
         pairs = load_pairs(args.file).filter(lambda row: row["score"] >= POSITIVE_SCORE)
-        graded = drop_repeats(pairs.shuffle(seed=args.seed), args.num_pairs)
-        facts = {"partners": f"pairs graded {POSITIVE_SCORE:g} or more", "source": str(args.file)}
-        if len(graded) < 2:
-            raise InputError(f"--file {args.file}: {len(graded)} pairs graded {POSITIVE_SCORE:g} or more, 2 are needed")
+        positives = drop_repeats(pairs.shuffle(seed=args.seed), args.num_pairs)
+        data = {"positive_pairs": f"score of {POSITIVE_SCORE:g} or more", "source": str(args.file)}
+        if len(positives) < 2:
+            needed = f"pairs with a score of {POSITIVE_SCORE:g} or more, at least 2 are needed"
+            raise InputError(f"--file {args.file}: {len(positives)} {needed}")
     else:
         with flags_called(train_file="text"):
-            data = load_training_text(train_file=args.text)
-        rows = data.dataset.shuffle(seed=args.seed)
-        sentences = list(dict.fromkeys(rows[data.columns[0]]))[: args.num_pairs]
-        facts = {"partners": "dropout views", "source": args.text}
+            text = load_training_text(train_file=args.text)
+        rows = text.dataset.shuffle(seed=args.seed)
+        sentences = list(dict.fromkeys(rows[text.columns[0]]))[: args.num_pairs]
+        data = {"positive_pairs": "dropout views", "source": args.text}
     for name, path in map(named_model, args.model):
         encoder = open_encoder(path, args.pooling, strict=args.strict)
-        if graded is not None:
-            x, y = embed_pairs(lambda texts: encode_sentences(encoder, texts), graded)  # noqa: B023  called here
+        if positives is not None:
+            x, y = embed_pairs(lambda texts: encode_sentences(encoder, texts), positives)  # noqa: B023  called here
         else:
             x, y = encode_dropout_views(encoder, sentences, args.seed)
-        yield name, facts | encoder_facts(path, encoder, args.pooling), x, y
+        yield name, data | encoder_metadata(path, encoder, args.pooling), x, y
 
 
-def drop_repeats(pairs: Dataset, most: int) -> Dataset:
-    """The first pairs, no sentence in two of them: rows that are equal would pass for dissimilar pairs."""
+def drop_repeats(pairs: Dataset, limit: int) -> Dataset:
+    """The first pairs without a repeated sentence, which would count as a dissimilar pair with itself."""
     seen: set[str] = set()
     kept = []
     for i, sentences in enumerate(zip(pairs["sentence1"], pairs["sentence2"], strict=True)):
         if seen.isdisjoint(sentences):
             seen.update(sentences)
             kept.append(i)
-    return pairs.select(kept[:most])
+    return pairs.select(kept[:limit])
 
 
 def image_views(args: argparse.Namespace) -> Iterator[Views]:
-    """Each image model's embeddings of two random views of --images."""
-    found: Images | None = load_digits() if args.images == "digits" else None
+    """Yield the embeddings of two random views of --images by each model."""
+    digits: Images | None = load_digits() if args.images == "digits" else None
     for name, path in map(named_model, args.model):
         with flags_called(train_file="images", model_name_or_path="model"):
             if path in IMAGE_CONFIGS:
@@ -139,9 +142,9 @@ def image_views(args: argparse.Namespace) -> Iterator[Views]:
             else:
                 encoder = build_image_encoder(path)
             width = encoder.width(args.image_size)
-            images = found or load_images(args.images, channels=encoder.num_channels)
-        if found:
-            check_channels(found, encoder.num_channels)
+            images = digits or load_images(args.images, channels=encoder.num_channels)
+        if digits:
+            check_channels(digits, encoder.num_channels)
         make = ImageViews(args.views, args.image_size, *images.mean_and_std())
         generator = torch.Generator().manual_seed(args.seed)
         order = torch.randperm(len(images.labels), generator=generator)[: args.num_pairs]
@@ -153,39 +156,39 @@ def image_views(args: argparse.Namespace) -> Iterator[Views]:
                 pixels = images.for_views(rows.tolist(), args.image_size, make.crop, (args.seed,))
                 batches.append(embed(make(pixels, generator).flatten(0, 1)))
         x, y = torch.cat(batches).unflatten(0, (-1, 2)).unbind(1)
-        facts = {"partners": f"two {args.views} views", "source": images.source, "model": path}
-        yield name, facts | {"layer": "after the head" if args.after_head else "encoder, before any head"}, x, y
+        data = {"positive_pairs": f"two {args.views} views", "source": images.source, "model": path}
+        yield name, data | {"layer": "projection head" if args.after_head else "encoder"}, x, y
 
 
 def file_views(args: argparse.Namespace) -> Iterator[Views]:
-    """x and y of each --embeddings file."""
+    """Yield the arrays x and y of each --embeddings file."""
     for name, path in map(named_model, args.embeddings):
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 sides = [arrays[side] for side in ("x", "y")]
             if kinds := [side.dtype.name for side in sides if side.dtype.kind not in "fiu"]:
-                raise TypeError(f"of numbers, got {kinds[0]}")
+                raise TypeError(f"expected numbers, got {kinds[0]}")
             x, y = (torch.from_numpy(side).float() for side in sides)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"--embeddings {path}: must be an .npz file of arrays x and y ({reason})") from error
+            raise InputError(f"--embeddings {path}: expected an .npz file with arrays x and y ({reason})") from error
         if x.ndim != 2 or x.shape != y.shape or len(x) < 2 or x.shape[1] < 1:
             raise InputError(
                 f"--embeddings {path}: x and y must both be [N, D], N >= 2, D >= 1, got {[*x.shape]}, {[*y.shape]}"
             )
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(args.seed))[: args.num_pairs]
-        yield name, {"partners": "rows of the file", "source": path}, x[order], y[order]
+        yield name, {"positive_pairs": "rows of the file", "source": path}, x[order], y[order]
 
 
 def synthetic_views(args: argparse.Namespace) -> Iterator[Views]:
-    """Pairs of each known density."""
+    """Yield pairs from each synthetic distribution."""
     for name, draw in SYNTHETIC.items():
         pairs = draw(args.num_pairs, dims=args.flow_dims, seed=args.seed)
-        yield name, {"partners": "synthetic", "source": draw.__name__}, pairs.x, pairs.y
+        yield name, {"positive_pairs": "synthetic", "source": draw.__name__}, pairs.x, pairs.y
 
 
 def table_row(result: dict[str, Any]) -> dict[str, Any]:
-    """What a person looks at first."""
+    """The row of the printed table for a result."""
     row = {"encoder": result["name"], "pooling": result.get("pooling")} | result["metrics"]
     if kernel := result.get("kernel"):
         row |= {"gamma": kernel["joint"]["gamma"], "R2, pairs": kernel["joint"]["r2_pairs"]}
@@ -199,16 +202,16 @@ def main() -> None:
     source = synthetic_views if args.synthetic else file_views if args.embeddings else text_views
     source = image_views if args.images else source
     results, views, kernels = [], {}, {}
-    for name, facts, x, y in source(args):
+    for name, metadata, x, y in source(args):
         both = torch.cat([x, y])
         if num_bad := int((~both.isfinite().all(1) | ~both.any(1)).sum()):
-            raise InputError(f"{name}: {num_bad} of {len(both)} embeddings hold NaN, infinity or only 0")
+            raise InputError(f"{name}: {num_bad} of {len(both)} embeddings contain NaN, infinity or only zeros")
         if len(x) < 2:
-            raise InputError(f"{name}: {len(x)} pair of {facts['source']}, 2 are needed")
+            raise InputError(f"{name}: {len(x)} pair from {metadata['source']}, at least 2 are needed")
         if name in views:
             raise InputError(f"the name {name} is given twice")
         metrics = describe_geometry(x, y)
-        result = {"name": name, **facts, "num_pairs": len(x), "width": x.shape[1], "seed": args.seed}
+        result = {"name": name, **metadata, "num_pairs": len(x), "width": x.shape[1], "seed": args.seed}
         result |= {"metrics": metrics, "collapsed": is_collapsed(metrics, x.shape[1]), "versions": library_versions()}
         if args.flow:
             divergences = [DIVERGENCES[divergence] for divergence in args.divergence]
@@ -221,8 +224,8 @@ def main() -> None:
     if args.output:
         write_json(args.output, results)
     if args.plot:
-        source_name = "pairs of known density" if args.synthetic else Path(results[0]["source"]).name
-        plot_geometry(views, kernels, args.plot, title=f"{results[0]['partners']}: {source_name}")
+        source_name = "pairs with known density" if args.synthetic else Path(results[0]["source"]).name
+        plot_geometry(views, kernels, args.plot, title=f"{results[0]['positive_pairs']}: {source_name}")
     print(markdown_table([table_row(result) for result in results]))
 
 

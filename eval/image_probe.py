@@ -1,12 +1,13 @@
-"""Probe image encoders: a Markdown table, a row an encoder, and with --output a JSON file.
+"""Evaluate the features of image encoders with k-NN, linear and few-shot probes.
 
     python eval/image_probe.py --model js=runs/digits-js kl=runs/digits-kl                       # scikit-learn's digits
     python eval/image_probe.py --model runs/cifar10 --images CIFAR10.parquet --image_size 32 --linear_epochs 100
     python eval/image_probe.py --model facebook/dinov2-small --images FOLDER --image_size 98 --held_out 1000
 
-k nearest neighbours for every k and temperature in one pass, logistic regression on all labels and on five a class, and
-with --linear_epochs a linear layer on random views; always beside raw pixels and the same architecture with random
-weights. Features are the encoder's, before any training head. eval/README.md has the protocol.
+Prints a Markdown table with one row per encoder; --output also writes a JSON file. The probes are k-NN for every k and
+temperature, logistic regression on all labels and on five labels per class, and with --linear_epochs a linear layer
+trained on random views. Raw pixels and the same architecture with random weights are always included as baselines.
+Features are those of the encoder without the projection head. eval/README.md describes the protocol.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from fmicl_text.cli.checks import check_writable, positive_number, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
-from fmicl_text.evaluation.encoders import training_facts
+from fmicl_text.evaluation.encoders import training_metadata
 from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, linear_accuracy, logistic_accuracy
 from fmicl_text.evaluation.report import library_versions, markdown_table, mean_std, named_model, write_json
 from fmicl_text.vision.data import Images, check_channels, load_digits, load_images, split
@@ -34,21 +35,31 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line, checked as far as it can be before anything is loaded."""
+    """Parse the command line and check what can be checked before anything is loaded."""
     parser = ArgumentParser("image_probe.py", __doc__)
-    parser.add_argument("--model", nargs="+", required=True, metavar="[NAME=]M", help="folders or Hub names")
-    parser.add_argument("--images", default="digits", help=".parquet, a folder of class folders, or digits (default)")
-    parser.add_argument("--image_column", default="img")
-    parser.add_argument("--label_column", default="label")
-    parser.add_argument("--held_out", type=whole_number, help="last rows, scored (default 5000, of digits 360)")
-    parser.add_argument("--max_train_samples", type=whole_number, help="probes learn from the first so many rows only")
-    parser.add_argument("--image_size", type=whole_number, help="of what the encoder sees (default 32, digits 16)")
-    parser.add_argument("--ks", nargs="+", type=whole_number, default=[20, 200], help="numbers of neighbours")
-    parser.add_argument("--temperatures", nargs="+", type=positive_number, default=[0.1], help="of neighbours' votes")
-    parser.add_argument("--linear_epochs", type=whole_number, help="train a linear layer on random views so long")
-    parser.add_argument("--views", choices=VIEWS, help="its views (default cifar, of digits gray)")
+    parser.add_argument(
+        "--model", nargs="+", required=True, metavar="[NAME=]MODEL", help="encoders: folders or Hub IDs"
+    )
+    parser.add_argument(
+        "--images", default="digits", help=".parquet file, folder with a subfolder per class, or digits (default)"
+    )
+    parser.add_argument("--image_column", default="img", help="column of images (default: img)")
+    parser.add_argument("--label_column", default="label", help="column of classes (default: label)")
+    parser.add_argument("--held_out", type=whole_number, help="final rows to test on (default: 5000; digits: 360)")
+    parser.add_argument("--max_train_samples", type=whole_number, help="train the probes on the first N rows only")
+    parser.add_argument("--image_size", type=whole_number, help="image size in pixels (default: 32; digits: 16)")
+    parser.add_argument(
+        "--ks", nargs="+", type=whole_number, default=[20, 200], help="numbers of neighbors k (default: 20 200)"
+    )
+    parser.add_argument(
+        "--temperatures", nargs="+", type=positive_number, default=[0.1], help="k-NN temperatures (default: 0.1)"
+    )
+    parser.add_argument("--linear_epochs", type=whole_number, help="epochs of linear evaluation with augmentation")
+    parser.add_argument("--views", choices=VIEWS, help="augmentation of --linear_epochs (default: cifar; digits: gray)")
     from_0 = partial(whole_number, lowest=0)
-    parser.add_argument("--seed", type=from_0, default=0, help="of random weights, few labels and the linear layer")
+    parser.add_argument(
+        "--seed", type=from_0, default=0, help="seed of weights, label draws and linear layer (default: 0)"
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     check_writable("--output", args.output)
@@ -67,7 +78,7 @@ def probe(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> dict[str, Any]:
-    """Percent of the held-out images whose class each probe finds, on an encoder's features or on the raw pixels."""
+    """Test accuracy in percent of each probe, on the features of an encoder or on raw pixels."""
     size = args.image_size
 
     def encode(images: Images) -> Tensor:
@@ -76,12 +87,12 @@ def probe(
         return encode_images(encoder, images, size, mean, std)
 
     data = (encode(train), train.labels, encode(test), test.labels)
-    found: dict[str, Any] = {
+    scores: dict[str, Any] = {
         f"k-NN, k {k}, T {temperature:g}": accuracy
         for (k, temperature), accuracy in knn_accuracies(*data, args.ks, args.temperatures).items()
     }
-    found["logistic regression"] = logistic_accuracy(data[0][:MOST_FITTED], data[1][:MOST_FITTED], *data[2:])
-    found["5 labels a class"] = few_label_accuracies(*data, seed=args.seed)
+    scores["logistic regression"] = logistic_accuracy(data[0][:MOST_FITTED], data[1][:MOST_FITTED], *data[2:])
+    scores["5 labels per class"] = few_label_accuracies(*data, seed=args.seed)
     if args.linear_epochs and encoder is not None:
         make, device = ImageViews(args.views, size, mean, std), next(encoder.parameters()).device
 
@@ -89,10 +100,10 @@ def probe(
             images = train.for_views(rows.tolist(), size, make.crop, (seed,)).to(device)
             return make(images, torch.Generator(device).manual_seed(seed))[:, 0]
 
-        found["linear layer"] = linear_accuracy(
+        scores["linear layer"] = linear_accuracy(
             encoder.eval(), one_view, *data[1:], epochs=args.linear_epochs, seed=args.seed
         )
-    return found
+    return scores
 
 
 def main() -> None:
@@ -100,18 +111,18 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     loaded: dict[int, tuple[Images, Images]] = {}
 
-    def add(name: str, facts: dict[str, Any], encoder: ImageEncoder | None, channels: int, path: str | None) -> None:
+    def add(name: str, metadata: dict[str, Any], encoder: ImageEncoder | None, channels: int, path: str | None) -> None:
         train, test = loaded[channels]
-        said = pixel_statistics(path, channels) if path else None
-        scores = probe(args, train, test, encoder, *(said or train.mean_and_std()))
+        known = pixel_statistics(path, channels) if path else None
+        scores = probe(args, train, test, encoder, *(known or train.mean_and_std()))
         setup = {"source": train.source, "num_train": len(train.labels), "num_test": len(test.labels)}
-        setup |= {"layer": "encoder, before any head", "image_size": args.image_size, "seed": args.seed}
-        results.append({"name": name, **facts, **setup, "metrics": scores, "versions": library_versions()})
+        setup |= {"layer": "encoder", "image_size": args.image_size, "seed": args.seed}
+        results.append({"name": name, **metadata, **setup, "metrics": scores, "versions": library_versions()})
 
     for name, path in map(named_model, args.model):
         with flags_called(model_name_or_path="model"):
             encoder = build_image_encoder(path)
-        encoder.width(args.image_size)  # refuses a size that does not fit
+        encoder.width(args.image_size)  # raises if the model does not accept this size
         encoder = encoder.to(DEVICE)
         channels = encoder.num_channels
         if channels not in loaded:
@@ -127,13 +138,13 @@ def main() -> None:
             add("raw pixels", {}, None, channels, None)
         torch.manual_seed(args.seed)
         add(f"{name}, random weights", {}, new_image_encoder(encoder.backbone.config).to(DEVICE), channels, path)
-        add(name, {"model": path, **training_facts(Path(path).expanduser())}, encoder, channels, path)
+        add(name, {"model": path, **training_metadata(Path(path).expanduser())}, encoder, channels, path)
     if args.output:
         write_json(args.output, results)
     rows = []
     for result in results:
-        few = result["metrics"]["5 labels a class"]
-        rows.append({"features": result["name"]} | result["metrics"] | {"5 labels a class": mean_std(few)})
+        few = result["metrics"]["5 labels per class"]
+        rows.append({"features": result["name"]} | result["metrics"] | {"5 labels per class": mean_std(few)})
     print(markdown_table(rows))
 
 

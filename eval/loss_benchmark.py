@@ -1,13 +1,14 @@
-"""Time and memory of the loss's value and gradient against batch size, beside its peers and the floor.
+"""Compare time and memory of the loss with other implementations and a lower bound.
 
     python eval/loss_benchmark.py                              # N = 512 ... 65536; about 12 minutes on 2 cores
     python eval/loss_benchmark.py --sizes 8192 --repeats 5 --output loss.json --plot loss.png
 
-Contestants: `blockwise` and `plain` (FMICLLoss), `pdist` (the loss as its authors write it, with torch.pdist),
-`MNRL` and `cached MNRL` (sentence-transformers), and `floor`, the three matrix products per pair of blocks that value
-and gradient need (3 N^2 D operations), at the rate this machine reaches on blocks of that size. In each round every
-contestant runs once; ratios are medians over rounds. Peak memory is what a run needs beyond its inputs. A contestant
-that would need more than --max_memory GiB or --max_seconds, as its smaller sizes foretell, is left out and said so.
+Implementations: `blockwise` and `plain` (FMICLLoss), `pdist` (the formula of the paper with torch.pdist), `MNRL` and
+`cached MNRL` (sentence-transformers). The lower bound is the time of the three matrix products per pair of blocks that
+an exact value and gradient require (3 N^2 D operations), with blocks of the same size. Every round runs each
+implementation once, forward and backward; ratios are medians over rounds. Peak memory is in addition to the inputs. An
+implementation that is expected, from smaller sizes, to exceed --max_memory or --max_seconds is skipped, with the reason
+in the table.
 """
 
 import argparse
@@ -27,21 +28,22 @@ from torch import Tensor, nn
 from fmicl_text import DIVERGENCES, FMICLLoss
 from fmicl_text.cli.checks import check_plottable, check_writable, positive_number, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors
-from fmicl_text.evaluation.benchmark import interleaved_seconds, median_ratio, peak_extra_mib, plot_scaling
+from fmicl_text.evaluation.benchmark import interleaved_seconds, median_ratio, peak_extra_mib
+from fmicl_text.evaluation.plots import plot_scaling
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.losses.blockwise import blocks
 from fmicl_text.losses.contrastive import CPU_BLOCK, GPU_BLOCK
 from fmicl_text.losses.similarity import log_ratio, unit_rows
 
-QUADRATIC = ("plain", "pdist", "MNRL")  # contestants that hold N x N numbers
+QUADRATIC = ("plain", "pdist", "MNRL")  # implementations with N x N matrices
 
 
-def contestants(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
-    """Each a call that takes value and gradients of the embeddings x, y [N, D]."""
-    record, kwargs = DIVERGENCES[args.divergence], {"gamma": args.gamma, "alpha": args.alpha}
+def implementations(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
+    """Functions that compute value and gradient of a loss at embeddings x, y [N, D]."""
+    divergence, kwargs = DIVERGENCES[args.divergence], {"gamma": args.gamma, "alpha": args.alpha}
     blockwise = FMICLLoss(args.divergence, **kwargs, block_size=args.block_size)
     plain = FMICLLoss(args.divergence, **kwargs)
-    no_model: Any = nn.Sequential(nn.Identity())  # both are called on embeddings
+    no_model: Any = nn.Sequential(nn.Identity())  # the losses are called on embeddings
     ranking = MultipleNegativesRankingLoss(no_model)
     cached = CachedMultipleNegativesRankingLoss(no_model, mini_batch_size=args.block_size)
 
@@ -54,14 +56,14 @@ def contestants(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Cal
 
     def pdist(a: Tensor, b: Tensor) -> Tensor:
         u, v = unit_rows(a), unit_rows(b)
-        negative = record.conjugate(-args.gamma * torch.pdist(u).square()).mean()
-        return -record.score(log_ratio(u, v, args.gamma)).mean() + args.alpha * negative
+        negative = divergence.conjugate(-args.gamma * torch.pdist(u).square()).mean()
+        return -divergence.score(log_ratio(u, v, args.gamma)).mean() + args.alpha * negative
 
     def cached_ranking() -> object:
         a, b = x.detach().requires_grad_(), y.detach().requires_grad_()
         return cached.calculate_loss([[a], [b]], with_backward=True)
 
-    def floor() -> object:
+    def lower_bound() -> object:
         gradient = torch.empty_like(x)
         for i in blocks(len(x), args.block_size):
             for j in blocks(len(x), args.block_size, start=i.start):
@@ -77,12 +79,12 @@ def contestants(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Cal
         "pdist": gradients(pdist),
         "MNRL": gradients(lambda a, b: ranking.compute_loss_from_embeddings([a, b], x)),
         "cached MNRL": cached_ranking,
-        "floor": floor,
+        "lower bound": lower_bound,
     }
 
 
 def embeddings(size: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two views [N, D] whose mean cosine between examples is 0.3, as of sentence embeddings in training."""
+    """Two views [N, D] with a mean cosine of 0.3 between examples, typical of sentence embeddings in training."""
     generator = torch.Generator().manual_seed(0)
     common, first, second = (torch.randn(rows, dim, generator=generator) for rows in (1, size, size))
     x = unit_rows(first + 0.65 * common)
@@ -90,11 +92,11 @@ def embeddings(size: int, dim: int, device: torch.device) -> tuple[Tensor, Tenso
 
 
 def affordable(name: str, size: int, args: argparse.Namespace, last: dict[str, tuple[int, float]]) -> str | None:
-    """Why a contestant is left out at this size, or None."""
-    gib = 4 * size**2 * 4 / 2**30  # about four float32 matrices live at the peak
+    """The reason to skip an implementation at this size, or None."""
+    gib = 4 * size**2 * 4 / 2**30  # about four float32 matrices exist at the peak
     if name in QUADRATIC and gib > args.max_memory:
         return f"would need about {gib:.0f} GiB"
-    if name in last and name not in ("blockwise", "floor"):
+    if name in last and name not in ("blockwise", "lower bound"):
         seconds = last[name][1] * (size / last[name][0]) ** 2
         if seconds > args.max_seconds:
             return f"would take about {seconds:.0f} s"
@@ -104,17 +106,21 @@ def affordable(name: str, size: int, args: argparse.Namespace, last: dict[str, t
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser("loss_benchmark.py", __doc__)
     sizes, size = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536], partial(whole_number, lowest=2)
-    parser.add_argument("--sizes", type=size, nargs="+", default=sizes, help="N, examples in the batch")
-    parser.add_argument("--dim", type=whole_number, default=768, help="D, width of the embeddings")
-    parser.add_argument("--divergence", default="kl", choices=list(DIVERGENCES))
-    parser.add_argument("--gamma", type=positive_number, default=20.0)
-    parser.add_argument("--alpha", type=positive_number, default=409600.0)
-    parser.add_argument("--block_size", type=whole_number, help="default: the loss's own")
-    parser.add_argument("--repeats", type=whole_number, default=5, help="rounds that count, up to N = 8192; one beyond")
-    parser.add_argument("--max_memory", type=positive_number, default=6.0, help="GiB")
-    parser.add_argument("--max_seconds", type=positive_number, default=60.0)
-    parser.add_argument("--output", type=Path, help="JSON of every measurement")
-    parser.add_argument("--plot", type=Path, help="PNG of time and memory against N")
+    parser.add_argument("--sizes", type=size, nargs="+", default=sizes, help="batch sizes N (default: 512 to 65536)")
+    parser.add_argument("--dim", type=whole_number, default=768, help="embedding dimension D (default: 768)")
+    parser.add_argument("--divergence", default="kl", choices=list(DIVERGENCES), help="f-divergence (default: kl)")
+    parser.add_argument("--gamma", type=positive_number, default=20.0, help="gamma of FMICLLoss (default: 20)")
+    parser.add_argument("--alpha", type=positive_number, default=409600.0, help="alpha of FMICLLoss (default: 409600)")
+    parser.add_argument("--block_size", type=whole_number, help="rows per block (default: that of FMICLLoss)")
+    parser.add_argument("--repeats", type=whole_number, default=5, help="rounds (default: 5; one for N > 8192)")
+    parser.add_argument(
+        "--max_memory", type=positive_number, default=6.0, help="skip runs that need more GiB (default: 6)"
+    )
+    parser.add_argument(
+        "--max_seconds", type=positive_number, default=60.0, help="skip runs that take longer (default: 60)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--plot", type=Path, help="plot to write: .png, .pdf or .svg")
     args = parser.parse_args()
     check_writable("--output", args.output)
     check_plottable("--plot", args.plot)
@@ -129,23 +135,24 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     last: dict[str, tuple[int, float]] = {}
     for size in sorted(args.sizes):
-        everyone = contestants(args, *embeddings(size, args.dim, device))
-        reasons = {name: affordable(name, size, args, last) for name in everyone}
-        running = {name: run for name, run in everyone.items() if reasons[name] is None}
+        functions = implementations(args, *embeddings(size, args.dim, device))
+        reasons = {name: affordable(name, size, args, last) for name in functions}
+        running = {name: run for name, run in functions.items() if reasons[name] is None}
         seconds = interleaved_seconds(running, device, args.repeats if size <= 8192 else 1)
-        for name in everyone:
-            row: dict[str, object] = {"N": size, "contestant": name, "left out": reasons[name]}
+        for name in functions:
+            row: dict[str, object] = {"N": size, "implementation": name, "skipped": reasons[name]}
             if name in running:
                 last[name] = (size, statistics.median(seconds[name]))
-                row |= {"ms": 1000 * last[name][1], "x floor": median_ratio(seconds[name], seconds["floor"])}
+                row["ms"] = 1000 * last[name][1]
+                row["x lower bound"] = median_ratio(seconds[name], seconds["lower bound"])
                 if "MNRL" in running:
                     row["x MNRL"] = median_ratio(seconds[name], seconds["MNRL"])
                 row["rounds"] = seconds[name]
             rows.append(row)
-    for size in sorted(args.sizes):  # after all times: see peak_extra_mib
-        everyone = contestants(args, *embeddings(size, args.dim, device))
-        for row in [row for row in rows if row["N"] == size and row["left out"] is None]:
-            row["peak MiB"] = peak_extra_mib(everyone[str(row["contestant"])], device)
+    for size in sorted(args.sizes):  # after all timings, because peak_extra_mib slows allocation down
+        functions = implementations(args, *embeddings(size, args.dim, device))
+        for row in [row for row in rows if row["N"] == size and row["skipped"] is None]:
+            row["peak MiB"] = peak_extra_mib(functions[str(row["implementation"])], device)
         table = [{k: v for k, v in row.items() if k != "rounds"} for row in rows if row["N"] == size]
         print(markdown_table(table), flush=True)
     if args.output:

@@ -1,11 +1,12 @@
-"""An encoder on MTEB's own tasks: its STS tasks unless others are named. Needs pip install 'fmicl_text[mteb]'.
+"""Evaluate sentence encoders on tasks of MTEB, by default its STS tasks.
 
     python eval/mteb_sts.py --model runs/bert-base-js
     python eval/mteb_sts.py --model js=runs/js-{1,2,3} --tasks STS16 Banking77Classification --output mteb.json
 
-MTEB's numbers are not those of eval/sts.py: raw sentences, and a SICK-R of 9,927 pairs. MTEB's result cache takes two
-local checkpoints for one model; it is off, or with --cache kept in a folder under a key of each encoder's own. What
-cannot be scored is a line on stderr, and the exit status is 2.
+Requires pip install 'fmicl_text[mteb]'. Scores are not comparable with those of eval/sts.py: MTEB uses raw sentences,
+and 9,927 pairs for SICK-R. The result cache of MTEB cannot tell two local checkpoints apart, so it is off by default;
+--cache uses a key that is unique to each encoder. Anything that cannot be scored is reported on stderr, everything else
+is still scored, and the exit status is 2.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from fmicl_text.cli.checks import check_writable, whole_number
-from fmicl_text.cli.parser import ArgumentParser, cli_errors
+from fmicl_text.cli.parser import FLAGS, ArgumentParser, add_dashes, cli_errors
 from fmicl_text.errors import InputError
-from fmicl_text.evaluation.encoders import encoder_facts, open_encoder
+from fmicl_text.evaluation.encoders import encoder_metadata, open_encoder
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, score_rows, write_json
 from fmicl_text.loading import quiet_loading
 from fmicl_text.text.model import POOLINGS
@@ -35,42 +36,46 @@ STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line, checked as far as it can be before anything is loaded."""
+    """Parse the command line and check what can be checked before anything is loaded."""
     parser = ArgumentParser("mteb_sts.py", __doc__)
-    parser.add_argument("--model", nargs="+", required=True, metavar="[NAME=]M", help="folders or Hub names")
-    parser.add_argument("--tasks", nargs="+", default=STS, metavar="T", help=f"default: {' '.join(STS)}")
-    parser.add_argument("--split", help="as MTEB calls it (validation); default: what MTEB scores, for most tasks test")
-    parser.add_argument("--pooling", choices=POOLINGS, help="default: what the model says, or mean")
-    parser.add_argument("--strict", action="store_true", help="refuse a model that says nothing of its pooling")
-    parser.add_argument("--revision", help="branch, tag or commit of the models, on the Hub")
-    parser.add_argument("--batch_size", type=whole_number, default=64)
-    parser.add_argument("--max_seq_length", type=whole_number, help="in tokens; default: what the model says")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep MTEB's results here and reuse them")
+    parser.add_argument(
+        "--model", nargs="+", required=True, metavar="[NAME=]MODEL", help="encoders: folders or Hub IDs"
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", default=STS, metavar="TASK", help=f"tasks of MTEB (default: {' '.join(STS)})"
+    )
+    parser.add_argument("--split", help="split, named as in MTEB (default: the task's own, mostly test)")
+    parser.add_argument("--pooling", choices=POOLINGS, help="pooling (default: the model's own, else mean)")
+    parser.add_argument("--strict", action="store_true", help="fail if a model does not specify its pooling")
+    parser.add_argument("--revision", help="branch, tag or commit of the models on the Hub")
+    parser.add_argument("--batch_size", type=whole_number, default=64, help="texts per forward pass (default: 64)")
+    parser.add_argument("--max_seq_length", type=whole_number, help="maximum tokens per text (default: the model's)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder in which results are cached and reused")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     for flag in ("model", "tasks"):
         if len(set(getattr(args, flag))) < len(getattr(args, flag)):
-            parser.error(f"--{flag}: the same {flag.removesuffix('s')} is named twice")
+            parser.error(f"--{flag}: the same {flag.removesuffix('s')} is given twice")
     if args.cache and args.cache.is_file():
-        parser.error(f"--cache {args.cache}: is a file, must be a folder")
+        parser.error(f"--cache {args.cache}: expected a folder, got a file")
     check_writable("--output", args.output)
     return args
 
 
 def load_tasks(names: list[str], split: str | None) -> list[Any]:
-    """MTEB's tasks of these names; their data is not loaded yet.
+    """Tasks of MTEB by name. Their data is loaded later.
 
     Raises:
-        InputError: MTEB is not installed, or has no task of a name.
+        InputError: MTEB is not installed, or has no task with one of the names.
     """
     try:
         import mteb
     except ImportError as error:
         raise InputError("MTEB is not installed: pip install 'fmicl_text[mteb]'") from error
     except OSError as error:
-        raise InputError(f"MTEB cannot make its folder ({error}): MTEB_CACHE names another") from error
-    logging.getLogger("mteb").setLevel(logging.CRITICAL)  # what fails is said here, in a line
-    warnings.filterwarnings("ignore", module="mteb")  # superseded tasks, old names of sentence-transformers' methods
+        raise InputError(f"MTEB cannot create its folder ({error}); set MTEB_CACHE to another") from error
+    logging.getLogger("mteb").setLevel(logging.CRITICAL)  # failures are reported here, in one line
+    warnings.filterwarnings("ignore", module="mteb")  # about superseded tasks and deprecated methods
     try:
         return [mteb.get_task(name, eval_splits=[split] if split else None) for name in names]
     except KeyError as error:
@@ -78,9 +83,9 @@ def load_tasks(names: list[str], split: str | None) -> list[Any]:
 
 
 def with_cache_key(encoder: SentenceTransformer, path: str) -> Any:
-    """The encoder as MTEB wraps it, with a name and a revision that no other encoder shares: MTEB's own are the base
-    model's, if that. The revision is a hash of all that the encoder would save, so --pooling and --max_seq_length are
-    in it, and of MTEB's version, for MTEB reuses results of other versions of itself and of the data.
+    """The encoder wrapped for MTEB, with a unique name and revision as cache key. By default these would be the base
+    model's, or none. The revision is a hash of the saved encoder, including --pooling and --max_seq_length, and of
+    MTEB's version, because MTEB reuses results of other versions of itself and of the data.
     """
     import mteb
     from mteb.models import SentenceTransformerEncoderWrapper
@@ -100,11 +105,11 @@ def with_cache_key(encoder: SentenceTransformer, path: str) -> Any:
 
 
 def evaluate(model: Any, task: Any, batch_size: int, cache: Path | None) -> Iterator[dict[str, Any]]:
-    """Entries for the JSON file: one for each split and subset, or one that says why there is none."""
+    """Yield an entry for the JSON file per split and subset, or one with the reason why the task has no score."""
     import mteb
 
-    facts = {"protocol": f"MTEB {mteb.__version__}", "task": task.metadata.name}
-    facts |= {"source": task.metadata.dataset["path"], "source_commit": task.metadata.dataset["revision"]}
+    entry = {"protocol": f"MTEB {mteb.__version__}", "task": task.metadata.name}
+    entry |= {"source": task.metadata.dataset["path"], "source_commit": task.metadata.dataset["revision"]}
     try:
         found = mteb.evaluate(
             model,
@@ -113,16 +118,16 @@ def evaluate(model: Any, task: Any, batch_size: int, cache: Path | None) -> Iter
             co2_tracker=False,
             encode_kwargs={"batch_size": batch_size, "show_progress_bar": True},
         )
-        if found.exceptions:  # a private data set
+        if found.exceptions:  # a private dataset
             raise OSError(found.exceptions[0].exception)
         (result,) = found.task_results
-        scored = {split: result.scores[split] for split in task.eval_splits}  # a cached result may hold others too
-    except Exception as error:  # a task runs code of its own, on data that may not be there, or not suit the model
-        yield facts | {"missing": reason(error, task)}
+        scored = {split: result.scores[split] for split in task.eval_splits}  # a cached result may contain others
+    except Exception as error:  # tasks run their own code, may lack their data or not support the model
+        yield entry | {"missing": reason(error, task)}
         return
     for split, subsets in scored.items():
         for scores in subsets:
-            where = facts | {"split": split, "subset": scores["hf_subset"]}
+            where = entry | {"split": split, "subset": scores["hf_subset"]}
             if math.isfinite(scores["main_score"]):
                 yield where | score_entry(scores, task.metadata.main_score)
             else:
@@ -130,7 +135,7 @@ def evaluate(model: Any, task: Any, batch_size: int, cache: Path | None) -> Iter
 
 
 def reason(error: Exception, task: Any) -> str:
-    """Why a task gave no score, in one line."""
+    """The reason why a task has no score, in one line."""
     if isinstance(error, KeyError) and str(error) in map(repr, task.eval_splits):
         return f"its data has no split {error}"
     text = " ".join(str(error).split())
@@ -138,7 +143,7 @@ def reason(error: Exception, task: Any) -> str:
 
 
 def score_entry(scores: Mapping[str, Any], main_score: str) -> dict[str, Any]:
-    """Metrics: MTEB's, and the main one as a percentage, as spearman where it is the cosine's rank correlation."""
+    """Metrics of MTEB, and the main score times 100, as `spearman` if it is the rank correlation of the cosine."""
     if main_score != "cosine_spearman":
         return {"metrics": {"main_score": 100 * scores["main_score"], "main_score_name": main_score, "mteb": scores}}
     metrics = {"spearman": 100 * scores["cosine_spearman"], "pearson": 100 * scores["cosine_pearson"], "mteb": scores}
@@ -153,17 +158,18 @@ def main() -> None:
         try:
             encoder = open_encoder(path, args.pooling, args.revision, args.max_seq_length, args.strict)
         except InputError as error:
-            results.append({"name": name, "model": path, "missing": str(error)})
-            print(f"mteb_sts.py: missing: {error}", file=sys.stderr)
+            message = add_dashes(" ".join(str(error).split()), FLAGS)
+            results.append({"name": name, "model": path, "missing": message})
+            print(f"mteb_sts.py: missing: {message}", file=sys.stderr)
             continue
-        setup = {"name": name} | encoder_facts(path, encoder, args.pooling) | {"versions": library_versions()}
+        setup = {"name": name} | encoder_metadata(path, encoder, args.pooling) | {"versions": library_versions()}
         model = with_cache_key(encoder, path) if args.cache else encoder
         for task in tasks:
             for entry in evaluate(model, task, args.batch_size, args.cache):
                 results.append(setup | entry)
                 if "missing" in entry:
-                    what = f"--model {path}, {task.metadata.name}"
-                    print(f"mteb_sts.py: missing: {what}: {entry['missing']}", file=sys.stderr)
+                    source = f"--model {path}, {task.metadata.name}"
+                    print(f"mteb_sts.py: missing: {source}: {entry['missing']}", file=sys.stderr)
     scored = [result for result in results if "metrics" in result]
     if scored:
         if args.output:

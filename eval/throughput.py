@@ -1,12 +1,12 @@
-"""Training steps of this package's trainer beside sentence-transformers' own: sentences and tokens per second.
+"""Compare the training throughput of FMICLTrainer with sentence-transformers' trainer.
 
-    python eval/throughput.py                                        # the package's encoder and sentences, float32
+    python eval/throughput.py                                        # bundled encoder and sentences, float32
     python eval/throughput.py --precision bf16 --model MODEL --train_file SENTENCES.txt.gz --output throughput.json
 
-Both train the same encoder on dropout positives of the same sentences, with the same batch, length, pooling,
+Both train the same encoder on dropout positives of the same sentences, with the same batch size, length, pooling,
 precision and optimizer: `SentenceTransformerTrainer` with MultipleNegativesRankingLoss on the column given twice, and
-`FMICLTrainer` with f-MICL, as the recipe runs it, and with the options named. They take turns, so that what disturbs
-the machine disturbs all; the ratio is the median over rounds. Tokens are those of the sentences, padding not counted.
+`FMICLTrainer` with f-MICL, as in the recipe and with other --options. Runs are interleaved so that background load
+affects all alike; ratios are medians over rounds. Padding tokens are not counted.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
 from fmicl_text.cli.checks import check_writable, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
-from fmicl_text.evaluation.benchmark import median_ratio, wait_for
+from fmicl_text.evaluation.benchmark import median_ratio, synchronize
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.collator import TokenCollator
@@ -48,7 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 class Clock(TrainerCallback):
-    """Seconds and tokens of the steps after the warm-up."""
+    """Measures the seconds and counts the tokens of the steps after the warm-up."""
 
     def __init__(self, transformer: torch.nn.Module, device: torch.device, warmup: int) -> None:
         self.device, self.warmup, self.start, self.seconds = device, warmup, 0.0, 0.0
@@ -56,33 +56,47 @@ class Clock(TrainerCallback):
         transformer.register_forward_pre_hook(self.count)
 
     def count(self, module: torch.nn.Module, inputs: Any) -> None:
-        if torch.is_grad_enabled():  # a mini-batch is embedded twice
+        if torch.is_grad_enabled():  # each mini-batch is first embedded without gradients; count it once
             self.tokens += inputs[0]["attention_mask"].sum()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.warmup:
-            wait_for(self.device)
+            synchronize(self.device)
             self.tokens, self.start = 0, time.perf_counter()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        wait_for(self.device)
+        synchronize(self.device)
         self.seconds = time.perf_counter() - self.start
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser("throughput.py", __doc__)
-    parser.add_argument("--model", default=str(ENCODER), help="folder or Hub name")
-    parser.add_argument("--pooling", choices=POOLINGS, default="mean")
-    parser.add_argument("--train_file", default=str(SENTENCES))
-    parser.add_argument("--max_train_samples", type=whole_number, default=20_000)
-    parser.add_argument("--batch_size", type=partial(whole_number, lowest=2), default=64)
-    parser.add_argument("--max_seq_length", type=partial(whole_number, lowest=3), default=32)
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
-    parser.add_argument("--steps", type=whole_number, default=20, help="per turn, after --warmup")
-    parser.add_argument("--warmup", type=whole_number, default=3)
-    parser.add_argument("--rounds", type=whole_number, default=5)
-    parser.add_argument("--options", nargs="*", default=list(OPTIONS)[:2], choices=list(OPTIONS))
-    parser.add_argument("--output", type=Path, help="JSON of every measurement")
+    parser.add_argument("--model", default=str(ENCODER), help="folder or Hub ID (default: the bundled encoder)")
+    parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="pooling (default: mean)")
+    parser.add_argument("--train_file", default=str(SENTENCES), help="training text (default: bundled)")
+    parser.add_argument(
+        "--max_train_samples", type=whole_number, default=20_000, help="use the first N rows (default: 20000)"
+    )
+    parser.add_argument(
+        "--batch_size", type=partial(whole_number, lowest=2), default=64, help="sentences per step (default: 64)"
+    )
+    parser.add_argument(
+        "--max_seq_length", type=partial(whole_number, lowest=3), default=32, help="tokens per text (default: 32)"
+    )
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision (default: fp32)"
+    )
+    parser.add_argument("--steps", type=whole_number, default=20, help="measured steps per run (default: 20)")
+    parser.add_argument("--warmup", type=whole_number, default=3, help="warm-up steps before them (default: 3)")
+    parser.add_argument("--rounds", type=whole_number, default=5, help="runs of each trainer (default: 5)")
+    parser.add_argument(
+        "--options",
+        nargs="*",
+        default=list(OPTIONS)[:2],
+        choices=list(OPTIONS),
+        help="variants (default: the first two)",
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     if args.precision == "fp16" and not torch.cuda.is_available():
         parser.error("--precision fp16 needs a GPU")
@@ -114,7 +128,9 @@ def main() -> None:
                 for module in model.modules():
                     if isinstance(module, CheapDropout):
                         module.__class__ = torch.nn.Dropout  # type: ignore[assignment]
-            trainer = FMICLTrainer(model, settings, tokens, TokenCollator(encoder.tokenizer))
+            trainer = FMICLTrainer(
+                model, settings, train_dataset=tokens, data_collator=TokenCollator(encoder.tokenizer)
+            )
             return timed(trainer, encoder, settings)
 
         return run
@@ -133,14 +149,14 @@ def main() -> None:
         trainer.train()
         return clock
 
-    with flags_called(model_name_or_path="model"):  # before a turn of the peer's
+    with flags_called(model_name_or_path="model"):  # check the model first
         build_text_encoder(args.model, pooling=args.pooling)
-    contestants = {PEER: peer} | {name: ours(name) for name in args.options}
-    seconds_per_token: dict[str, list[float]] = {name: [] for name in contestants}
-    seconds_per_step: dict[str, list[float]] = {name: [] for name in contestants}
+    trainers = {PEER: peer} | {name: ours(name) for name in args.options}
+    seconds_per_token: dict[str, list[float]] = {name: [] for name in trainers}
+    seconds_per_step: dict[str, list[float]] = {name: [] for name in trainers}
     with tempfile.TemporaryDirectory() as folder:
         for _ in tqdm(range(args.rounds), desc="rounds"):
-            for name, run in contestants.items():
+            for name, run in trainers.items():
                 clock = run(folder)
                 seconds_per_token[name].append(clock.seconds / float(clock.tokens))
                 seconds_per_step[name].append(clock.seconds / args.steps)
@@ -150,9 +166,9 @@ def main() -> None:
             "ms/step": 1000 * statistics.median(seconds_per_step[name]),
             "sentences/s": args.batch_size / statistics.median(seconds_per_step[name]),
             "tokens/s": 1 / statistics.median(seconds_per_token[name]),
-            f"tokens/s over {PEER}'s": median_ratio(seconds_per_token[PEER], seconds_per_token[name]),
+            f"tokens/s, ratio to {PEER}": median_ratio(seconds_per_token[PEER], seconds_per_token[name]),
         }
-        for name in contestants
+        for name in trainers
     ]
     print(markdown_table(table))
     if args.output:

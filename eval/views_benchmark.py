@@ -1,10 +1,11 @@
-"""Random views of images per CPU core: this package's, kornia's (where it is installed) and PIL's, an image at a time.
+"""Compare the speed of image augmentations on a CPU core: this package, PIL, and kornia if it is installed.
 
     python eval/views_benchmark.py                                  # 512 images of 32 pixels
     python eval/views_benchmark.py --source 256 --size 224 --batch 64 --output views.json
 
-All make SimCLR's views: random resized crop, flip, color jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, gray 0.2,
-normalized. One thread, in turns, CPU seconds; ratios are medians over rounds. An image seen in two views counts twice.
+All create SimCLR's views: random resized crop, flip, color jitter (0.4, 0.4, 0.4, 0.1) with probability 0.8, grayscale
+with probability 0.2, normalization. Measured in CPU seconds of one thread, interleaved; ratios are medians over rounds.
+The two views of an image count as two images.
 """
 
 import argparse
@@ -31,10 +32,10 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser("views_benchmark.py", __doc__)
-    parser.add_argument("--source", type=whole_number, default=32, help="height and width of the images")
-    parser.add_argument("--size", type=whole_number, default=32, help="height and width of the views")
-    parser.add_argument("--batch", type=whole_number, default=512, help="images")
-    parser.add_argument("--rounds", type=whole_number, default=5)
+    parser.add_argument("--source", type=whole_number, default=32, help="image size in pixels (default: 32)")
+    parser.add_argument("--size", type=whole_number, default=32, help="view size in pixels (default: 32)")
+    parser.add_argument("--batch", type=whole_number, default=512, help="images per batch (default: 512)")
+    parser.add_argument("--rounds", type=whole_number, default=5, help="measured rounds (default: 5)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     check_writable("--output", args.output)
@@ -42,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def pil_view(image: Image.Image, size: int) -> Tensor:
-    """One view of one image [3, size, size], as torchvision makes it of a PIL image."""
+    """One random view [3, size, size] of a PIL image, with the operations of torchvision's PIL backend."""
     for _ in range(10):
         area = image.width * image.height * random.uniform(0.2, 1)
         aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -65,7 +66,7 @@ def pil_view(image: Image.Image, size: int) -> Tensor:
 
 
 def pil_jitter(image: Image.Image, step: int) -> Image.Image:
-    """Brightness, contrast, saturation or hue changed at random."""
+    """Change brightness, contrast, saturation or hue at random."""
     if step < 3:
         enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[step]
         return enhance(image).enhance(random.uniform(0.6, 1.4))
@@ -75,7 +76,7 @@ def pil_jitter(image: Image.Image, step: int) -> Image.Image:
 
 
 def kornia_views(images: Tensor, size: int) -> Callable[[], object]:
-    """Two views of each image by kornia's augmentations, with its default crop.
+    """A function that creates two views of each image with kornia and its default crop.
 
     Raises:
         ImportError: kornia is not installed.
@@ -101,29 +102,29 @@ def main() -> None:
     images = (images * 255).to(torch.uint8)
     pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     ours = {color: ImageViews("cifar", args.size, MEAN, STD, color) for color in ("fast", "exact")}
-    contestants: dict[str, Callable[[], object]] = {
+    makers: dict[str, Callable[[], object]] = {
         "ImageViews, color fast": lambda: ours["fast"](images),
         "ImageViews, color exact": lambda: ours["exact"](images),
         "PIL, one image at a time": lambda: torch.stack([pil_view(p, args.size) for p in pictures for _ in range(2)]),
     }
     try:
-        contestants["kornia"] = kornia_views(images, args.size)
+        makers["kornia"] = kornia_views(images, args.size)
     except ImportError:
-        print("kornia is not installed: pip install kornia")
+        print("kornia is not installed and is skipped (pip install kornia)")
 
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
     for turn in tqdm(range(args.rounds + 1), desc="rounds", leave=False):
-        for name, make in contestants.items():
+        for name, make in makers.items():
             start = time.process_time()
             make()
-            if turn:  # the first does not count
+            if turn:  # the first round is a warm-up
                 seconds[name].append(time.process_time() - start)
     fastest = seconds["ImageViews, color fast"]
     rows = [
         {
             "views": name,
             "images/s per core": f"{2 * args.batch / statistics.median(taken):,.0f}",
-            "of color fast": f"{median_ratio(fastest, taken):.2f}",
+            "relative to color fast": f"{median_ratio(fastest, taken):.2f}",
         }
         for name, taken in seconds.items()
     ]

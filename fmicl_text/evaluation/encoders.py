@@ -1,4 +1,4 @@
-"""Sentence encoders as they are scored: opened in float32, and what a result must say about them."""
+"""Load sentence encoders for evaluation, and describe them in results."""
 
 from __future__ import annotations
 
@@ -20,49 +20,48 @@ logger = logging.getLogger(__name__)
 
 
 def open_encoder(
-    name: str,
+    model: str,
     pooling: str | None = None,
     revision: str | None = None,
     max_seq_length: int | None = None,
     strict: bool = False,
 ) -> SentenceTransformer:
-    """The encoder in float32, on the GPU if there is one. Where it says nothing of its pooling, or the caller overrules
-    it, a line in the log tells.
+    """Load an encoder in float32, on the GPU if there is one. Logs a warning if its pooling is assumed or overridden.
 
     Args:
-        name: Folder or Hub name.
-        pooling: One of `model.POOLINGS`; None takes what the model says, or mean where it says nothing, as
+        model: Folder or Hub ID.
+        pooling: One of `text.model.POOLINGS`. None uses the pooling that the model specifies, else mean, as
             sentence-transformers and MTEB do.
         revision: Branch, tag or commit on the Hub.
-        max_seq_length: In tokens; None takes what the model says.
-        strict: Refuse a model that says nothing of its pooling instead of assuming one.
+        max_seq_length: Maximum number of tokens. None uses the model's.
+        strict: Raise an error instead of assuming a pooling.
 
     Raises:
-        InputError: It cannot be had, needs code of its own, has no tokenizer, no pooling layer to replace or, when
-            strict, no word on it; or max_seq_length is beyond what it can read.
+        InputError: The model cannot be loaded, requires custom code, has no tokenizer, has no pooling layer to replace,
+            or, if `strict`, does not specify its pooling; or `max_seq_length` exceeds the model's maximum.
     """
-    folder = Path(name).expanduser()
-    if name.startswith((".", "~", "/")) and not folder.is_dir():
-        raise InputError(f"--model {name}: no such folder")
-    with translate_loading_errors(f"--model {name}"):
+    folder = Path(model).expanduser()
+    if model.startswith((".", "~", "/")) and not folder.is_dir():
+        raise InputError(f"model={model}: no such folder")
+    with translate_loading_errors(f"model={model}"):
         encoder = SentenceTransformer(
-            str(folder) if folder.is_dir() else name,
+            str(folder) if folder.is_dir() else model,
             revision=revision,
             device="cuda" if torch.cuda.is_available() else "cpu",
             trust_remote_code=False,
             model_kwargs={"dtype": torch.float32, **NO_CODE},
         )
-    require_tokenizer(encoder, f"--model {name}")
+    require_tokenizer(encoder, f"model={model}")
     own = pooling_of(encoder)
     if pooling and own is None:
-        raise InputError(f"--pooling {pooling}: {name} has no pooling layer")
-    if not (says_pooling(encoder) or pooling):
+        raise InputError(f"pooling={pooling}: {model} has no pooling layer")
+    if not (specifies_pooling(encoder) or pooling):
         if strict:
-            raise InputError(f"--model {name}: its files say nothing of pooling; --pooling must (--strict)")
-        logger.warning("%s: says nothing of pooling, %s is assumed (--pooling to choose)", name, own)
+            raise InputError(f"model={model} specifies no pooling: strict=True requires pooling=mean or another")
+        logger.warning("%s does not specify its pooling: assuming %s; pass pooling to override", model, own)
     if pooling and pooling != own:
-        if says_pooling(encoder):
-            logger.warning("%s: %s pooling instead of its own, %s", name, pooling, own)
+        if specifies_pooling(encoder):
+            logger.warning("%s: using %s pooling instead of the model's own, %s", model, pooling, own)
         set_pooling(encoder, pooling)
     if max_seq_length is not None:
         check_max_seq_length(encoder.tokenizer, max_seq_length)
@@ -71,41 +70,45 @@ def open_encoder(
 
 
 def pooling_of(encoder: SentenceTransformer) -> Any:
-    """cls, mean, ... (a tuple of these where they are joined); None without a pooling layer."""
+    """The pooling: cls, mean, ..., a tuple if several are concatenated, or None without a pooling layer."""
     return next((module.pooling_mode for module in encoder if isinstance(module, Pooling)), None)
 
 
-def says_pooling(encoder: SentenceTransformer) -> bool:
-    """Whether the model's own files say how it pools: it has a modules.json."""
-    return bool(encoder.module_kwargs)  # one entry per line of modules.json
+def specifies_pooling(encoder: SentenceTransformer) -> bool:
+    """Whether the files of the model specify its pooling, that is, include a modules.json."""
+    return bool(encoder.module_kwargs)  # one entry per module in modules.json
 
 
-def encoder_facts(name: str, encoder: SentenceTransformer, pooling: str | None = None) -> dict[str, Any]:
-    """What a result says about an encoder that `open_encoder(name, pooling)` gave.
+def encoder_metadata(model: str, encoder: SentenceTransformer, pooling: str | None = None) -> dict[str, Any]:
+    """Description of an encoder for results.
+
+    Args:
+        model: Folder or Hub ID, as passed to `open_encoder`.
+        encoder: The encoder that it returned.
+        pooling: The pooling passed to it.
 
     Returns:
-        model, commit (on the Hub), pooling and who says so, head (names of the layers after pooling that are part of
-        the encoder), max_seq_length, precision, and, for a folder that a recipe left, trained: objective, seed, and
-        the head that only training saw.
+        model, commit (on the Hub), pooling, pooling_from ("the model", "argument" or "assumed"), head (layers after
+        pooling), max_seq_length, precision, and the items of `training_metadata`.
     """
     modules = [type(module).__name__ for module in encoder]
     after_pooling = modules[modules.index("Pooling") + 1 :] if "Pooling" in modules else []
-    facts = {
-        "model": name,
+    metadata = {
+        "model": model,
         "commit": hub_commit(encoder.transformers_model),
         "pooling": pooling_of(encoder),
-        "pooling_from": "--pooling" if pooling else "the model" if says_pooling(encoder) else "assumed",
+        "pooling_from": "argument" if pooling else "the model" if specifies_pooling(encoder) else "assumed",
         "head": after_pooling,
         "max_seq_length": encoder.max_seq_length,
         "precision": str(encoder.dtype).removeprefix("torch."),
     }
-    return facts | training_facts(Path(name).expanduser())
+    return metadata | training_metadata(Path(model).expanduser())
 
 
-def training_facts(folder: Path) -> dict[str, Any]:
-    """{trained: objective, seed, head} of the run whose results.json lies in a folder; {} where none does."""
+def training_metadata(folder: Path) -> dict[str, Any]:
+    """{trained: {objective, seed, head}} from the results.json of a recipe's output folder; {} for other folders."""
     try:
         run = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         return {"trained": {key: run[key] for key in ("objective", "seed")} | {"head": run["settings"].get("head")}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # no folder, or a file of that name that is not a recipe's
+        return {}  # not a folder, or a results.json of another program

@@ -1,4 +1,4 @@
-"""Sentences to embeddings, with a progress bar."""
+"""Encode sentences, with a progress bar."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def encode_sentences(
 ) -> Tensor:
     """Embeddings [N, D] of N sentences, in their order, on the CPU in float32, without dropout.
 
-    Encoded from long to short, so that a batch holds little padding and a lack of memory shows at once.
+    Sentences are sorted by length, longest first, to reduce padding and so that an out-of-memory error occurs early.
 
     Args:
         encoder: Any SentenceTransformer.
         sentences: N >= 1 texts.
         batch_size: Sentences per forward pass.
-        progress: Show a bar, which goes when it is done.
+        progress: Show a progress bar, removed at the end.
     """
     order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
     rows = []
@@ -39,14 +39,14 @@ def encode_sentences(
 def encode_dropout_views(
     encoder: SentenceTransformer, sentences: list[str], seed: int = 0, batch_size: int = 64, progress: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Two embeddings [N, D] of each of N sentences that differ by dropout, SimCSE's positive pairs (arXiv 2104.08821).
+    """Two embeddings [N, D] of each sentence under different dropout masks: SimCSE's positive pairs (arXiv 2104.08821).
 
     Args:
-        encoder: Any SentenceTransformer; it is left in the mode in which it was.
+        encoder: Any SentenceTransformer. Its training mode is restored.
         sentences: N >= 1 texts.
-        seed: Of the dropout; the global random state is left as it was.
-        batch_size: Sentences per forward pass, twice as many rows.
-        progress: Show a bar, which goes when it is done.
+        seed: Seed of the dropout masks. The global random state does not change.
+        batch_size: Sentences per forward pass, which has two rows per sentence.
+        progress: Show a progress bar, removed at the end.
     """
     training = encoder.training
     encoder.train()

@@ -1,4 +1,4 @@
-"""What training calls to score an encoder."""
+"""Evaluation of an encoder during training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ LOGGED = ("spearman", "pearson", "alignment", "uniformity")
 
 @dataclass
 class STSEvaluator:
-    """Scores an encoder on graded pairs; the trainer logs the result as `eval_sts_spearman` and so on.
+    """Evaluates an encoder on sentence pairs with similarity scores.
+
+    Calling it with a SentenceTransformer returns sts_spearman, sts_pearson, sts_alignment and sts_uniformity, which the
+    trainer logs as `eval_sts_spearman` and so on.
 
     Args:
-        dataset: sentence1, sentence2, score, as `evaluation.sts.load_pairs` gives them.
+        dataset: Sentence pairs in the format of `load_pairs`: sentence1, sentence2, score.
         batch_size: Sentences per forward pass.
-        progress: Show a bar while encoding.
+        progress: Show a progress bar while encoding.
     """
 
     dataset: Dataset

@@ -1,7 +1,8 @@
-"""Whether positive pairs follow the Gaussian kernel that f-MICL assumes, and what it costs where they do not.
+"""Test whether positive pairs follow the Gaussian kernel that f-MICL assumes.
 
-f-MICL (arXiv 2402.10150) replaces the unknown ratio u = p(x, y)/(p(x) p(y)) of the optimal similarity f'(u) by
-mu e^(-gamma ||x - y||^2). The paper looks at log p(x, y) of positive pairs against the squared distance: linear, if so.
+The optimal similarity is f'(u) of the unknown ratio u = p(x, y)/(p(x) p(y)). f-MICL (arXiv 2402.10150) assumes
+u = mu e^(-gamma ||x - y||^2). Like the paper, this module tests it by regression: under the assumption, log p(x, y) of
+positive pairs is linear in the squared distance.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ MIN_PAIRS = 200
 
 
 class LinearFit(NamedTuple):
-    """A least-squares line of a log density on the squared distance, and the bins of equal count it is shown by.
+    """Least-squares line of a log density against the squared distance.
 
-    gamma is minus its slope; r2_pairs and r2_bins the share of variance it explains of the pairs and of the bins'
-    means; distance, mean, deviation [bins] describe each bin."""
+    gamma is the negated slope. r2_pairs and r2_bins are the explained variance over pairs and over means of bins.
+    distance, mean and deviation describe the bins, [bins] each: mean squared distance, and mean and standard deviation
+    of the log density."""
 
     gamma: float
     intercept: float
@@ -37,9 +39,9 @@ class LinearFit(NamedTuple):
 
 
 def linear_fit(squared_distance: Tensor, log_density: Tensor, bins: int = 20) -> LinearFit:
-    """The line through pairs (squared_distance, log_density), [N] each, N >= 2 * bins; on the Gaussian kernel R^2 is 1.
+    """Fit log_density [N] linearly to squared_distance [N], N >= 2 * bins. For an exact Gaussian kernel R^2 is 1.
 
-    Bins hold equally many pairs: of equal width, the outer ones would hold a handful."""
+    Bins have equal counts; with equal widths, the outer bins would contain only a few pairs."""
     d, v = squared_distance.double(), log_density.double()
     slope = ((d - d.mean()) * (v - v.mean())).sum() / (d - d.mean()).square().sum()
     intercept = v.mean() - slope * d.mean()
@@ -64,15 +66,15 @@ def linear_fit(squared_distance: Tensor, log_density: Tensor, bins: int = 20) ->
 
 
 def similarity_distance(divergence: FDivergence, squared_distance: Tensor, log_ratio: Tensor) -> float:
-    """How far the f-Gaussian similarity f'(mu e^(-gamma d^2)) of positive pairs is from the optimal one, f'(u): the
-    root mean square of their difference, in standard deviations of the optimal one; 0 on the Gaussian kernel.
+    """Distance of the f-Gaussian similarity f'(mu e^(-gamma d^2)) of positive pairs from the optimal one, f'(u).
 
-    mu and gamma are those of the line of log u on d^2, so for `kl`, whose score is log u itself, it is sqrt(1 - R^2).
+    It is the root mean square of the difference, in standard deviations of f'(u), and 0 for an exact Gaussian kernel.
+    mu and gamma are fitted to log u. For `kl`, whose score is log u itself, the distance is therefore sqrt(1 - R^2).
 
     Args:
-        divergence: Whose f.
+        divergence: The divergence with generator f.
         squared_distance: d^2 of positive pairs, [N].
-        log_ratio: Their log u, [N].
+        log_ratio: log u of these pairs, [N].
     """
     line = linear_fit(squared_distance, log_ratio)
     optimal = divergence.score(log_ratio)
@@ -81,8 +83,12 @@ def similarity_distance(divergence: FDivergence, squared_distance: Tensor, log_r
 
 
 def project(x: Tensor, y: Tensor, dims: int) -> tuple[Tensor, Tensor, float]:
-    """Unit rows of both sides on their first `dims` directions, unit rows again, and the share of the second moment
-    that those directions hold; unchanged (share 1) where D <= dims."""
+    """Project x and y [N, D] onto their first `dims` principal directions.
+
+    Returns:
+        Unit rows of both [N, dims], and the share of the second moment in these directions; if D <= dims, the unit rows
+        of x and y, and 1.
+    """
     x, y = unit_rows(x.double()), unit_rows(y.double())
     if x.shape[1] <= dims:
         return x, y, 1.0
@@ -95,34 +101,37 @@ def project(x: Tensor, y: Tensor, dims: int) -> tuple[Tensor, Tensor, float]:
 def check_kernel(
     x: Tensor, y: Tensor, divergences: Sequence[FDivergence], dims: int = 8, seed: int = 0
 ) -> dict[str, Any]:
-    """How nearly positive pairs follow the Gaussian kernel: arXiv 2402.10150, Figures 1 and 7, in numbers.
+    """Measure how well positive pairs follow the Gaussian kernel (arXiv 2402.10150, Figures 1 and 7).
 
-    The flow is fitted on 60 % of the pairs, stopped on 20 %; all that is returned is of the remaining 20 %.
+    The flow is trained on 60 % of the pairs and stopped early on 20 %. All results are for the remaining 20 %.
 
     Args:
-        x: Embeddings of any length other than 0, [N, D], N >= 200.
-        y: Their partners [N, D]; a row should not occur in two pairs, one of which is held out.
-        divergences: Those whose similarity is compared with the optimal one.
-        dims: Directions kept, at least 3: a density in hundreds of dimensions cannot be had from thousands of pairs.
-        seed: Of the split and the flow.
+        x: Embeddings of nonzero norm, [N, D], N >= 200.
+        y: Their positives, [N, D]. No row should occur in several pairs, which can be split between the parts.
+        divergences: Divergences whose similarity is compared with the optimal one.
+        dims: Principal directions kept, at least 3. A density in hundreds of dimensions cannot be estimated from
+            thousands of pairs.
+        seed: Seed of the split and the flow.
 
     Returns:
-        num_pairs (that differ), dims, kept (share of the second moment), joint and ratio (`LinearFit` of
-        log p(x, y) and of log u, as dicts), distances ({divergence: `similarity_distance`}).
+        num_pairs (that do not coincide), dims, kept (share of the second moment), joint and ratio (`LinearFit` of
+        log p(x, y) and of log u, as dicts), distances (`similarity_distance` by divergence).
 
     Raises:
-        ValueError: Shapes. InputError: Too few pairs, embeddings that are not finite, or zuko is not installed.
+        ValueError: Wrong shapes.
+        InputError: Too few pairs, embeddings that are not finite, or zuko is not installed.
     """
     if x.ndim != 2 or x.shape != y.shape or x.shape[1] < 3 or dims < 3:
         shapes = f"{list(x.shape)} and {list(y.shape)}, dims {dims}"
-        raise ValueError(f"x and y must both be [N, D] with D >= 3, and dims at least 3, got {shapes}")
+        raise ValueError(f"x and y must both be [N, D] with D >= 3, and dims >= 3, got {shapes}")
     lengths = torch.cat([x, y]).norm(dim=-1)
     if num_bad := int((~((lengths > 0) & lengths.isfinite())).sum()):
-        raise InputError(f"{num_bad} of {2 * len(x)} embeddings hold NaN, infinity or only 0")
-    apart = (unit_rows(x) - unit_rows(y)).norm(dim=-1) > ROUNDING  # sentences of the same tokens have no density
+        raise InputError(f"{num_bad} of {2 * len(x)} embeddings contain NaN, infinity or only zeros")
+    apart = (unit_rows(x) - unit_rows(y)).norm(dim=-1) > ROUNDING  # coinciding pairs have no density
     x, y = x[apart], y[apart]
     if len(x) < MIN_PAIRS:
-        raise InputError(f"{len(x)} pairs that differ are too few to estimate a density, {MIN_PAIRS} are needed")
+        needed = f"at least {MIN_PAIRS} that do not coincide are needed"
+        raise InputError(f"{len(x)} pairs are too few for density estimation, {needed}")
     x, y, kept = project(x, y, dims)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     (fit_x, stop_x, test_x), (fit_y, stop_y, test_y) = (

@@ -1,4 +1,4 @@
-"""How well frozen features tell classes apart: nearest neighbours, logistic regression, few labels, a linear layer."""
+"""Probes of frozen features: k-NN, logistic regression, few-shot and linear classification."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from fmicl_text.losses.similarity import unit_rows
 
 LOGISTIC_STEPS = 200
-CHUNK = 512  # test rows whose similarities to all training rows are held at once
+CHUNK = 512  # test rows per block of similarities to all training rows
 
 
 def knn_accuracies(
@@ -28,18 +28,17 @@ def knn_accuracies(
     ks: Sequence[int],
     temperatures: Sequence[float] = (0.1,),
 ) -> dict[tuple[int, float], float]:
-    """Percent of test rows whose class wins the vote of their k nearest training rows, for each (k, temperature), in
-    one pass.
+    """Accuracy in percent of k-NN classification on the test rows, for every (k, temperature), in one pass.
 
-    Votes weigh e^(cosine/temperature), the protocol of Wu et al. (arXiv 1805.01978): k = 200, temperature 0.1.
+    Votes are weighted by e^(cosine/temperature), as by Wu et al. (arXiv 1805.01978) with k = 200, temperature 0.1.
 
     Args:
-        train: Features of any length other than 0, [N, D].
-        train_labels: Classes from 0 on, [N].
-        test: Features [M, D].
-        test_labels: Classes [M].
-        ks: Numbers of neighbours, each at least 1; more than N count as N.
-        temperatures: Of the votes, each > 0.
+        train: Features of nonzero norm, [N, D].
+        train_labels: Class indices [N].
+        test: Features of nonzero norm, [M, D].
+        test_labels: Class indices [M].
+        ks: Numbers of neighbors, each >= 1; at most N are used.
+        temperatures: Temperatures of the votes, each > 0.
     """
     train, test = unit_rows(train), unit_rows(test)
     num_classes = int(train_labels.max()) + 1
@@ -47,19 +46,19 @@ def knn_accuracies(
     most = min(max(ks), len(train))
     for rows, labels in zip(test.split(CHUNK), test_labels.split(CHUNK), strict=True):
         cosine, nearest = (rows @ train.T).topk(most, dim=1)
-        neighbours = train_labels[nearest]
+        neighbors = train_labels[nearest]
         for k, temperature in right:
-            votes = ((cosine[:, :k] - cosine[:, :1]) / temperature).exp()  # of which only ratios matter
-            ballots = votes.new_zeros(len(rows), num_classes).scatter_add_(1, neighbours[:, :k], votes)
+            votes = ((cosine[:, :k] - cosine[:, :1]) / temperature).exp()  # only ratios matter
+            ballots = votes.new_zeros(len(rows), num_classes).scatter_add_(1, neighbors[:, :k], votes)
             right[k, temperature] += int((ballots.argmax(1) == labels).sum())
     return {which: 100 * count / len(test) for which, count in right.items()}
 
 
 def logistic_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Percent of test rows that logistic regression on the standardized features gets right; arguments as above.
+    """Accuracy in percent of logistic regression on standardized features; arguments as in `knn_accuracies`.
 
-    L2 penalty of weight 1, at most 200 steps of L-BFGS: raw pixels of 32 x 32 colors have not converged after 2000,
-    which take ten times as long and score no better."""
+    L2 penalty of weight 1 and at most 200 steps of L-BFGS. On raw 32 x 32 color images this is not converged, but 2000
+    steps take ten times as long, do not converge either, and are not more accurate."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LOGISTIC_STEPS))
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         probe.fit(train.numpy(), train_labels.numpy())
@@ -75,7 +74,7 @@ def few_label_accuracies(
     draws: int = 5,
     seed: int = 0,
 ) -> list[float]:
-    """`logistic_accuracy` with so many labelled rows of each class, one number for each random draw of them."""
+    """`logistic_accuracy` with `per_class` random labeled rows of each class, one accuracy per draw."""
     accuracies = []
     for draw in range(draws):
         order = np.random.default_rng([seed, draw]).permutation(len(train))
@@ -96,20 +95,20 @@ def linear_accuracy(
     batch_size: int = 256,
     seed: int = 0,
 ) -> float:
-    """Percent of test images that a linear layer on frozen features gets right, after its last epoch.
+    """Accuracy in percent of a linear classifier on frozen features, after its last epoch.
 
-    The usual protocol: random views of the training images, SGD with momentum 0.9, no weight decay, learning rate
-    0.1 x batch/256 falling as a cosine; features of plain views of the test images.
+    The standard protocol: random views of the training images, SGD with momentum 0.9, no weight decay, learning rate
+    0.1 x batch/256 with cosine decay, and plain views of the test images.
 
     Args:
-        features: Images [B, C, S, S] to features [B, D], a frozen encoder in eval mode.
-        views: Numbers of training images [B] and a seed to one random view of each, [B, C, S, S], on any device.
-        train_labels: Classes from 0 on, [N].
+        features: Maps images [B, C, S, S] to features [B, D]; a frozen encoder in eval mode.
+        views: Maps indices [B] of training images and a seed to one random view of each, [B, C, S, S].
+        train_labels: Class indices [N].
         test: Features of the test images [M, D].
-        test_labels: Classes [M].
-        epochs: At least 1.
-        batch_size: At least 1.
-        seed: Of the layer, the views and the order.
+        test_labels: Class indices [M].
+        epochs: Number of epochs, >= 1.
+        batch_size: Images per step, >= 1.
+        seed: Seed of the initialization, the views and the order.
     """
     generator = torch.Generator().manual_seed(seed)
     num_classes = int(train_labels.max()) + 1

@@ -1,4 +1,4 @@
-"""What runs leave for people: tables, JSON, the versions they ran with."""
+"""Reports of results: Markdown tables, JSON files, library versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fmicl_text.files import write_atomic
 PACKAGES = ("fmicl_text", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "scipy", "mteb")
 SEVEN_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
 
-# The averages that arXiv 2402.10150 reports for BERT-base trained on a million Wikipedia sentences, by objective.
+# Average STS scores in arXiv 2402.10150 for BERT-base trained on 1M Wikipedia sentences, by objective.
 PAPER_STS_AVERAGE = {
     "infonce": 77.40,
     "align_uniform": 77.95,
@@ -30,7 +30,7 @@ PAPER_STS_AVERAGE = {
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of what a result depends on, Python's among them; a package that is not there is left out."""
+    """Versions of Python and of the installed libraries that results depend on."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -41,8 +41,8 @@ def library_versions() -> dict[str, str]:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of {column: value} as an aligned GitHub table; columns in order of appearance, numbers to 2 places, a
-    value that is missing as an empty cell."""
+    """Format rows of {column: value} as a GitHub table, with columns in order of appearance, floats with two decimals
+    and empty cells for missing values."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *([cell(row.get(name)) for name in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
@@ -53,7 +53,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """One row per metric that both hold: before, after and the change."""
+    """Table of the metrics in both dicts: before, after and the change."""
     rows = [
         {
             "metric": name.removeprefix("eval_"),
@@ -68,39 +68,41 @@ def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) 
 
 
 def cell(value: Any) -> str:
-    """One table cell."""
+    """Format a table cell."""
     if value is None:
         return ""
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_atomic(Path(path), json.dumps(content, indent=2, default=str) + "\n")
 
 
 def named_model(argument: str) -> tuple[str, str]:
-    """Name and folder or Hub name of a `NAME=M` argument; of a plain `M` both are M.
+    """Split an argument `NAME=MODEL` into name and model; for a plain `MODEL`, both are MODEL.
 
     Raises:
-        InputError: One of the two is empty.
+        InputError: The name or the model is empty.
     """
     name, equals, model = argument.partition("=")
     if not equals or Path(argument).exists():
         return argument, argument
     if not (name and model):
-        raise InputError(f"{argument}: must be NAME=MODEL, or MODEL alone")
+        raise InputError(f"{argument}: must be NAME=MODEL or MODEL")
     return name, model
 
 
 def score_rows(results: Sequence[Mapping[str, Any]], sets: bool = False) -> list[dict[str, Any]]:
-    """One table row for each name and protocol: Spearman x 100 on every task, mean ± standard deviation over the models
-    of that name. A task that one of them lacks is empty; so is the average unless all seven tasks are there.
+    """Table rows with Spearman x 100 on every task, one row per name, protocol and pooling.
+
+    Models with the same name are seeds of one run: their cells are mean ± standard deviation. The cell of a task is
+    empty if one of them lacks it, and the average is empty unless all seven tasks are present.
 
     Args:
-        results: What `eval/sts.py` and `eval/mteb_sts.py` write, {name, model, pooling, pooling_from, protocol, task,
-            split, metrics}.
-        sets: Columns for each set of a task, and their plain and weighted means.
+        results: Entries that `eval/sts.py` and `eval/mteb_sts.py` write: {name, model, pooling, pooling_from, protocol,
+            task, split, metrics}.
+        sets: Add columns for each subset of a task, and their unweighted and weighted means.
 
     Raises:
         InputError: A model has two scores for the same task.
@@ -136,18 +138,18 @@ def score_rows(results: Sequence[Mapping[str, Any]], sets: bool = False) -> list
 
 
 def pooling_label(result: Mapping[str, Any]) -> str:
-    """cls, mean, ..., and who says so unless the model does."""
+    """The pooling and, unless the model specifies it, its origin: `mean (assumed)`."""
     label = str(result["pooling"])
     return label if result["pooling_from"] == "the model" else f"{label} ({result['pooling_from']})"
 
 
 def task_scores(result: Mapping[str, Any], sets: bool) -> dict[str, float]:
-    """Column to score of one result: Spearman under the task's name (its subset and split in brackets unless they are
-    the usual ones), or the main score of a task that has another; with `sets` also those of each set."""
+    """Scores of one result by column: Spearman, or the main score of the task if that is a different metric. The column
+    is the task, with subset, split and metric in parentheses if they are unusual. `sets` adds columns for subsets."""
     metrics = result["metrics"]
     unusual = [result.get("subset"), result["split"], metrics.get("main_score_name")]
-    brackets = ", ".join(what for what in unusual if what not in (None, "default", "test"))
-    task = result["task"] + (f" ({brackets})" if brackets else "")
+    details = ", ".join(name for name in unusual if name not in (None, "default", "test"))
+    task = result["task"] + (f" ({details})" if details else "")
     columns = {task: metrics["main_score"] if "main_score" in metrics else metrics["spearman"]}
     if sets and "sets" in metrics:
         columns |= {f"{task}: {name}": score["spearman"] for name, score in metrics["sets"].items()}
@@ -159,7 +161,7 @@ def task_scores(result: Mapping[str, Any], sets: bool) -> dict[str, float]:
 
 
 def mean_std(values: Sequence[float | None]) -> str | None:
-    """`mean ± standard deviation` (of a sample) to 2 places; a single value alone; None if one is missing."""
+    """`mean ± sample standard deviation` with two decimals; a single value alone; None if a value is missing."""
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values):
         return None
@@ -168,10 +170,10 @@ def mean_std(values: Sequence[float | None]) -> str | None:
 
 
 def load_results(path: Path) -> list[dict[str, Any]]:
-    """The scored entries of a JSON file of `eval/sts.py` or `eval/mteb_sts.py`; those missing are left out.
+    """Load the entries with scores from a JSON file written by `eval/sts.py` or `eval/mteb_sts.py`.
 
     Raises:
-        InputError: There is no such file, or it is something else.
+        InputError: The file cannot be read, has another format, or contains no score.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -182,7 +184,7 @@ def load_results(path: Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: not what eval/sts.py or eval/mteb_sts.py writes ({error})") from error
+        raise InputError(f"{path}: not a result file of eval/sts.py or eval/mteb_sts.py ({error})") from error
     if not kept:
-        raise InputError(f"{path}: holds no score")
+        raise InputError(f"{path}: contains no score")
     return kept

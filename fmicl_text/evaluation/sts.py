@@ -1,4 +1,4 @@
-"""Semantic textual similarity: graded sentence pairs, and how well cosines of embeddings rank them."""
+"""Semantic textual similarity (STS): load sentence pairs with similarity scores, and evaluate encoders on them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from datasets import Dataset, load_dataset
 from torch import Tensor
 
 from fmicl_text.errors import InputError
+from fmicl_text.evaluation.correlation import pair_correlations
 from fmicl_text.evaluation.geometry import alignment, uniformity
-from fmicl_text.evaluation.metric import pair_correlations
 
 COLUMNS = ("sentence1", "sentence2", "score")
-SENTEVAL_CELLS = (5, 6, 4)  # where a line of SentEval's sts-*.csv holds COLUMNS
+SENTEVAL_CELLS = (5, 6, 4)  # positions of COLUMNS in a line of SentEval's sts-*.csv
 MAX_SCORE = 5.0
-POSITIVE_SCORE = 4.0  # "the two sentences are mostly equivalent": a positive pair for alignment
+POSITIVE_SCORE = 4.0  # "the two sentences are mostly equivalent"; positive pairs for alignment
 STSB_HUB_NAME = "mteb/stsbenchmark-sts"
 
-Row = tuple[int, tuple[str, str, str]]  # line or row in the file; sentence1, sentence2, score as text
+Row = tuple[int, tuple[str, str, str]]  # line or row in the file; sentence1, sentence2, score, as strings
 
 
 def load_pairs(path: str | Path) -> Dataset:
-    """Graded pairs from a file: sentence1 (str), sentence2 (str), score (float, 0 to 5).
+    """Load sentence pairs with similarity scores: sentence1 (str), sentence2 (str), score (float, 0 to 5).
 
-    Read as what it holds, whatever its name: tab-separated (quotes are text) or comma-separated (quotes quote) with
-    a header, SentEval's lines without a header, or parquet.
+    The format is detected from the content: parquet, or text with a header, tab-separated (quotes are literal) or
+    comma-separated (quotes enclose cells), or SentEval's lines without a header.
 
     Raises:
-        InputError: What is wrong with the file, and in which line.
+        InputError: The file cannot be read or is invalid. The message names the line.
     """
     try:
         content = Path(path).read_bytes()
@@ -46,8 +46,13 @@ def load_pairs(path: str | Path) -> Dataset:
 
 
 def text_rows(path: str | Path, content: bytes, columns: tuple[str, ...] = COLUMNS) -> Iterator[Row]:
-    """Rows of a .tsv, .csv or SentEval file, each with the number of its line; `columns` are the header's names for
-    sentence1, sentence2, score."""
+    """Rows of a .tsv, .csv or SentEval file with their line numbers.
+
+    Args:
+        path: Name of the file, for messages.
+        content: Its bytes.
+        columns: Names of sentence1, sentence2 and score in the header.
+    """
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -74,9 +79,9 @@ def text_rows(path: str | Path, content: bytes, columns: tuple[str, ...] = COLUM
                     cells, num_cells = tuple(names.index(name) for name in columns), len(names)
                     continue
                 cells, num_cells = SENTEVAL_CELLS, max(SENTEVAL_CELLS) + 1
-            # More cells than names: a separator inside a sentence. SentEval's lines may go on with other columns.
+            # Extra cells mean a separator inside a sentence, but SentEval's lines may have further columns.
             if len(row) < num_cells or (has_header and len(row) > num_cells):
-                raise InputError(f"{path}, line {reader.line_num}: {len(row)} cells where {num_cells} are needed")
+                raise InputError(f"{path}, line {reader.line_num}: expected {num_cells} cells, got {len(row)}")
             sentence1, sentence2, score = (row[cell] for cell in cells)
             yield reader.line_num, (sentence1, sentence2, score)
     except csv.Error as error:
@@ -84,7 +89,7 @@ def text_rows(path: str | Path, content: bytes, columns: tuple[str, ...] = COLUM
 
 
 def is_senteval(row: list[str]) -> bool:
-    """Whether a first row is data as in SentEval's sts-*.csv, not a header."""
+    """Whether the first row is a data row of SentEval's sts-*.csv instead of a header."""
     if len(row) <= max(SENTEVAL_CELLS) or set(COLUMNS) & set(row):
         return False
     try:
@@ -95,31 +100,31 @@ def is_senteval(row: list[str]) -> bool:
 
 
 def parquet_rows(path: str | Path, content: bytes) -> Iterator[Row]:
-    """Rows of a parquet file, counted from 1; a null is empty text."""
+    """Rows of a parquet file, numbered from 1. Nulls become empty strings."""
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(content))
         require_columns(path, table.column_names)
         rows = table.select(COLUMNS).to_pylist()
     except InputError:
         raise
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # OSError, UnicodeDecodeError: damaged inside
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # OSError, UnicodeDecodeError: corrupted pages
         raise InputError(f"{path}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     for number, row in enumerate(rows, start=1):
         if wrong := [name for name in COLUMNS[:2] if not isinstance(row[name], str | None)]:
-            raise InputError(f"{path}, row {number}: {wrong[0]} must be text, got {row[wrong[0]]!r}")
+            raise InputError(f"{path}, row {number}: {wrong[0]} must be a string, got {row[wrong[0]]!r}")
         sentence1, sentence2, score = ("" if row[name] is None else str(row[name]) for name in COLUMNS)
         yield number, (sentence1, sentence2, score)
 
 
 def require_columns(path: str | Path, names: list[str], columns: tuple[str, ...] = COLUMNS) -> None:
-    """InputError unless the columns are among the names."""
+    """Raise `InputError` if a column is missing."""
     if missing := [name for name in columns if name not in names]:
         found = textwrap.shorten(", ".join(names), 200)
-        raise InputError(f"{path}: no column {', '.join(missing)}; it has {found}")
+        raise InputError(f"{path}: missing column {', '.join(missing)}; found {found}")
 
 
 def checked_pairs(rows: Iterable[Row], path: str | Path, unit: str = "line") -> Dataset:
-    """The rows as a Dataset, or InputError naming the first row that cannot be a graded pair."""
+    """The rows as a Dataset. Raises `InputError`, with the line or row, if a score or sentence is invalid."""
     first, second, scores = [], [], []
     for number, (sentence1, sentence2, score) in rows:
         try:
@@ -129,28 +134,32 @@ def checked_pairs(rows: Iterable[Row], path: str | Path, unit: str = "line") -> 
         if not 0 <= scores[-1] <= MAX_SCORE:
             raise InputError(f"{path}, {unit} {number}: the score {score} is not in [0, {MAX_SCORE:g}]")
         if not (sentence1.strip() and sentence2.strip()):
-            raise InputError(f"{path}, {unit} {number}: a sentence is blank")
+            raise InputError(f"{path}, {unit} {number}: blank sentence")
         first.append(sentence1)
         second.append(sentence2)
     if len(scores) < 2:
-        raise InputError(f"{path}: {len(scores)} pairs; a rank correlation needs at least 2")
+        raise InputError(f"{path}: {len(scores)} pairs; a correlation requires at least 2")
     if min(scores) == max(scores):
-        raise InputError(f"{path}: every score is {scores[0]:g}; a correlation with it is undefined")
+        raise InputError(f"{path}: all scores are {scores[0]:g}, so correlations are undefined")
     return Dataset.from_dict(dict(zip(COLUMNS, (first, second, scores), strict=True)))
 
 
 def load_stsb(split: str) -> Dataset:
-    """STS Benchmark from the Hugging Face Hub, the raw sentences, as `load_pairs` gives it.
+    """Load STS Benchmark (raw sentences) from the Hugging Face Hub, in the format of `load_pairs`.
 
     Args:
         split: train, dev or test.
+
+    Raises:
+        InputError: Unknown split, or the Hub cannot be reached.
     """
     if split not in (splits := ("train", "dev", "test")):
-        raise InputError(f"STSBenchmark has the splits {', '.join(splits)}, got {split!r}")
+        raise InputError(f"split of STSBenchmark must be one of {', '.join(splits)}, got {split!r}")
     try:
         rows = load_dataset(STSB_HUB_NAME, split="validation" if split == "dev" else split)
     except OSError as error:
-        raise InputError(f"{str(error).splitlines()[0]}: name local pairs instead (--sts_dev_file)") from error
+        hint = "use a local file (sts_dev_file) or disable evaluation (eval_strategy=no)"
+        raise InputError(f"{str(error).splitlines()[0]}: {hint}") from error
     columns = [map(str, rows[column]) for column in COLUMNS]
     pairs = checked_pairs(enumerate(zip(*columns, strict=True), start=1), STSB_HUB_NAME, unit="row")
     pairs.info.download_checksums = rows.info.download_checksums
@@ -158,18 +167,18 @@ def load_stsb(split: str) -> Dataset:
 
 
 def sts_metrics(embeddings1: Tensor, embeddings2: Tensor, scores: Tensor | list[float]) -> dict[str, float]:
-    """Agreement of the similarities of pairs with their scores, and the geometry of the embeddings.
+    """Correlation of the similarities of pairs with their scores, and the geometry of the embeddings.
 
     Args:
-        embeddings1: [N, D].
-        embeddings2: [N, D].
-        scores: What people gave the pairs, [N], 0 to 5.
+        embeddings1: Embeddings of the first sentences, [N, D].
+        embeddings2: Embeddings of the second sentences, [N, D].
+        scores: Similarity scores given by annotators, [N], 0 to 5.
 
     Returns:
         spearman, pearson: Correlation of cosine and score over all pairs, times 100.
-        spearman_dot, pearson_dot, spearman_euclidean, pearson_euclidean: For information.
-        alignment: Over the pairs scored 4 or more; absent where there is none.
-        uniformity: Over the distinct rows of both sides.
+        spearman_dot, pearson_dot, spearman_euclidean, pearson_euclidean: The same for other similarities.
+        alignment: Over the pairs with a score of at least 4; absent if there are none.
+        uniformity: Over the distinct embeddings of both sides.
 
     Raises:
         InputError: A correlation is undefined: non-finite or zero embeddings, equal cosines, equal scores.
@@ -185,21 +194,29 @@ def sts_metrics(embeddings1: Tensor, embeddings2: Tensor, scores: Tensor | list[
 
 
 def embed_pairs(encode: Callable[[list[str]], Tensor], pairs: Dataset) -> tuple[Tensor, Tensor]:
-    """Embeddings of the two sides of pairs, [N, D] each.
+    """Embeddings of the first and of the second sentences of pairs, [N, D] each.
 
     Args:
-        encode: M sentences to embeddings [M, D]; called once, with each distinct sentence once.
-        pairs: sentence1, sentence2, score, as `load_pairs` gives them.
+        encode: Maps M sentences to embeddings [M, D]. Called once, with every distinct sentence once.
+        pairs: Sentence pairs in the format of `load_pairs`.
     """
     first, second = list(pairs["sentence1"]), list(pairs["sentence2"])
     row = {sentence: i for i, sentence in enumerate(dict.fromkeys(first + second))}
     embeddings = encode(list(row))
     if len(embeddings) != len(row):
-        raise ValueError(f"encode gave {len(embeddings)} embeddings for {len(row)} sentences")
+        raise ValueError(f"encode returned {len(embeddings)} embeddings for {len(row)} sentences")
     return embeddings[[row[sentence] for sentence in first]], embeddings[[row[sentence] for sentence in second]]
 
 
 def evaluate_sts(encode: Callable[[list[str]], Tensor], pairs: Dataset) -> dict[str, float]:
-    """`sts_metrics` of an encoder on graded pairs, and num_pairs; arguments as for `embed_pairs`."""
+    """Evaluate an encoder on sentence pairs with similarity scores.
+
+    Args:
+        encode: Maps M sentences to embeddings [M, D]. Called once, with every distinct sentence once.
+        pairs: Sentence pairs in the format of `load_pairs`.
+
+    Returns:
+        The metrics of `sts_metrics`, and num_pairs.
+    """
     x, y = embed_pairs(encode, pairs)
     return sts_metrics(x, y, list(pairs["score"])) | {"num_pairs": len(pairs)}

@@ -1,14 +1,14 @@
-"""The stopwatch and the memory gauge, on loads whose need is known."""
+"""Timing and peak memory of functions with known cost."""
 
 import sys
 
 import pytest
 import torch
 
-from fmicl_text.evaluation.benchmark import interleaved_seconds, median_ratio, peak_extra_mib, plot_scaling
+from fmicl_text.evaluation.benchmark import interleaved_seconds, median_ratio, peak_extra_mib
 
 
-def test_contestants_take_turns():
+def test_functions_are_interleaved():
     order = []
     seconds = interleaved_seconds(
         {name: lambda name=name: order.append(name) for name in "ab"}, torch.device("cpu"), repeats=3, progress=False
@@ -31,13 +31,3 @@ def test_peak_memory_of_a_known_load():
 
     assert peak_extra_mib(load, torch.device("cpu")) == pytest.approx(160, abs=8)
     assert peak_extra_mib(lambda: None, torch.device("cpu")) < 8
-
-
-def test_plot(tmp_path):
-    rows = [
-        {"contestant": "a", "N": 8, "ms": 1.0, "peak MiB": 2.0},
-        {"contestant": "a", "N": 16, "ms": 4.0, "peak MiB": 4.0},
-        {"contestant": "b", "N": 8, "ms": None, "peak MiB": None},
-    ]
-    plot_scaling(rows, tmp_path / "plot.png", "title")
-    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"

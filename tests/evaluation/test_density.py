@@ -1,4 +1,4 @@
-"""The density of pairs on the sphere: charts against closed forms, the flow against densities that are known."""
+"""Densities on the sphere: the chart against closed forms, the flow against known densities."""
 
 import math
 
@@ -19,7 +19,7 @@ def directions(num_rows: int, dims: int, seed: int = 0) -> np.ndarray:
 
 
 def at_angle(angle: float, dims: int) -> np.ndarray:
-    """The unit row at an angle from the pole, toward the second axis."""
+    """The unit row at an angle from the pole, in the direction of the second axis."""
     row = np.zeros((1, dims))
     row[0, :2] = math.cos(angle), math.sin(angle)
     return row
@@ -115,6 +115,7 @@ def test_the_kernel_is_linear_in_the_squared_distance():
     assert squared.mean().item() == pytest.approx(0.32, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_flow_finds_a_known_density(monkeypatch):
     monkeypatch.setattr(density, "NUM_FLOWS", 2)
     pairs = kernel_pairs(3000, dims=4, gamma=5.0)
@@ -142,6 +143,7 @@ def test_numbers_depend_on_the_seed_alone(monkeypatch):
     assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
 
 
+@pytest.mark.slow
 def test_the_flow_finds_uneven_marginals(monkeypatch):
     """Where p(x) is not uniform, log p(x, y) and log u differ by it; on clusters u hardly varies over the pairs."""
     monkeypatch.setattr(density, "NUM_FLOWS", 1)
@@ -156,8 +158,9 @@ def test_the_flow_finds_uneven_marginals(monkeypatch):
     assert (estimate.log_ratio(x, y) - ratio).abs().mean() < 0.5
 
 
+@pytest.mark.slow
 def test_each_flow_keeps_its_best_weights(monkeypatch):
-    """Fitted on few rows for long, flows get worse on others; what is kept must not."""
+    """Long fits on few rows overfit, but the weights that are kept must not."""
     monkeypatch.setattr(density, "PATIENCE", 60)
     z, held_out = (torch.randn(rows, 3, generator=torch.Generator().manual_seed(rows)) for rows in (60, 2000))
     with torch.random.fork_rng(devices=[]):
@@ -167,7 +170,7 @@ def test_each_flow_keeps_its_best_weights(monkeypatch):
     assert (flows.log_densities(held_out, None).mean(1) > -5).all()  # log N is -4.26 in the mean
 
 
-def test_partners_that_coincide_have_no_density():
+def test_coinciding_pairs_have_no_density():
     x = torch.nn.functional.normalize(torch.randn(300, 5, generator=torch.Generator().manual_seed(0)))
-    with pytest.raises(InputError, match="the 200 pairs to estimate a density from coincide: two views"):
+    with pytest.raises(InputError, match="all 200 positive pairs coincide"):
         fit_density(x[:200], x[:200] + 1e-8, x[200:], x[200:])

@@ -1,4 +1,4 @@
-"""Order, padding and mode do not show in embeddings."""
+"""Embeddings do not depend on order, padding or mode."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
 from fmicl_text.text.model import build_text_encoder
-from tests.conftest import sentences
+from tests.support import sentences
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def test_embeddings_come_in_the_order_of_the_sentences(encoder):
     assert_close(together, alone)
 
 
-def test_views_differ_by_dropout_and_by_nothing_else(encoder, no_dropout_folder):
+def test_views_differ_by_dropout_only(encoder, no_dropout_folder):
     texts = sentences(20)
     encoder.eval()
     state = torch.get_rng_state()

@@ -123,7 +123,7 @@ def test_rank_from_one_direction_to_an_even_sphere():
     assert effective_rank(direction_shares(axes[:3])).item() == pytest.approx(3)  # fewer rows than directions
 
 
-def test_distances_are_sorted_and_of_partners_or_none():
+def test_distances_of_similar_and_dissimilar_pairs_are_sorted():
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, 0.0]])
     y = torch.tensor([[-1.0, 0.0], [0.0, 5.0], [0.0, 1.0]])
     distances = pair_distances(x, y)
@@ -150,8 +150,8 @@ def test_collapse_is_flagged():
     assert not is_collapsed(describe_geometry(in_the_plane, in_the_plane), 2)
 
 
-def test_centred_shares_are_those_of_the_variance():
+def test_centered_shares_are_those_of_the_variance():
     """Unit rows (1, 0) and (0.6, 0.8), each twice: they vary along (-0.4, 0.8) only."""
     x = torch.tensor([[2.0, 0.0], [3.0, 4.0], [1.0, 0.0], [0.6, 0.8]])
-    assert direction_shares(x, centred=True).tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
+    assert direction_shares(x, centered=True).tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
     assert direction_shares(x).tolist() == pytest.approx([0.8, 0.2])

@@ -1,4 +1,4 @@
-"""The Gaussian-kernel assumption: held where it holds, and not where it does not."""
+"""The Gaussian-kernel assumption is confirmed on data that satisfy it, and rejected on others."""
 
 import math
 import sys
@@ -40,13 +40,14 @@ def test_similarity_is_optimal_on_the_kernel_alone(name):
     assert distances["two scales"] > 0.4 and distances["clusters"] > 0.9
 
 
-def test_for_kl_it_is_what_the_line_leaves():
+def test_for_kl_it_is_the_unexplained_variance():
     pairs = SYNTHETIC["two scales"](2000)
     squared = (pairs.x - pairs.y).square().sum(1)
     left = 1 - linear_fit(squared, pairs.log_ratio).r2_pairs
     assert similarity_distance(DIVERGENCES["kl"], squared, pairs.log_ratio) == pytest.approx(math.sqrt(left))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data, low, high", [("kernel", 0.93, 1.0), ("two scales", 0.5, 0.85), ("clusters", 0.0, 0.65)])
 def test_the_flow_tells_the_kernel_from_mixtures(monkeypatch, data, low, high):
     monkeypatch.setattr(density, "NUM_FLOWS", 2)
@@ -66,7 +67,7 @@ def test_the_flow_tells_the_kernel_from_mixtures(monkeypatch, data, low, high):
         assert found["distances"]["kl"] > 0.4
 
 
-def test_pairs_that_coincide_are_left_out(monkeypatch):
+def test_coinciding_pairs_are_skipped(monkeypatch):
     monkeypatch.setattr(density, "NUM_FLOWS", 1)
     monkeypatch.setattr(density, "MAX_EPOCHS", 2)
     pairs = SYNTHETIC["kernel"](400, dims=4)
@@ -87,21 +88,21 @@ def test_projection_keeps_the_directions_that_matter():
     assert torch.allclose(project(core, core, dims=8)[0], unit)
 
 
-def test_what_is_refused(monkeypatch):
+def test_errors(monkeypatch):
     x = torch.randn(300, 5)
     for wrong in ((x[0], x[0]), (x, x[:299]), (x[:, :2], x[:, :2])):
-        with pytest.raises(ValueError, match=r"\[N, D\] with D >= 3, and dims at least 3, got \["):
+        with pytest.raises(ValueError, match=r"\[N, D\] with D >= 3, and dims >= 3, got \["):
             check_kernel(*wrong, [])
-    with pytest.raises(InputError, match="199 pairs that differ are too few to estimate a density, 200 are needed"):
+    with pytest.raises(InputError, match=r"199 pairs .* 200"):
         check_kernel(x[:199], x[:199].roll(1, 0), [])
     with pytest.raises(ValueError, match="dims 2"):
         check_kernel(x, x, [], dims=2)
-    with pytest.raises(InputError, match="0 pairs that differ are too few"):
+    with pytest.raises(InputError, match="0 pairs "):
         check_kernel(x, 2 * x, [])
     broken = x.clone()
     broken[3, 1], broken[5] = math.nan, 0
-    with pytest.raises(InputError, match="2 of 600 embeddings hold NaN, infinity or only 0"):
+    with pytest.raises(InputError, match=r"2 of 600 embeddings .* NaN"):
         check_kernel(broken, x, [])
     monkeypatch.setitem(sys.modules, "zuko.flows", None)
-    with pytest.raises(InputError, match=r"needs zuko: pip install 'fmicl_text\[geometry\]'"):
+    with pytest.raises(InputError, match=r"zuko: pip install 'fmicl_text\[geometry\]'"):
         check_kernel(x, x.roll(1, 0), [])

@@ -1,46 +1,17 @@
-"""Correlations of similarities with grades, as a function and as a metric of `evaluate`."""
+"""The metric of `evaluate`."""
 
 import doctest
-import math
-import statistics
 
 import pytest
 import torch
 
-from fmicl_text.errors import InputError
 from fmicl_text.evaluation import metric
-from fmicl_text.evaluation.metric import EmbeddingSimilarity, pair_correlations, pair_similarities
+from fmicl_text.evaluation.correlation import pair_correlations
+from fmicl_text.evaluation.metric import EmbeddingSimilarity
 
 
 def rows(count: int, seed: int, width: int = 6) -> torch.Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) + 0.3
-
-
-def loop(x: torch.Tensor, y: torch.Tensor, scores: list[float]) -> dict[str, float]:
-    """From the definitions, in plain Python: Spearman is Pearson of the ranks, ties at their mean rank."""
-
-    def ranks(values: list[float]) -> list[float]:
-        return [sum(v < value for v in values) + (values.count(value) + 1) / 2 for value in values]
-
-    similarities: dict[str, list[float]] = {"cosine": [], "dot": [], "euclidean": []}
-    for a, b in zip(x.double().tolist(), y.double().tolist(), strict=True):
-        dot = sum(p * q for p, q in zip(a, b, strict=True))
-        similarities["dot"].append(dot)
-        similarities["cosine"].append(dot / math.hypot(*a) / math.hypot(*b))
-        similarities["euclidean"].append(-math.dist(a, b))
-    expected = {}
-    for name, values in similarities.items():
-        expected[f"spearman_{name}"] = 100 * statistics.correlation(ranks(values), ranks(scores))
-        expected[f"pearson_{name}"] = 100 * statistics.correlation(values, scores)
-    return expected
-
-
-def test_the_function_is_the_loop():
-    x, y = rows(30, 0), rows(30, 1)
-    y[3], x[3] = y[4], x[4]  # a tie among the similarities
-    scores = [float(i % 6) for i in range(30)]
-    assert pair_correlations(x, y, scores) == pytest.approx(loop(x, y, scores), rel=1e-9)
-    assert len({round(value, 3) for value in pair_correlations(x, y, scores).values()}) == 6
 
 
 def test_the_metric_is_the_function():
@@ -52,33 +23,8 @@ def test_the_metric_is_the_function():
     for part in (slice(0, 11), slice(11, 30)):
         in_batches.add_batch(embeddings1=x[part].numpy(), embeddings2=y[part].numpy(), references=scores[part])
     assert in_batches.compute() == pytest.approx(measured, rel=1e-9)
-
-
-def test_unit_rows_rank_alike():
-    x, y = (torch.nn.functional.normalize(rows(40, seed), dim=1) for seed in (0, 1))
-    measured = pair_correlations(x, y, [float(i % 7) for i in range(40)])
-    assert measured["spearman_dot"] == pytest.approx(measured["spearman_cosine"])
-    assert measured["spearman_euclidean"] == pytest.approx(measured["spearman_cosine"])
-
-
-def test_what_is_undefined_is_said_or_left_out():
-    x, scores = rows(4, 0), [0.0, 1.0, 2.0, 3.0]
-    with pytest.raises(InputError, match="the cosines of all 4 pairs are equal"):
-        pair_correlations(x, x, scores)
-    corner = torch.tensor([[1.0, 0.5], [1.0, 0.0], [0.0, 1.0], [-0.5, 2.0]])
-    step = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-    measured = pair_correlations(corner, corner + step, scores)
-    assert {"spearman_euclidean", "pearson_euclidean"}.isdisjoint(measured)  # every distance is 1
-    assert set(measured) == {"spearman_cosine", "pearson_cosine", "spearman_dot", "pearson_dot"}
-    with pytest.raises(InputError, match="1 of 4 pairs have no cosine"):
-        pair_correlations(x * torch.tensor([1.0, 0.0, 1.0, 1.0])[:, None], rows(4, 1), scores)
     with pytest.raises(ValueError, match="Mismatch in the number of embeddings1"):
         EmbeddingSimilarity(keep_in_memory=True).compute(embeddings1=x, embeddings2=x[:3], references=scores)
-
-
-def test_similarity_grows_with_likeness():
-    measured = pair_similarities(torch.tensor([[1.0, 0.0]] * 2), torch.tensor([[1.0, 0.1], [-1.0, 1.0]]))
-    assert len(measured) == 3 and all(near > far for near, far in measured.values())
 
 
 def test_docstring_examples():

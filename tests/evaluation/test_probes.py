@@ -1,4 +1,4 @@
-"""Probes of features: votes by hand, and features that tell classes apart or do not."""
+"""Probes of features: votes by hand, and features with and without class information."""
 
 import math
 
@@ -10,15 +10,16 @@ from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, l
 
 
 def clouds(count, seed=0, distance=6.0):
-    """Rows of three classes around points far from each other."""
+    """Rows of three classes around distant points."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (count,), generator=generator)
     return distance * torch.eye(3, 8)[labels] + torch.randn(count, 8, generator=generator), labels
 
 
 def test_votes_by_hand():
-    """To (1, 0) the cosines are 0.96 (class 0), 0.8 and 0.8 (class 1), -1 (class 0). One neighbour says 0. Of three at
-    temperature 1, e^0.96 = 2.61 < 2 e^0.8 = 4.45 says 1; at temperature 0.1, e^9.6 = 14,765 > 2 e^8 = 5,962 says 0."""
+    """To (1, 0) the cosines are 0.96 (class 0), 0.8 and 0.8 (class 1), -1 (class 0). One neighbor votes
+    for 0. Three vote for 1 at temperature 1 (e^0.96 = 2.61 < 2 e^0.8 = 4.45) and for 0 at 0.1 (e^9.6 = 14,765 >
+    2 e^8 = 5,962)."""
     train = torch.tensor([[0.96, 0.28], [1.6, 1.2], [0.4, -0.3], [-1.0, 0.0]])
     labels = torch.tensor([0, 1, 1, 0])
     test, truth = torch.tensor([[5.0, 0.0]]), torch.tensor([1])
@@ -39,7 +40,7 @@ def test_one_pass_is_each_k_alone_and_chunks_do_not_show(monkeypatch):
     assert knn_accuracies(train, labels, test, truth, **sweep) == together
 
 
-def test_classes_that_stand_apart_are_found():
+def test_separated_classes_are_found():
     data = (*clouds(100), *clouds(60, seed=1))
     assert knn_accuracies(*data, ks=(10,)) == {(10, 0.1): 100}
     assert logistic_accuracy(*data) == 100
@@ -48,7 +49,7 @@ def test_classes_that_stand_apart_are_found():
     assert knn_accuracies(*lost, ks=(10,))[10, 0.1] < 60 and logistic_accuracy(*lost) < 60
 
 
-def test_few_labels_are_as_many_as_asked(monkeypatch):
+def test_few_label_accuracies_draw_per_class(monkeypatch):
     seen = []
 
     def record(train, labels, test, truth):
@@ -61,7 +62,7 @@ def test_few_labels_are_as_many_as_asked(monkeypatch):
     assert seen == [(12, [4, 4, 4])] * 3
 
 
-def test_a_linear_layer_finds_classes_that_a_line_parts():
+def test_a_linear_layer_separates_linear_classes():
     """Images of 1 x 2 pixels whose difference is the class; the features are the pixels."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(300, 1, 1, 2, generator=generator)

@@ -11,6 +11,7 @@ from datasets import Dataset
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation import sts
 from fmicl_text.evaluation.sts import evaluate_sts, load_pairs, load_stsb, sts_metrics
+from tests.support import words_missing
 
 PAIRS = {
     "sentence1": ['"A man" sings.', "It's 5, maybe 6.", "Zoë runs."],
@@ -45,7 +46,7 @@ def write(folder: Path, content: str | bytes, name: str = "pairs.txt") -> Path:
 
 @pytest.mark.parametrize("content", [TSV, CSV, SENTEVAL], ids=["tsv", "csv", "senteval"])
 @pytest.mark.parametrize("edit", ["", "bom", "crlf", "blank lines"])
-def test_a_file_is_read_as_what_it_holds(tmp_path, content, edit):
+def test_the_format_is_detected_from_the_content(tmp_path, content, edit):
     if edit == "bom":
         content = "\ufeff" + content
     if edit == "crlf":
@@ -63,37 +64,37 @@ def test_parquet(tmp_path):
 
 HEADER = "sentence1\tsentence2\tscore\n"
 WRONG = {
-    "empty": ("", "pairs.txt is empty"),
-    "blank": ("\n \n", "pairs.txt is empty"),
-    "no score column": ("sentence1\tsentence2\tgold\na\tb\t1\n", "no column score; it has sentence1, sentence2, gold"),
-    "no header": ("a\tb\t1\nc\td\t2\n", "no column sentence1, sentence2, score; it has a, b, 1"),
-    "commas, no header": ("x,x,x,x,1,a,b\n", "no column sentence1, sentence2, score; it has x, x"),
-    "too few cells": (HEADER + "a\tb\t1\na\tb\n", "pairs.txt, line 3: 2 cells where 3 are needed"),
-    "too many cells": (CSV + "3,a,b,c\n", "pairs.txt, line 5: 4 cells where 3 are needed"),
-    "too few senteval": (SENTEVAL + "x\tx\tx\tx\t1\ta\n", "pairs.txt, line 4: 6 cells where 7 are needed"),
-    "no number": (HEADER + "a\tb\t1\na\tb\tone\n", "pairs.txt, line 3: the score 'one' is not a number"),
-    "no score": (SENTEVAL + "x\tx\tx\tx\t\ta\tb\n", "pairs.txt, line 4: the score '' is not a number"),
-    "nan": (HEADER + "a\tb\tnan\n", "pairs.txt, line 2: the score nan is not in [0, 5]"),
-    "infinite": (HEADER + "a\tb\tinf\n", "pairs.txt, line 2: the score inf is not in [0, 5]"),
-    "too large": (HEADER + "a\tb\t5.1\n", "pairs.txt, line 2: the score 5.1 is not in [0, 5]"),
-    "negative": (HEADER + "a\tb\t-1\n", "pairs.txt, line 2: the score -1 is not in [0, 5]"),
-    "blank sentence": (HEADER + "a\tb\t1\n \tb\t2\n", "pairs.txt, line 3: a sentence is blank"),
-    "blank second": (HEADER + "a\t\t1\n", "pairs.txt, line 2: a sentence is blank"),
-    "undecodable": (TSV.encode() + b"x\t1\tcaf\xe9\tb\n", "pairs.txt, line 5: not UTF-8 text"),
-    "open quote": (CSV + '"a,b,1\n', "pairs.txt, line 5: unexpected end of data"),
-    "header only": (HEADER, "0 pairs; a rank correlation needs at least 2"),
-    "one pair": (HEADER + "a\tb\t1\n", "1 pairs; a rank correlation needs at least 2"),
-    "constant": (HEADER + "a\tb\t3\nc\td\t3.0\n", "every score is 3; a correlation with it is undefined"),
-    "parquet": (b"PAR1 and no more", "pairs.txt: Could not open Parquet"),
+    "empty": ("", ["empty"]),
+    "blank": ("\n \n", ["empty"]),
+    "no score column": ("sentence1\tsentence2\tgold\na\tb\t1\n", ["column score", "sentence1, sentence2, gold"]),
+    "no header": ("a\tb\t1\nc\td\t2\n", ["column sentence1, sentence2, score", "a, b, 1"]),
+    "commas, no header": ("x,x,x,x,1,a,b\n", ["column sentence1, sentence2, score", "x, x, x, x, 1, a, b"]),
+    "too few cells": (HEADER + "a\tb\t1\na\tb\n", ["line 3", "3 cells", "2"]),
+    "too many cells": (CSV + "3,a,b,c\n", ["line 5", "3 cells", "4"]),
+    "too few senteval": (SENTEVAL + "x\tx\tx\tx\t1\ta\n", ["line 4", "7 cells", "6"]),
+    "no number": (HEADER + "a\tb\t1\na\tb\tone\n", ["line 3", "score 'one'"]),
+    "no score": (SENTEVAL + "x\tx\tx\tx\t\ta\tb\n", ["line 4", "score ''"]),
+    "nan": (HEADER + "a\tb\tnan\n", ["line 2", "score nan", "[0, 5]"]),
+    "infinite": (HEADER + "a\tb\tinf\n", ["line 2", "score inf", "[0, 5]"]),
+    "too large": (HEADER + "a\tb\t5.1\n", ["line 2", "score 5.1", "[0, 5]"]),
+    "negative": (HEADER + "a\tb\t-1\n", ["line 2", "score -1", "[0, 5]"]),
+    "blank sentence": (HEADER + "a\tb\t1\n \tb\t2\n", ["line 3", "blank"]),
+    "blank second": (HEADER + "a\t\t1\n", ["line 2", "blank"]),
+    "undecodable": (TSV.encode() + b"x\t1\tcaf\xe9\tb\n", ["line 5", "UTF-8"]),
+    "open quote": (CSV + '"a,b,1\n', ["line 5", "unexpected end of data"]),
+    "header only": (HEADER, ["0 pairs"]),
+    "one pair": (HEADER + "a\tb\t1\n", ["1 pairs"]),
+    "constant": (HEADER + "a\tb\t3\nc\td\t3.0\n", ["scores are 3"]),
+    "parquet": (b"PAR1 and no more", ["Parquet"]),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("content, message", WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_named(tmp_path, content, message):
+@pytest.mark.parametrize("content, words", WRONG.values(), ids=WRONG)
+def test_errors_name_the_file_and_the_line(tmp_path, content, words):
     with pytest.raises(InputError) as error:
         load_pairs(write(tmp_path, content))
-    assert message in str(error.value)
-    assert str(error.value).startswith(str(tmp_path))
+    assert not words_missing(str(error.value), words)
+    assert str(error.value).startswith(str(tmp_path / "pairs.txt"))
     assert "\n" not in str(error.value)
 
 
@@ -110,10 +111,10 @@ def test_wrong_rows_of_parquet(tmp_path):
     with pytest.raises(InputError, match="row 3: the score '' is not a number"):
         load_pairs(path)
     pyarrow.parquet.write_table(pyarrow.table(PAIRS | {"sentence2": ["a", None, "b"]}), path)
-    with pytest.raises(InputError, match="row 2: a sentence is blank"):
+    with pytest.raises(InputError, match=r"row 2: .*blank"):
         load_pairs(path)
     pyarrow.parquet.write_table(pyarrow.table({"score": [1.0], "text": ["a"]}), path)
-    with pytest.raises(InputError, match="no column sentence1, sentence2; it has score, text"):
+    with pytest.raises(InputError, match=r"column sentence1, sentence2; .* score, text"):
         load_pairs(path)
 
 
@@ -128,7 +129,7 @@ def test_stsb_from_the_hub(monkeypatch):
     for split in ("train", "dev", "test"):
         assert load_stsb(split).to_dict() == PAIRS
     assert asked == [("mteb/stsbenchmark-sts", split) for split in ("train", "validation", "test")]
-    with pytest.raises(InputError, match="has the splits train, dev, test, got 'validation'"):
+    with pytest.raises(InputError, match="train, dev, test, got 'validation'"):
         load_stsb("validation")
 
 
@@ -137,7 +138,7 @@ def test_the_hub_out_of_reach(monkeypatch):
         raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nand so on")
 
     monkeypatch.setattr(sts, "load_dataset", load_dataset)
-    with pytest.raises(InputError, match=r"Couldn't reach 'mteb.*' on the Hub: .*--sts_dev_file"):
+    with pytest.raises(InputError, match=r"Couldn't reach 'mteb.*' on the Hub: .*sts_dev_file.*eval_strategy=no"):
         load_stsb("test")
 
 
@@ -195,7 +196,7 @@ def test_never_nan():
     for value in (math.nan, math.inf):
         broken = x.clone()
         broken[1, 2] = value
-        with pytest.raises(InputError, match="1 of 4 pairs have no cosine: their embeddings hold NaN, infinity or"):
+        with pytest.raises(InputError, match=r"1 of 4 pairs have no cosine: .* NaN"):
             sts_metrics(y, broken, scores)
     with pytest.raises(InputError, match="4 of 4 pairs have no cosine"):
         sts_metrics(x, torch.zeros_like(x), scores)
@@ -228,5 +229,5 @@ def test_each_distinct_sentence_is_encoded_once():
     assert {key: metrics[key] for key in ("spearman", "pearson", "alignment")} == pytest.approx(
         {key: expected[key] for key in ("spearman", "pearson", "alignment")}, rel=1e-5
     )
-    with pytest.raises(ValueError, match="encode gave 1 embeddings for 4 sentences"):
+    with pytest.raises(ValueError, match="1 embeddings for 4 sentences"):
         evaluate_sts(lambda sentences: torch.ones(1, 2), pairs)
