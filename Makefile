@@ -1,19 +1,26 @@
-# The two commands of the README: `make quickstart` and `make test`. Each sets up .venv the first time.
+# `make quickstart` trains on the bundled data, `make test` runs the tests. The first run sets up .venv.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test soak check format wheel clean
+.PHONY: quickstart test test-fast soak check format wheel clean
 
-quickstart: .venv/ready
-	$(OFFLINE) $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		recipes/simcse_fmicl.py --divergence kl --output_dir runs/quickstart --overwrite_output_dir
+quickstart: .venv/runtime
+	$(OFFLINE) $(BIN)/fmicl-text train --divergence kl --output_dir runs/quickstart --overwrite_output_dir
+	@echo
+	@echo 'Train on your own text (STS-B dev, which selects the checkpoint, is downloaded from the Hub):'
+	@echo '    source .venv/bin/activate'
+	@echo '    fmicl-text train --model_name_or_path google-bert/bert-base-uncased --train_file SENTENCES.txt'
 
 test: .venv/ready
 	$(OFFLINE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-# harnesses that kill, fill and fuzz, an hour in all; tests/README.md has what they printed
+# without the tests marked slow
+test-fast: .venv/ready
+	$(OFFLINE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+
+# crash, memory, file and fuzz tests, about an hour; results in tests/README.md
 soak: .venv/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[soak]'
 	$(OFFLINE) $(BIN)/python tests/soak/kill.py
@@ -33,11 +40,16 @@ format: .venv/ready
 wheel: .venv/ready
 	$(BIN)/python -m build --wheel
 
-# torch first: that exact pin is a CPU build on CPU-only machines that offer one
-.venv/ready: pyproject.toml constraints.txt
+# What running needs. torch first: that exact pin is a CPU build on CPU-only machines that offer one
+.venv/runtime: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fmicl_text needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# what tests and checks need in addition
+.venv/ready: .venv/runtime
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -1,23 +1,25 @@
-"""Train a sentence encoder with f-MICL on dropout positives (or pairs, or triplets), and score it on graded pairs.
+"""Train a sentence encoder with f-MICL on dropout positives (or pairs, or triplets), and score it on STS pairs.
 
-    accelerate launch recipes/simcse_fmicl.py --divergence kl                                  # embedded default
+    accelerate launch recipes/simcse_fmicl.py --divergence kl                                  # bundled model and data
     accelerate launch recipes/simcse_fmicl.py --config recipes/configs/text/bert-base-kl.yaml  # the paper's run
     accelerate launch recipes/simcse_fmicl.py --divergence js --model_name_or_path MODEL \\
         --train_file SENTENCES.txt --sts_dev_file DEV.tsv --output_dir OUT
 
-Flags: --help. A YAML file of flags (--config) comes first, the command line wins. OUT then holds the encoder, which
-opens with SentenceTransformer, and settings.yaml, results.json and training_curve.png.
+Options can also be read from a YAML file (--config); flags on the command line override it. After training, OUT
+contains the encoder (a SentenceTransformer folder), its model card, settings.yaml, results.json and training_curve.png.
 """
 
 from pathlib import Path
 
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import set_seed
 
+from fmicl_text import FMICLTrainer, TextContrastiveModel, build_text_encoder
 from fmicl_text.cli.output_dir import (
     check_processes,
     claim_output_dir,
     end_together,
     is_finished,
+    print_rank0,
     run_training,
     save_run,
 )
@@ -29,20 +31,17 @@ from fmicl_text.evaluation.sts import STSB_HUB_NAME, load_pairs, load_stsb
 from fmicl_text.hub.run_record import scored_on
 from fmicl_text.loading import hub_revision
 from fmicl_text.text.data import load_training_text
-from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
 from fmicl_text.text.tokenization import training_rows
-from fmicl_text.training.trainer import FMICLTrainer
 
 
 def main() -> None:
     model_args, data_args, args = parse_args()
-    say = print if args.process_index == 0 else lambda *_: None
-    say(announce(model_args, data_args, args))
+    print_rank0(args, announce(model_args, data_args, args))
     check_processes(args)
     claim_output_dir(args)
     settings = resolved_settings(model_args, data_args, args)
     if is_finished(args, settings):
-        say(f"{args.output_dir} holds this run, finished: nothing to do")
+        print_rank0(args, f"{args.output_dir} already contains this finished run; nothing to do")
         return
 
     set_seed(args.seed)
@@ -55,7 +54,7 @@ def main() -> None:
         model_args.load_in,
         model_args.trust_remote_code,
     )
-    with args.main_process_first(desc="reading the training text"):  # the others find it in the cache
+    with args.main_process_first(desc="reading the training text"):  # the other processes read the cache
         data = load_training_text(
             data_args.train_file,
             data_args.dataset_name,
@@ -68,32 +67,29 @@ def main() -> None:
             at_least=args.train_batch_size * args.world_size,
         )
         rows, collator = training_rows(data, encoder.tokenizer, data_args.max_seq_length, data_args.tokenize_once)
-    facts = data.metadata()
-    say("Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+    print_rank0(args, "Training text: " + ", ".join(f"{name} {value}" for name, value in data.metadata().items()))
     if data_args.sts_dev_file:
-        pairs, graded = load_pairs(data_args.sts_dev_file), scored_on(Path(data_args.sts_dev_file).name)
+        pairs, scored = load_pairs(data_args.sts_dev_file), scored_on(Path(data_args.sts_dev_file).name)
     else:
         pairs = load_stsb("dev")
-        graded = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "STSBenchmark", "validation", hub_revision(pairs))
-    patience = args.early_stopping_patience
+        scored = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "STSBenchmark", "validation", hub_revision(pairs))
     trainer = FMICLTrainer(
-        model=TextContrastiveModel(encoder, model_args.head),
-        args=args,
+        TextContrastiveModel(encoder, model_args.head),
+        args,
         train_dataset=rows,
         data_collator=collator,
         evaluator=STSEvaluator(pairs, progress=args.process_index == 0 and not args.disable_tqdm),
-        callbacks=[EarlyStoppingCallback(patience)] if patience else None,
     )
     before = trainer.run_evaluator()
-    trainer.metadata = {"settings": settings, "before": before, "data": facts, "scored_on": graded}
+    trainer.metadata = {"settings": settings, "before": before, "data": data.metadata(), "scored_on": scored}
     run_training(trainer)
     after = trainer.run_evaluator()
 
     save_run(trainer, after)
-    say(before_after_table(before, after))
-    say(f"Encoder, card, settings, results and curve: {args.output_dir}")
+    print_rank0(args, before_after_table(before, after))
+    print_rank0(args, f"Saved encoder, model card, settings, results and training curve to {args.output_dir}")
     if args.push_to_hub:
-        say(f"On the Hub: {trainer.push_to_hub()}")
+        print_rank0(args, f"Pushed to the Hub: {trainer.push_to_hub()}")
     end_together(trainer)
 
 

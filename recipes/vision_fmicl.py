@@ -5,7 +5,8 @@
         --train_file cifar10/train.parquet
     accelerate launch recipes/vision_fmicl.py --objective infonce --train_file IMAGES --image_size 64 --output_dir OUT
 
-Leaves in output_dir: the encoder (an image model's folder), settings.yaml, results.json, training_curve.png.
+After training, the output folder contains the encoder (a Hugging Face image model), its model card, settings.yaml,
+results.json and training_curve.png.
 """
 
 from functools import partial
@@ -19,6 +20,7 @@ from fmicl_text.cli.output_dir import (
     claim_output_dir,
     end_together,
     is_finished,
+    print_rank0,
     run_training,
     save_run,
 )
@@ -36,12 +38,11 @@ from fmicl_text.vision.views import ImageViews
 
 def main() -> None:
     model_args, data_args, args = parse_vision_args()
-    say = print if args.process_index == 0 else lambda *_: None
     check_processes(args)
     claim_output_dir(args)
     settings = resolved_settings(model_args, data_args, args)
     if is_finished(args, settings):
-        say(f"{args.output_dir} holds this run, finished: nothing to do")
+        print_rank0(args, f"{args.output_dir} already contains this finished run; nothing to do")
         return
 
     set_seed(args.seed)
@@ -70,11 +71,12 @@ def main() -> None:
     size, start = model_args.image_size, model_args.model_name_or_path
     known = pixel_statistics(start, encoder.num_channels, model_args.model_revision) if start else None
     mean, std = known or train.mean_and_std()
-    say(
+    print_rank0(
+        args,
         f"{images.source}: {len(train.labels)} images to train on, {len(test.labels)} held out, "
-        f"{len(images.skipped)} skipped {list(images.skipped[:3])}"
+        f"{len(images.skipped)} skipped {list(images.skipped[:3])}",
     )
-    say(f"{args.method} {args.objective_name} {args.build_loss().hyperparameters} -> {args.output_dir}")
+    print_rank0(args, f"{args.method} {args.objective_name} {args.build_loss().hyperparameters} -> {args.output_dir}")
 
     processor = ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
     score = partial(
@@ -82,13 +84,10 @@ def main() -> None:
     )
     at_end, views = score(train, test), ImageViews(model_args.views, size, mean, std, model_args.color)
     model = ImageContrastiveModel(encoder, size, model_args.head_dim, processor)
-    if (
-        args.world_size > 1 and args.device.type == "cuda"
-    ):  # batch statistics of all processes; torch has it on GPUs only
+    if args.world_size > 1 and args.device.type == "cuda":  # torch synchronizes batch norm on GPUs only
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    trainer = args.trainer_class()(
-        model=model,
-        args=args,
+    trainer = args.build_trainer(
+        model,
         train_dataset=TrainingRows(train, size, views.crop, args.seed),
         data_collator=collate_images,
         evaluator=score(train, validation or test),
@@ -100,23 +99,23 @@ def main() -> None:
         at_end.probe("raw pixels", at_end.raw_pixels()),
         at_end.probe("before training", at_end.features(encoder)),
     ]
-    facts = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped)}
+    metadata = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped)}
     trainer.metadata = {
         "settings": settings,
         "before": before,
-        "data": facts,
+        "data": metadata,
         "scored_on": scored_on(f"{len(test.labels)} held-out images of {Path(images.source).name}"),
     }
     run_training(trainer)
     after = trainer.run_evaluator()
 
     rows.append(at_end.probe("after training", at_end.features(encoder)))
-    trainer.metadata["data"] = facts | {"probes": rows}
+    trainer.metadata["data"] = metadata | {"probes": rows}
     save_run(trainer, after)
-    say(markdown_table(rows))
-    say(f"Encoder, card, settings, results and curve: {args.output_dir}")
+    print_rank0(args, markdown_table(rows))
+    print_rank0(args, f"Saved encoder, model card, settings, results and training curve to {args.output_dir}")
     if args.push_to_hub:
-        say(f"On the Hub: {trainer.push_to_hub()}")
+        print_rank0(args, f"Pushed to the Hub: {trainer.push_to_hub()}")
     end_together(trainer)
 
 

@@ -1,1 +1,1 @@
-"""The command line: what recipes and evaluation scripts share."""
+"""The command line, shared by the recipes and evaluation scripts."""

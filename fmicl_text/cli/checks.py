@@ -14,7 +14,7 @@ PLOTS = (".png", ".pdf", ".svg")
 
 
 def check_filled(arguments: Sequence[str]) -> None:
-    """InputError for an empty argument, which a variable of the shell leaves that is not set."""
+    """Raise `InputError` for an empty argument, typically from an unset shell variable."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if argument.startswith("--") and argument.partition("=")[1:] == ("=", ""):
             raise InputError(f"{argument[:-1]} is empty")
@@ -23,39 +23,39 @@ def check_filled(arguments: Sequence[str]) -> None:
 
 
 def whole_number(text: str, lowest: int = 1) -> int:
-    """A flag's value that must be a whole number of at least `lowest`, and fit into 64 bits."""
+    """The value of a flag that must be an integer of at least `lowest` that fits into 64 bits."""
     if not text.isdecimal() or int(text) < lowest:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least {lowest}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {lowest}, got {text!r}")
     if int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"must be below 2^63, got {text!r}")
     return int(text)
 
 
 def positive_number(text: str) -> float:
-    """A flag's value that must be a finite number above 0."""
+    """The value of a flag that must be a finite number > 0."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a finite number > 0, got {text!r}")
     return number
 
 
 def check_writable(flag: str, path: Path | None) -> None:
-    """InputError unless a file could be written there: said before an hour's work, not after it."""
+    """Raise `InputError` unless a file can be written to a path. Checked early, so that no long computation is lost."""
     if path is None:
         return
     if not path.parent.is_dir() or (path.exists() and not path.is_file()):
-        raise InputError(f"{flag} {path}: name a file in a folder that exists")
+        raise InputError(f"{flag} {path}: must be a file in an existing folder")
     try:
-        tempfile.TemporaryFile(dir=path.parent).close()  # permission bits do not tell: root, read-only file systems
+        tempfile.TemporaryFile(dir=path.parent).close()  # permission bits do not cover root and read-only file systems
     except OSError as error:
-        raise InputError(f"{flag} {path}: nothing can be written there ({error.strerror})") from error
+        raise InputError(f"{flag} {path}: not writable ({error.strerror})") from error
 
 
 def check_plottable(flag: str, path: Path | None) -> None:
-    """InputError unless a plot could be written there."""
+    """Raise `InputError` unless a plot can be written to a path."""
     check_writable(flag, path)
     if path is not None and path.suffix.lower() not in PLOTS:
-        raise InputError(f"{flag} {path}: its name must end in {', '.join(PLOTS)}")
+        raise InputError(f"{flag} {path}: the file name must end in {', '.join(PLOTS)}")

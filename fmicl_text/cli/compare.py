@@ -1,4 +1,4 @@
-"""Merge result files of eval/sts.py and eval/mteb_sts.py into one table and plot.
+"""Merge result files of `fmicl-text sts` and eval/mteb_sts.py into one table and plot.
 
 fmicl-text compare sts-kl.json sts-js.json mteb.json --plot scores.png
 """
@@ -15,9 +15,9 @@ from fmicl_text.evaluation.report import load_results, markdown_table, score_row
 
 def main() -> None:
     parser = ArgumentParser("fmicl-text compare", __doc__)
-    parser.add_argument("results", nargs="+", type=Path, help="JSON files of eval/sts.py and eval/mteb_sts.py")
-    parser.add_argument("--sets", action="store_true", help="columns for each set of a year, and their two means")
-    parser.add_argument("--plot", type=Path, help="PNG to write")
+    parser.add_argument("results", nargs="+", type=Path, help="JSON files of `fmicl-text sts` and eval/mteb_sts.py")
+    parser.add_argument("--sets", action="store_true", help="add columns for the subsets of each task, and their means")
+    parser.add_argument("--plot", type=Path, help="plot to write: .png, .pdf or .svg")
     args = parser.parse_args()
     check_plottable("--plot", args.plot)
     rows = score_rows([result for path in args.results for result in load_results(path)], args.sets)

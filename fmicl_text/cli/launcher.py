@@ -1,9 +1,16 @@
-"""What started this process: `accelerate launch`, how many processes it was asked for, the command to type again."""
+"""How this process was launched: the number of processes requested, and the command that resumes the run.
+
+accelerate does not pass the requested number on to the processes that it starts, so it is read from the command line of
+the parent process.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +19,13 @@ import psutil
 from accelerate.commands.config import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from fmicl_text.cli.main import LAUNCH
+
 
 def launcher_arguments(parents: Sequence[psutil.Process]) -> list[str] | None:
-    """What follows `accelerate launch` in the command of a parent process; None without one."""
+    """The arguments of `accelerate launch`, in this process or in the command of a parent process; None without it."""
+    if LAUNCH in os.environ:
+        return list(json.loads(os.environ[LAUNCH])["launcher"])
     for parent in parents:
         with contextlib.suppress(psutil.Error):
             if (arguments := launch_arguments(parent.cmdline())) is not None:
@@ -23,7 +34,7 @@ def launcher_arguments(parents: Sequence[psutil.Process]) -> list[str] | None:
 
 
 def launch_arguments(command: list[str]) -> list[str] | None:
-    """What follows `accelerate launch`, in any of its spellings, in a command; None for another command."""
+    """The arguments after `accelerate launch`, in any of its spellings; None for another command."""
     for i, word in enumerate(command):
         cli = Path(word).name == "accelerate" or word == "accelerate.commands.accelerate_cli"
         if cli and command[i + 1 : i + 2] == ["launch"]:
@@ -34,12 +45,12 @@ def launch_arguments(command: list[str]) -> list[str] | None:
 
 
 def launcher_processes(arguments: list[str] | None) -> int:
-    """--num_processes of `accelerate launch` with these arguments, or of its configuration file, by default that of
-    `accelerate config`; 1 if none says. accelerate hands it on to nobody."""
+    """The number of processes that `accelerate launch` starts: from these arguments, else from its configuration file
+    (by default that of `accelerate config`), else 1."""
     if arguments is None:
         return 1
-    with contextlib.suppress(SystemExit):  # arguments that accelerate itself would refuse
-        asked, _ = launch_command_parser().parse_known_args(arguments)
+    with contextlib.suppress(SystemExit):  # arguments that accelerate itself would reject
+        asked, _ = launch_command_parser().parse_known_args([*arguments, "script"])
         by_default = default_config_file if Path(default_config_file).is_file() and not asked.cpu else None
         file = asked.config_file or by_default
         return asked.num_processes or (load_config_from_file(file).num_processes if file else None) or 1
@@ -47,11 +58,23 @@ def launcher_processes(arguments: list[str] | None) -> int:
 
 
 def resume_command(checkpoint: str) -> str:
-    """The command that started this run, with the flag that makes it go on from a checkpoint, or `auto`."""
-    arguments = launcher_arguments(psutil.Process().parents())
-    words = ["python", *sys.argv] if arguments is None else ["accelerate", "launch", *arguments]
+    """The command that started this run, with --resume_from_checkpoint set to a checkpoint or to `auto`."""
+    if LAUNCH in os.environ:
+        program, *rest = json.loads(os.environ[LAUNCH])["command"]
+        words = [executable(program), *rest]
+    elif (arguments := launcher_arguments(psutil.Process().parents())) is not None:
+        words = [executable("accelerate"), "launch", *arguments]
+    else:
+        words = [executable("python"), *sys.argv]
     words = without(words, "--overwrite_output_dir", "--resume_from_checkpoint")
     return shlex.join([*words, "--resume_from_checkpoint", checkpoint])
+
+
+def executable(name: str) -> str:
+    """The name of a program of this Python environment, with its folder unless the shell would find the same one."""
+    own = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    return str(own) if own.is_file() and (found is None or Path(found).resolve() != own.resolve()) else name
 
 
 def without(words: list[str], *flags: str) -> list[str]:

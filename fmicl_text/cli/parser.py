@@ -1,9 +1,10 @@
-"""The command line: YAML file first, flags win, what is wrong in one line."""
+"""The command line of recipes and scripts: options from a YAML file and from flags, errors in one line."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from argparse import Namespace
@@ -20,16 +21,23 @@ from transformers import HfArgumentParser, Trainer, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 
 from fmicl_text.cli.checks import check_filled
+from fmicl_text.cli.help import recipe_help
+from fmicl_text.cli.main import find_yaml, program_name
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.training.args import FMICLTrainingArguments
 
-FLAGS: set[str] = set()  # of this command line, for messages
+FLAGS: set[str] = set()  # names of the options of this command line, for messages
 
 
 @contextmanager
-def cli_errors(program: str) -> Iterator[None]:
-    """Print an `InputError` in one line on stderr and exit with status 2; `Interrupted` in one line and 128 + the
-    signal's number, as shells do. Other exceptions keep their traceback."""
+def cli_errors(program: str | None = None) -> Iterator[None]:
+    """Print an `InputError` in one line on stderr and exit with status 2; print `Interrupted` likewise and exit with
+    128 + the signal number, as shells do. Other exceptions keep their traceback.
+
+    Args:
+        program: Name of the script; see `program_name`.
+    """
+    program = program_name(program)
     try:
         yield
     except InputError as error:
@@ -41,14 +49,14 @@ def cli_errors(program: str) -> Iterator[None]:
 
 
 def add_dashes(message: str, flags: Collection[str]) -> str:
-    """A message of the library, which names arguments, as the command line has them.
+    """Turn the argument names in a message of the library into flags.
 
     >>> add_dashes("train_file=a.txt: no such file; dataset_name is not given", {"train_file", "dataset_name"})
     '--train_file a.txt: no such file; --dataset_name is not given'
 
     Args:
-        message: Arguments in it are `name=value`, or `name` alone if that is the first word or has an underscore.
-        flags: Names of the arguments that the command line has; others are left as they are.
+        message: Arguments appear as `name=value`, or as `name` if it is the first word or contains an underscore.
+        flags: Names of the options of the command line. Other names are not changed.
     """
 
     def flag(match: re.Match[str]) -> str:
@@ -62,23 +70,45 @@ def add_dashes(message: str, flags: Collection[str]) -> str:
     )
 
 
+class HelpAll(argparse.Action):
+    """`--help_all`: print all options and exit."""
+
+    def __call__(self, parser: Any, *unused: Any) -> None:
+        print(recipe_help(parser, parser.groups, everything=True), end="")
+        parser.exit()
+
+
 class ArgumentParser(HfArgumentParser):
     """The command line of a recipe or script. Errors raise `InputError`, which `cli_errors` prints in one line.
 
     Args:
-        program: Name of the script; None: of the running one.
-        description: The script's docstring.
-        groups: Dataclasses whose fields become flags.
+        program: Name of the script; None uses the running one. Under `fmicl-text`, the sub-command is shown instead.
+        description: The script's docstring, or a sentence about the recipe.
+        groups: Dataclasses of a recipe whose fields become options: model, data, training arguments.
     """
 
-    def __init__(self, program: str | None = None, description: str | None = None, groups: Any = None) -> None:
-        formatter = argparse.RawDescriptionHelpFormatter if groups is None else argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(groups, prog=program, description=description, formatter_class=formatter, allow_abbrev=False)
+    def __init__(self, program: str | None = None, description: str | None = None, groups: Sequence[Any] = ()) -> None:
+        self.groups = groups
+        formatter = argparse.RawDescriptionHelpFormatter
+        name = program_name(program)
+        super().__init__(groups, prog=name, description=description, formatter_class=formatter, allow_abbrev=False)
+        if groups:
+            text = "YAML file of options, or the name of a preset in recipes/configs. Flags override it."
+            self.add_argument("--config", metavar="FILE", help=text)
+            text = "Show all options, including those of transformers.TrainingArguments."
+            self.add_argument("--help_all", nargs=0, default=argparse.SUPPRESS, action=HelpAll, help=text)
+
+    def flags(self) -> set[str]:
+        """All spellings of the options."""
+        return {flag for action in self._actions for flag in action.option_strings}
+
+    def format_help(self) -> str:
+        return recipe_help(self, self.groups, everything=False) if self.groups else super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         args = list(sys.argv[1:] if args is None else args)
         check_filled(args)
-        FLAGS.update(action.dest for action in self._actions)
+        FLAGS.update(action.dest for action in self._actions if action.option_strings)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -86,64 +116,76 @@ class ArgumentParser(HfArgumentParser):
 
 
 @contextmanager
-def flags_called(**names: str) -> Iterator[None]:
-    """Turn `--train_file` in an `InputError` into `--images` where train_file="images" is given: what loads data and
-    models names the recipes' flags."""
+def flags_called(**flags: str) -> Iterator[None]:
+    """Rename arguments in an `InputError`: with train_file="images", `train_file=x` becomes `images=x`. For scripts
+    whose flags have other names than the arguments of the library."""
     try:
         yield
     except InputError as error:
         message = str(error)
-        for theirs, ours in names.items():
-            message = message.replace(f"--{theirs}", f"--{ours}")
+        for argument, flag in flags.items():
+            message = re.sub(rf"(?<![\w/.-])(--)?{argument}\b", rf"\1{flag}", message)
         raise InputError(message) from error
 
 
 def parse_groups(
-    groups: Any,
+    groups: Sequence[Any],
     argv: Sequence[str] | None,
     preset_of: Callable[[Namespace], Path | None],
     check: Callable[[Namespace], None],
+    description: str,
 ) -> Any:
-    """Dataclasses from flags, the last of them training arguments: preset first, then --config, then the command line.
+    """Parse options into dataclasses. Flags override the file of --config, which overrides the preset.
 
     Args:
-        groups: Their classes.
-        argv: The command line, by default this process's.
-        preset_of: What is named, to the YAML file of flags that comes first, or None.
-        check: Completes and checks all flags before the dataclasses do.
+        groups: Classes of the dataclasses, the last one of training arguments.
+        argv: Command line; None uses that of this process.
+        preset_of: Returns a YAML file of defaults, or None, for the options that were given.
+        check: Completes and checks the options before the dataclasses are built.
+        description: Description of the recipe, for --help.
 
     Raises:
-        InputError: An unknown key or flag, or a value that is not accepted; names it.
+        InputError: An unknown key or flag, or a value that is not accepted. The message names it.
     """
-    parser = ArgumentParser(groups=groups)
-    parser.add_argument("--config", help="YAML file of flags; the command line wins.")
+    parser = ArgumentParser(description=description, groups=groups)
     argv = list(sys.argv[1:] if argv is None else argv)
     check_filled(argv)
-    config, _ = parser.parse_known_args(argv)
-    from_file = yaml_flags(Path(config.config), known_flags(parser)) if config.config is not None else []
+    on_command_line, _ = parser.parse_known_args(argv)
+    from_file: list[str] = []
+    if (name := on_command_line.config) is not None:
+        from_file = yaml_flags(find_yaml(name, "configs/*"), known_flags(parser))
     check_filled(from_file)
     named, unknown = parser.parse_known_args([*from_file, *argv])
     if unknown:
-        raise InputError(f"unknown argument {unknown[0]} (--help lists those there are)")
+        raise InputError(f"unknown argument {unknown[0]} (--help lists the options)")
     if (preset_file := preset_of(named)) is not None:
         preset = yaml_flags(preset_file, known_flags(parser))
         if any(flag.startswith("--num_train_epochs") for flag in (*from_file, *argv)):
-            preset.append("--max_steps=-1")  # which would win over the epochs asked for
+            preset.append("--max_steps=-1")  # the preset's max_steps would override the epochs
         from_file = [*preset, *from_file]
     namespace = parser.parse_args([*from_file, *argv])
     del namespace.config
     check_json(namespace)
     check(namespace)
+    find_own_modules(on_command_line)
     try:
         parsed = parser.parse_dict(vars(namespace))
-        get_reporting_integration_callbacks(parsed[-1].report_to)  # refuses a logger that is not there
+        get_reporting_integration_callbacks(parsed[-1].report_to)  # raises for a logger that is not installed
         return parsed
     except (ValueError, TypeError, ArithmeticError, ImportError, RuntimeError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
 
 
+def find_own_modules(on_command_line: Namespace) -> None:
+    """Add the current folder to the end of sys.path if a flag names an object as package.module:name. A YAML file does
+    not suffice: it must not run code that happens to be in the folder."""
+    names = (on_command_line.objective, on_command_line.divergence)
+    if any(":" in name for name in names if name) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def check_json(namespace: Namespace) -> None:
-    """InputError for a value that begins as JSON and is none."""
+    """Raise `InputError` for a value that starts like a JSON object but is not valid JSON."""
     for name, value in vars(namespace).items():
         if isinstance(value, str) and value.startswith("{"):
             try:
@@ -153,76 +195,76 @@ def check_json(namespace: Namespace) -> None:
 
 
 def check_optimizer(args: FMICLTrainingArguments, own: tuple[type[Any], dict[str, Any]] | None = None) -> None:
-    """A dry run of what training will build first, once the run that it replaces is gone.
+    """Build optimizer and schedule for one weight, so that a mistake in their options is found before the data are
+    read and before an old run is overwritten.
 
     Args:
-        args: They name optimizer and schedule.
-        own: Optimizer and options that are not transformers'.
+        args: Training arguments.
+        own: Optimizer class and its arguments, if transformers does not build it.
 
     Raises:
-        InputError: Either is not installed, or does not take the options given.
+        InputError: Optimizer or schedule is not installed or does not accept its arguments.
     """
     layer: Any = torch.nn.Linear(1, 1)
     try:
         kind, kwargs = own or Trainer.get_optimizer_cls_and_kwargs(args, layer)
-        if "model" in kwargs or "params" in kwargs:  # of optimizers that look at the layers of the model
+        if "model" in kwargs or "params" in kwargs:  # depends on the layers of the model
             return
-        optimizer = kind(layer.parameters(), **kwargs)
-        schedule_knobs: Any = args.lr_scheduler_kwargs
-        get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, schedule_knobs)
+        schedule_kwargs: Any = args.lr_scheduler_kwargs
+        get_scheduler(args.lr_scheduler_type, kind(layer.parameters(), **kwargs), 0, 1, schedule_kwargs)
+    except InputError:
+        raise
     except (ValueError, ImportError, TypeError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        options = {"optim_args": args.optim_args, "lr_scheduler_kwargs": args.lr_scheduler_kwargs}
-        given = "".join(f" --{name} {value}" for name, value in options.items() if value)
-        schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-        asked = f"--optim {getattr(args.optim, 'value', args.optim)} --lr_scheduler_type {schedule}{given}"
+        names = ("optim", "lr_scheduler_type", "optim_args", "lr_scheduler_kwargs")
+        given = {name: getattr(args, name) for name in names if getattr(args, name)}
+        asked = " ".join(f"--{name} {getattr(value, 'value', value)}" for name, value in given.items())
         raise InputError(f"{asked}: {' '.join(str(error).split())}") from error
 
 
-def refuse_without_dataset(namespace: Namespace, **defaults: str | None) -> None:
-    """InputError for flags that only --dataset_name gives a meaning."""
+def check_needs_dataset(namespace: Namespace, **defaults: str | None) -> None:
+    """Raise `InputError` if an option that requires --dataset_name is set and --dataset_name is not."""
     for name, default in defaults.items():
         if namespace.dataset_name is None and getattr(namespace, name) != default:
-            raise InputError(f"--{name} means nothing without --dataset_name")
+            raise InputError(f"--{name} requires --dataset_name")
 
 
-def known_flags(parser: ArgumentParser) -> dict[str, bool]:
-    """The names that a YAML file may hold, and whether a list may be the value."""
-    return {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
+def known_flags(parser: argparse.ArgumentParser) -> dict[str, bool]:
+    """Keys that a YAML file may contain, and whether their values may be lists."""
+    skipped = ("help", "help_all", "config")
+    return {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in skipped}
 
 
 class LoaderWithoutAliases(yaml.SafeLoader):
-    """YAML's safe loader without `*name`: a few lines of these can stand for gigabytes."""
+    """YAML's safe loader without aliases (`*name`), with which a few lines can expand to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias, *name, is not accepted")
+            raise yaml.YAMLError("aliases (*name) are not supported")
         return super().compose_node(parent, index)
 
 
 def yaml_flags(path: Path, known: Mapping[str, bool]) -> list[str]:
-    """A flat YAML file as command-line flags; keys with a null value are left out.
+    """Flags from a flat YAML file. Keys with a null value are skipped.
 
     Raises:
-        InputError: The file is missing, is no flat mapping, or holds a key that is unknown or there twice.
+        InputError: The file does not exist, is not a flat mapping, or has an unknown or duplicate key.
     """
     try:
         text = path.read_text(encoding="utf-8")
         settings = yaml.load(text, LoaderWithoutAliases)
-    # ValueError: no UTF-8; a date such as 0-0-0. AttributeError, LookupError: tags of what is no date, number, ...
+    # ValueError: not UTF-8, or a date such as 0-0-0. AttributeError, LookupError: tags such as !!int on other values
     except (OSError, ValueError, AttributeError, LookupError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"--config {path}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise InputError(f"--config {path}: expected `flag: value` lines, got {type(settings).__name__}")
     if settings.get("trust_remote_code"):
-        raise InputError(f"--config {path}: trust_remote_code counts on the command line only, whoever wrote the file")
+        raise InputError(f"--config {path}: trust_remote_code can only be set on the command line")
     if unknown := [key for key in settings if key not in known]:
         raise InputError(f"--config {path}: unknown key {unknown[0]}")
     document: Any = yaml.compose(text, yaml.SafeLoader)
     keys = [key.value for key, _ in document.value]
     if twice := [key for key in settings if keys.count(key) > 1]:
-        raise InputError(f"--config {path}: {twice[0]} is there twice")
+        raise InputError(f"--config {path}: key {twice[0]} appears twice")
     flags = []
     for key, value in settings.items():
         if value is False and key.endswith("_strategy"):
@@ -235,9 +277,10 @@ def yaml_flags(path: Path, known: Mapping[str, bool]) -> list[str]:
 
 
 def resolved_settings(model_args: Any, data_args: Any, training_args: FMICLTrainingArguments) -> dict[str, Any]:
-    """Every setting of a run that is ours, or differs from what transformers would do, as `--config` reads it back."""
+    """Settings of a run, in the form that `--config` reads: all options of this project, and those of transformers
+    that differ from its defaults."""
     settings = {**vars(model_args), **vars(data_args)}
-    del settings["trust_remote_code"]  # to be asked for anew
+    del settings["trust_remote_code"]  # must be given on the command line again
     ours = {
         name
         for kind in type(training_args).__mro__
@@ -250,5 +293,8 @@ def resolved_settings(model_args: Any, data_args: Any, training_args: FMICLTrain
             continue
         if item.name in ours or (isinstance(value, str | int | float) and value != item.default):
             settings[item.name] = value.value if isinstance(value, Enum) else value
-    settings |= training_args.build_loss().hyperparameters
+    hyperparameters = training_args.build_loss().hyperparameters
+    settings |= {name: value for name, value in hyperparameters.items() if name in ours}
+    if training_args.divergence is not None:
+        settings["divergence"] = training_args.divergence  # with its module
     return settings

@@ -1,11 +1,11 @@
-"""Push a trained encoder to the Hub: what goes, what must not, and what went wrong, in one line.
+"""Upload a trained encoder to the Hugging Face Hub.
 
-    fmicl-text push OUT you/encoder                 # a folder that a recipe left
-    fmicl-text push OUT you/encoder --dry-run       # what would go
+    fmicl-text push OUT you/encoder                 # output folder of a recipe
+    fmicl-text push OUT you/encoder --dry-run       # list the files that would be uploaded
     fmicl-text push OUT you/encoder --private --revision v2 --exist_ok
 
-Only the encoder, its card and its training curve go: no head, no optimizer, no record of the run. Log in once with
-`hf auth login`, or set HF_TOKEN.
+Only the encoder, its model card and its training curve are uploaded: no head, no optimizer, no record of the run. Log
+in once with `hf auth login`, or set HF_TOKEN.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from fmicl_text.hub.upload import check_repo_id, files_to_push, push
 
 def main() -> None:
     parser = ArgumentParser("fmicl-text push", __doc__)
-    parser.add_argument("folder", type=Path, help="what a recipe left")
-    parser.add_argument("repo_id", help="you/name")
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="list what would go")
-    parser.add_argument("--private", action="store_true", default=None, help="if the repository is made here")
-    parser.add_argument("--revision", help="a branch, made if need be")
+    parser.add_argument("folder", type=Path, help="output folder of a recipe")
+    parser.add_argument("repo_id", help="repository on the Hub: you/name")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="list the files that would be uploaded")
+    parser.add_argument("--private", action="store_true", default=None, help="create the repository as private")
+    parser.add_argument("--revision", help="branch to push to (created if missing)")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request")
-    parser.add_argument("--exist_ok", action="store_true", help="commit on top of what is there")
+    parser.add_argument("--exist_ok", action="store_true", help="do not fail if the repository exists")
     args = parser.parse_args()
     if not args.folder.is_dir():
-        parser.error(f"{args.folder} is no folder")
+        parser.error(f"{args.folder}: no such folder")
     if args.dry_run:
         check_repo_id(args.repo_id)
         for name in files_to_push(args.folder):

@@ -1,4 +1,4 @@
-"""Arguments of the text recipe."""
+"""Options of the text recipe."""
 
 from __future__ import annotations
 
@@ -6,134 +6,192 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fmicl_text.cli.parser import check_optimizer, parse_groups, refuse_without_dataset
+from fmicl_text.cli.parser import check_needs_dataset, check_optimizer, parse_groups
 from fmicl_text.errors import InputError
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
 from fmicl_text.text.model import HEADS, POOLINGS
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
 
-PAPER_COMMAND = "accelerate launch recipes/simcse_fmicl.py --config recipes/configs/text/bert-base-kl.yaml"
+PAPER_COMMAND = "fmicl-text train --config bert-base-kl"
+DESCRIPTION = (
+    "Train a sentence encoder with f-MICL. Without --model_name_or_path, the bundled small BERT is trained on the "
+    "bundled sentences."
+)
 
 
 @dataclass
 class ModelArguments:
-    """The encoder and its head."""
+    """The encoder and its training-only head."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of the encoder (default: the small one in the package)."}
+        default=None,
+        metadata={"help": "Path or Hub ID of the encoder to train. If omitted, the bundled small BERT is used."},
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run Python code that the model's folder brings along; read it first."}
+        default=False, metadata={"help": "Allow custom code shipped with the model. Review it first."}
     )
     pooling: str | None = field(
-        default=None, metadata={"help": "Default: as the model says, else cls.", "choices": POOLINGS}
+        default=None,
+        metadata={"help": "Pooling. By default the model's own, or cls if it has none.", "choices": POOLINGS},
     )
-    head: str = field(default="none", metadata={"help": "Head that only training sees.", "choices": list(HEADS)})
+    head: str = field(
+        default="none",
+        metadata={
+            "help": "Training-only projection head, not exported. The paper uses simcse (dense + tanh).",
+            "choices": list(HEADS),
+        },
+    )
     lora_rank: int | None = field(
-        default=None, metadata={"help": "Train LoRA adapters of this rank only; they are merged at the end."}
+        default=None,
+        metadata={
+            "help": "Train only LoRA adapters of this rank, for large models; merged into the weights on saving."
+        },
     )
-    load_in_4bit: bool = field(default=False, metadata={"help": "Hold the weights that LoRA leaves alone in 4 bits."})
-    load_in_8bit: bool = field(default=False, metadata={"help": "Or in 8."})
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Quantize the frozen weights to 4 bits (QLoRA). Needs --lora_rank."}
+    )
+    load_in_8bit: bool = field(
+        default=False, metadata={"help": "Quantize the frozen weights to 8 bits. Needs --lora_rank."}
+    )
     dropout: float | None = field(
-        default=None, metadata={"help": "Sets every dropout probability of the model, in [0, 1)."}
+        default=None,
+        metadata={"help": "Override all dropout probabilities, in [0, 1). Set it for models without dropout."},
     )
 
     def __post_init__(self) -> None:
         if self.load_in_4bit and self.load_in_8bit:
-            raise ValueError("--load_in_4bit and --load_in_8bit exclude each other: give one")
+            raise ValueError("load_in_4bit and load_in_8bit are mutually exclusive")
+        if self.load_in and self.lora_rank is None:
+            raise ValueError(f"load_in_{self.load_in}=True requires lora_rank")
 
     @property
     def load_in(self) -> str | None:
-        """4bit, 8bit or None, all bits."""
+        """4bit, 8bit, or None without quantization."""
         return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
 
 
 @dataclass
 class DataArguments:
-    """Training text, and the graded pairs that choose the checkpoint."""
+    """Training text, and sentence pairs with similarity scores that select the checkpoint."""
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": ".txt, .csv, .tsv, .jsonl, these also .gz, or .parquet (default: the package's)."},
+        metadata={"help": "Training file: .txt, .csv, .tsv or .jsonl (optionally .gz), or .parquet."},
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub instead of a file."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration."})
-    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub dataset to train on instead of a file."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of --dataset_name."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of --dataset_name."})
     text_column: str | None = field(
-        default=None, metadata={"help": "Default: sent0, sent1[, hard_neg]; text; sentence; or the only column."}
+        default=None,
+        metadata={
+            "help": "Column to train on. By default sent0, sent1 and hard_neg if present, else text, else sentence, "
+            "else the only column, or all of two or three text columns as pairs or triplets."
+        },
     )
-    streaming: bool = field(default=False, metadata={"help": "Read while training; needs max_steps."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Stream data that are too large for the disk. Needs --max_steps."}
+    )
     tokenize_once: bool = field(
-        default=True, metadata={"help": "Tokenize before training, into cached files; streamed text is never."}
+        default=True, metadata={"help": "Tokenize the text before training and cache it. No effect when streaming."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many rows."})
-    max_seq_length: int = field(default=32, metadata={"help": "Tokens per text in training; longer ones are cut."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
+    max_seq_length: int = field(
+        default=32,
+        metadata={"help": "Tokens per text in training; longer texts are truncated. Raise it for passages."},
+    )
     sts_dev_file: str | None = field(
-        default=None, metadata={"help": "Graded pairs: .tsv or .csv with sentence1, sentence2, score; or SentEval's."}
+        default=None,
+        metadata={
+            "help": "Sentence pairs with scores (columns sentence1, sentence2, score) that select the best "
+            "checkpoint. If omitted, STS-B dev is downloaded."
+        },
     )
 
     def __post_init__(self) -> None:
-        if self.max_seq_length < 3:  # [CLS], a word piece, [SEP]
-            raise ValueError(f"--max_seq_length must be at least 3, got {self.max_seq_length}")
+        if self.max_seq_length < 3:  # [CLS], one token, [SEP]
+            raise ValueError(f"max_seq_length must be at least 3, got {self.max_seq_length}")
+
+
+@dataclass
+class TextTrainingArguments(FMICLTrainingArguments):
+    """`FMICLTrainingArguments` with SimCSE's model selection: evaluation on STS pairs every 125 steps, and the best
+    checkpoint is loaded at the end."""
+
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate on STS pairs: no, steps or epoch."})
+    eval_steps: float | None = field(default=125, metadata={"help": "Evaluate every N steps."})
+    save_steps: float = field(default=125, metadata={"help": "Save a checkpoint every N steps."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Load the best checkpoint at the end of training."}
+    )
+    metric_for_best_model: str | None = field(
+        default="sts_spearman", metadata={"help": "Metric that selects the best checkpoint."}
+    )
+    greater_is_better: bool | None = field(
+        default=True, metadata={"help": "Whether a higher metric_for_best_model is better."}
+    )
+
+
+GROUPS = (ModelArguments, DataArguments, TextTrainingArguments)
 
 
 def parse_args(
     argv: Sequence[str] | None = None,
-) -> tuple[ModelArguments, DataArguments, FMICLTrainingArguments]:
-    """Arguments of the text recipe, from `--config FILE.yaml` (flat, the flags' names) and the command line, which
-    wins. Where neither names a model, the package's small encoder and its preset come first.
+) -> tuple[ModelArguments, DataArguments, TextTrainingArguments]:
+    """Options of the text recipe from the command line and the YAML file of `--config`. If neither names a model, the
+    bundled encoder and its preset are the defaults.
 
     Raises:
-        InputError: An unknown key or flag, or a value that is not accepted; names it.
+        InputError: An unknown key or flag, or a value that is not accepted. The message names it.
     """
 
     def check(namespace: Namespace) -> None:
-        fill_embedded(namespace)
-        refuse_without_dataset(namespace, dataset_config=None, dataset_split="train")
+        fill_bundled(namespace)
+        check_needs_dataset(namespace, dataset_config=None, dataset_split="train")
         if namespace.streaming and namespace.max_steps <= 0:
-            raise InputError(f"--streaming needs --max_steps (the length is not known), got {namespace.max_steps}")
+            raise InputError(f"--streaming needs --max_steps (the length is unknown), got {namespace.max_steps}")
         strategy = namespace.train_sampling_strategy
         if strategy in LENGTH_STRATEGIES and (namespace.streaming or not namespace.tokenize_once):
             raise InputError(
-                f"--train_sampling_strategy {strategy} needs lengths before training: "
-                "--streaming False, --tokenize_once True"
+                f"--train_sampling_strategy {strategy} needs the lengths before training: use --tokenize_once True "
+                "and --streaming False"
             )
 
-    groups = (ModelArguments, DataArguments, FMICLTrainingArguments)
-    parsed: tuple[ModelArguments, DataArguments, FMICLTrainingArguments]
-    parsed = parse_groups(groups, argv, lambda named: None if named.model_name_or_path else PRESET, check)
+    parsed: tuple[ModelArguments, DataArguments, TextTrainingArguments]
+    parsed = parse_groups(GROUPS, argv, lambda named: None if named.model_name_or_path else PRESET, check, DESCRIPTION)
     check_optimizer(parsed[-1])
     return parsed
 
 
-def fill_embedded(namespace: Namespace) -> None:
-    """Name the package's own encoder, sentences and graded pairs where nothing else is named.
+def fill_bundled(namespace: Namespace) -> None:
+    """Use the bundled encoder, sentences and STS pairs if the options name no others.
 
     Raises:
-        InputError: A model of the user's own, but nothing to train it on.
+        InputError: A model is given without training data.
     """
     model_named = namespace.model_name_or_path is not None
     namespace.model_name_or_path = namespace.model_name_or_path or str(ENCODER)
     if namespace.train_file is None and namespace.dataset_name is None:
         if model_named:
-            raise InputError("--model_name_or_path needs text to train on: --train_file FILE or --dataset_name NAME")
+            raise InputError("--model_name_or_path needs training data: --train_file FILE or --dataset_name NAME")
         namespace.train_file = str(SENTENCES)
         namespace.sts_dev_file = namespace.sts_dev_file or str(PAIRS)
 
 
-def announce(model_args: ModelArguments, data_args: DataArguments, args: FMICLTrainingArguments) -> str:
-    """What is about to run; where the package's own encoder or text is used, that comes first."""
+def announce(model_args: ModelArguments, data_args: DataArguments, args: TextTrainingArguments) -> str:
+    """A summary of the run, preceded by a notice if the bundled encoder is used."""
     lines = []
     if model_args.model_name_or_path == str(ENCODER):
-        text = "its own sentences, no network" if data_args.train_file == str(SENTENCES) else "the text you named"
-        lines.append(f"Embedded default: the package's small BERT on {text}. The paper's run: {PAPER_COMMAND}")
-    kwargs = " ".join(f"{name}={value}" for name, value in args.build_loss().hyperparameters.items())
+        bundled = data_args.train_file == str(SENTENCES)
+        text = "the bundled sentences (offline)" if bundled else data_args.train_file or data_args.dataset_name
+        lines.append(f"No model given: training the bundled small BERT on {text}. The paper's run: {PAPER_COMMAND}")
+    hyperparameters = args.build_loss().hyperparameters
+    loss = " ".join(f"{name}={value}" for name, value in hyperparameters.items())
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     batch = str(args.per_device_train_batch_size) + (f" x {args.world_size}" if args.world_size > 1 else "")
-    batch += f" in parts of {args.mini_batch_size}" if args.mini_batch_size else ""
+    batch += f" in mini-batches of {args.mini_batch_size}" if args.mini_batch_size else ""
     lines.append(
-        f"{args.objective} {kwargs} | pooling {model_args.pooling or 'as the model says, else cls'}, head "
+        f"{args.objective} {loss} | pooling {model_args.pooling or 'of the model, else cls'}, head "
         f"{model_args.head}, learning rate {args.learning_rate:g}, batch {batch}, {length}, "
         f"seed {args.seed} -> {args.output_dir}"
     )

@@ -1,22 +1,23 @@
-"""What the vision recipe reads; the paper's settings as defaults, scikit-learn's digits where no data is named."""
+"""Options of the vision recipe."""
 
 from __future__ import annotations
 
 import warnings
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from argparse import SUPPRESS, Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fmicl_text.cli.parser import check_optimizer, parse_groups, refuse_without_dataset
+from fmicl_text.cli.parser import check_needs_dataset, check_optimizer, parse_groups
 from fmicl_text.errors import InputError
 from fmicl_text.losses.contrastive import NEGATIVES
+from fmicl_text.losses.similarity import SIMILARITIES
+from fmicl_text.model import ContrastiveModel
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
-from fmicl_text.training.momentum import MomentumTrainer
+from fmicl_text.training.momentum import MomentumModel, MomentumTrainer
 from fmicl_text.training.trainer import FMICLTrainer
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.encoder import IMAGE_POOLINGS
@@ -24,116 +25,152 @@ from fmicl_text.vision.views import VIEWS
 
 METHODS = ("simclr", "moco", "mocov3")
 DIGITS_PRESET = Path(__file__).parents[1] / "vision" / "digits.yaml"
+DESCRIPTION = (
+    "Train an image encoder with f-MICL on two random views of every image. Without --train_file or --dataset_name, "
+    "the data are scikit-learn's digits."
+)
 
 
 @dataclass
 class ImageModelArguments:
-    """The encoder, its head, and the views that it sees."""
+    """The encoder, its projection head, and the augmentations."""
 
     architecture: str = field(
         default="resnet-18-small",
-        metadata={"help": "Trained from random weights.", "choices": list(IMAGE_CONFIGS)},
+        metadata={
+            "help": "Architecture, trained from scratch. Those named small are for images of about 32 pixels.",
+            "choices": list(IMAGE_CONFIGS),
+        },
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of an image model to start from instead."}
+        default=None, metadata={"help": "Path or Hub ID of an image model to start from instead."}
     )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run Python code that the model's folder brings along; read it first."}
+        default=False, metadata={"help": "Allow custom code shipped with the model. Review it first."}
     )
     pooling: str | None = field(
-        default=None, metadata={"help": "Default: as the model says, else auto.", "choices": IMAGE_POOLINGS}
+        default=None,
+        metadata={"help": "Pooling. By default the model's own, or auto if it has none.", "choices": IMAGE_POOLINGS},
     )
-    head_dim: int = field(default=512, metadata={"help": "Width of the projection head, which only training sees."})
-    image_size: int = field(default=32, metadata={"help": "Height and width of the views, in pixels."})
-    views: str = field(default="cifar", metadata={"help": "Which random views.", "choices": list(VIEWS)})
+    head_dim: int = field(default=512, metadata={"help": "Width of the training-only projection head."})
+    image_size: int = field(default=32, metadata={"help": "Height and width of the views in pixels."})
+    views: str = field(default="cifar", metadata={"help": "Augmentation policy.", "choices": list(VIEWS)})
     color: str = field(
         default="exact",
-        metadata={"help": "Color jitter: torchvision's, or a faster one.", "choices": ["exact", "fast"]},
+        metadata={"help": "Color jitter: exact (as torchvision) or fast.", "choices": ["exact", "fast"]},
     )
 
     def __post_init__(self) -> None:
         for name in ("head_dim", "image_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass
 class ImageDataArguments:
-    """Training images, and those held out to score the encoder."""
+    """Training images, and images that are held out to evaluate the encoder."""
 
     train_file: str | None = field(
-        default=None,
-        metadata={"help": ".parquet, or a folder of class folders (default: scikit-learn's digits)."},
+        default=None, metadata={"help": "Training file (.parquet), or a folder with one subfolder per class."}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub instead."})
-    dataset_split: str = field(default="train", metadata={"help": "Its split."})
-    image_column: str = field(default="img", metadata={"help": "The column of images."})
-    label_column: str = field(default="label", metadata={"help": "The column of classes; training does not see it."})
-    held_out: int = field(default=5000, metadata={"help": "Last rows, held out: the encoder is scored on them."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub dataset to train on instead of a file."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of --dataset_name."})
+    image_column: str = field(default="img", metadata={"help": "Column of images."})
+    label_column: str = field(default="label", metadata={"help": "Column of labels, used for evaluation only."})
+    held_out: int = field(default=5000, metadata={"help": "Number of final rows held out as the test set."})
     validation: int = field(
-        default=0, metadata={"help": "Rows before those, not trained on: scored during training, to choose by."}
+        default=0, metadata={"help": "Number of further rows held out to select the checkpoint during training."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows only."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
 
 
 @dataclass
 class VisionTrainingArguments(FMICLTrainingArguments):
     """`FMICLTrainingArguments` with the paper's settings for images.
 
-    Changed defaults: batch 512; SGD with momentum 0.9, weight decay 5e-4, learning rate 0.1 with a cosine; 800 epochs;
-    gamma 1 and alpha 40 (InfoNCE: temperature 0.5); the k-NN score after every epoch; the last weights are kept;
+    Changed defaults: batch 512; SGD with momentum 0.9, weight decay 5e-4, learning rate 0.1 with a cosine schedule; 800
+    epochs; gamma 1 and alpha 40 (InfoNCE: temperature 0.5); k-NN evaluation after every epoch; no checkpoints;
     `output_dir` runs/vision-<objective>, with MoCo runs/vision-<method>-<objective>.
     """
 
     method: str = field(
-        default="simclr", metadata={"help": "Where positives and negatives come from.", "choices": list(METHODS)}
+        default="simclr",
+        metadata={
+            "help": "simclr (negatives from the batch), moco (from a queue) or mocov3 (momentum encoder, no queue).",
+            "choices": list(METHODS),
+        },
     )
     queue_size: int | None = field(
-        default=None, metadata={"help": "Past embeddings that are moco's negatives (default 4096)."}
+        default=None, metadata={"help": "Number of past embeddings that moco uses as negatives. Default 4096."}
     )
     encoder_momentum: float | None = field(
-        default=None, metadata={"help": "Of moco's slow copy (default 0.99); in mocov3 it rises to 1."}
+        default=None, metadata={"help": "Momentum of the momentum encoder. Default 0.99; mocov3 ends at 1."}
     )
+    gamma: float | None = field(
+        default=None,
+        metadata={"help": "Inverse width 1/(2 sigma^2) of the Gaussian similarity, > 0. Default 1 for fmicl."},
+    )
+    alpha: float | None = field(
+        default=None, metadata={"help": "Weight of the negative (repulsion) term, > 0. Default 40 for fmicl."}
+    )
+    temperature: float | None = field(default=None, metadata={"help": "InfoNCE temperature, > 0 (default 0.5)."})
     negatives: str | None = field(
         default=None,
         metadata={
-            "help": "Negative pairs (default same_view; infonce, spectral cross_view; moco always queue).",
+            "help": "Which pairs are negatives: same_view (x_i, x_j), cross_view (x_i, y_j), both, or queue for moco "
+            "(default same_view; infonce, spectral: cross_view).",
             "choices": NEGATIVES,
         },
     )
-    momentum: float = field(default=0.9, metadata={"help": "Of --optim sgd and lars."})
-    per_device_train_batch_size: int = field(default=512, metadata={"help": "Examples per step and device, >= 2."})
+    mini_batch_size: int | None = field(default=None, metadata={"help": SUPPRESS})  # not supported
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of --optim sgd and lars."})
+    per_device_train_batch_size: int = field(
+        default=512, metadata={"help": "Examples per step and process, >= 2. Larger batches have more negatives."}
+    )
     learning_rate: float = field(default=0.1, metadata={"help": "Peak learning rate."})
-    optim: str = field(default="sgd", metadata={"help": "lars, or one of transformers; sgd has momentum here."})
-    weight_decay: float = field(default=5e-4, metadata={"help": "Of the weights, not of biases and norms."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "A schedule of transformers."})
-    num_train_epochs: float = field(default=800.0, metadata={"help": "Epochs, unless max_steps is given."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to score: no, steps or epoch."})
+    optim: str = field(
+        default="sgd", metadata={"help": "Optimizer: sgd, lars for large batches, or another one of transformers."}
+    )
+    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay, except of biases and norms."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    num_train_epochs: float = field(default=800.0, metadata={"help": "Number of epochs, unless max_steps is given."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="no", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
     load_best_model_at_end: bool = field(
-        default=False, metadata={"help": "End with the best checkpoint; needs --validation."}
+        default=False, metadata={"help": "Load the best checkpoint at the end of training. Needs --validation."}
     )
-    metric_for_best_model: str | None = field(default="knn_accuracy", metadata={"help": "Chooses the checkpoint."})
+    metric_for_best_model: str | None = field(
+        default="knn_accuracy", metadata={"help": "Metric that selects the best checkpoint."}
+    )
 
     def __post_init__(self) -> None:
         if self.objective == "fmicl":
             self.alpha = 40.0 if self.alpha is None else self.alpha
-            if self.gamma is None and self.similarity != "cosine":
+            if self.gamma is None and SIMILARITIES[self.similarity or "gaussian"].uses_gamma:
                 self.gamma = 1.0
         elif self.objective == "infonce" and self.temperature is None:
             self.temperature = 0.5
         if self.mini_batch_size is not None:
-            raise ValueError("--mini_batch_size is not possible with images: batch normalization needs the whole batch")
+            raise ValueError(
+                f"mini_batch_size={self.mini_batch_size} is not supported for images: batch normalization needs the "
+                "full batch"
+            )
         self.settle_method()
         prefix = "" if self.method == "simclr" else f"{self.method}-"
-        self.output_dir = self.output_dir or f"runs/vision-{prefix}{self.objective_name}"  # beside a text run's
-        optim, self.optim = self.optim, "sgd" if self.optim == "lars" else self.optim  # which transformers lacks
+        self.output_dir = (
+            self.output_dir or f"runs/vision-{prefix}{self.objective_name}"
+        )  # not the folder of a text run
+        optim, self.optim = self.optim, "sgd" if self.optim == "lars" else self.optim  # transformers has no lars
         super().__post_init__()
         self.optim = optim
 
     def settle_method(self) -> None:
-        """Defaults of the method; ValueError for a hyperparameter that it does not have, or out of range."""
+        """Set the defaults of the method.
+
+        Raises:
+            ValueError: A hyperparameter does not apply to the method, or is out of range.
+        """
         if self.method == "moco":
             self.negatives = self.negatives or "queue"
             self.queue_size = 4096 if self.queue_size is None else self.queue_size
@@ -141,42 +178,44 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             self.encoder_momentum = 0.99 if self.encoder_momentum is None else self.encoder_momentum
         if (self.negatives == "queue") != (self.method == "moco"):
             raise ValueError(
-                f"--negatives {self.negatives} means nothing to --method {self.method}: only moco has a queue"
+                f"negatives={self.negatives} does not apply to method={self.method}: moco, and only moco, has a queue"
             )
         if self.method == "moco" and self.objective == "fmicl":
             warnings.warn(
-                "f-MICL's negative term pushes queries away from all keys of a queue alike, their positives among them "
-                "while keys lie close together: on scikit-learn's digits the encoder got worse. --method mocov3, or "
-                "--objective infonce, does not do that.",
+                "method=moco, objective=fmicl: while keys are close together, f-MICL repels a query from all keys of "
+                "the queue equally, including those close to its positive. On scikit-learn's digits this made the "
+                "encoder worse. Use method=mocov3 or objective=infonce instead.",
                 stacklevel=2,
             )
         if self.queue_size is not None and self.method != "moco":
-            raise ValueError(f"--queue_size means nothing to --method {self.method}, which has no queue")
+            raise ValueError(f"queue_size={self.queue_size} does not apply to method={self.method}, which has no queue")
         if self.encoder_momentum is not None and self.method == "simclr":
-            raise ValueError("--encoder_momentum means nothing to --method simclr, which has no slow copy")
+            raise ValueError(
+                f"encoder_momentum={self.encoder_momentum} does not apply to method=simclr, which has no momentum "
+                "encoder"
+            )
         if self.queue_size is not None and self.queue_size < 1:
-            raise ValueError(f"--queue_size must be at least 1, got {self.queue_size}")
+            raise ValueError(f"queue_size must be at least 1, got {self.queue_size}")
         if self.encoder_momentum is not None and not 0 <= self.encoder_momentum <= 1:
-            raise ValueError(f"--encoder_momentum must be in [0, 1], got {self.encoder_momentum}")
+            raise ValueError(f"encoder_momentum must be in [0, 1], got {self.encoder_momentum}")
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"--momentum must be in [0, 1), got {self.momentum}")
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
 
-    def trainer_class(self) -> Callable[..., FMICLTrainer]:
-        """What trains by the method, with its hyperparameters."""
+    def build_trainer(self, model: ContrastiveModel, **kwargs: Any) -> FMICLTrainer:
+        """The trainer of the method, with its hyperparameters; `kwargs` as for `FMICLTrainer`."""
         if self.method == "simclr":
-            return FMICLTrainer
-        slow = partial(
-            MomentumTrainer, encoder_momentum=0.99 if self.encoder_momentum is None else self.encoder_momentum
-        )
-        if self.method == "moco":
-            return partial(slow, queue_size=4096 if self.queue_size is None else self.queue_size)
-        return partial(slow, predictor=True, rising=True)
+            return FMICLTrainer(model, self, **kwargs)
+        is_v3 = self.method == "mocov3"
+        momentum_model = MomentumModel(model, queue_size=self.queue_size or 0, predictor=is_v3)
+        momentum = 0.99 if self.encoder_momentum is None else self.encoder_momentum
+        return MomentumTrainer(momentum_model, self, encoder_momentum=momentum, increase_momentum=is_v3, **kwargs)
 
     def optimizer_class_and_kwargs(self) -> tuple[type[torch.optim.Optimizer], dict[str, Any]] | None:
-        """What transformers would build otherwise, or lacks; None for its own.
+        """Class and arguments of sgd, which transformers builds without momentum, and of lars, which it does not have;
+        None for the other optimizers.
 
         Raises:
-            InputError: --optim lars without the package that has it.
+            InputError: pytorch-optimizer, which has LARS, is not installed.
         """
         kwargs = {"lr": self.learning_rate, "momentum": self.momentum}
         if self.optim == "sgd":
@@ -185,38 +224,40 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             try:
                 from pytorch_optimizer import LARS
             except ImportError as error:
-                raise InputError("--optim lars needs pytorch-optimizer: pip install pytorch-optimizer") from error
+                raise InputError("optim=lars needs pytorch-optimizer: pip install pytorch-optimizer") from error
             return LARS, kwargs
         return None
+
+
+GROUPS = (ImageModelArguments, ImageDataArguments, VisionTrainingArguments)
 
 
 def parse_vision_args(
     argv: Sequence[str] | None = None,
 ) -> tuple[ImageModelArguments, ImageDataArguments, VisionTrainingArguments]:
-    """Arguments of the vision recipe, as `arguments.parse_groups` reads them. Where no data is named, scikit-learn's
-    digits and their preset come first.
+    """Options of the vision recipe from the command line and the YAML file of `--config`. If neither names data, the
+    preset of scikit-learn's digits provides the defaults.
 
     Raises:
-        InputError: An unknown key or flag, or a value that is not accepted; names it.
+        InputError: An unknown key or flag, or a value that is not accepted. The message names it.
     """
 
     def check(namespace: Namespace) -> None:
         if namespace.train_file is not None and namespace.dataset_name is not None:
-            raise InputError("exactly one of --train_file and --dataset_name is needed, got both")
-        refuse_without_dataset(namespace, dataset_split="train")
+            raise InputError("--train_file and --dataset_name are mutually exclusive, got both")
+        check_needs_dataset(namespace, dataset_split="train")
         if namespace.train_sampling_strategy in LENGTH_STRATEGIES:
             raise InputError(f"--train_sampling_strategy {namespace.train_sampling_strategy}: images have no length")
         if namespace.load_best_model_at_end and not namespace.validation:
             raise InputError(
-                "--load_best_model_at_end True would choose the checkpoint by the images that the run is scored on: "
-                "keep others aside with --validation N"
+                "--load_best_model_at_end True would select the checkpoint on the test images; reserve others with "
+                "--validation N"
             )
 
     def preset_of(named: Namespace) -> Path | None:
         return DIGITS_PRESET if named.train_file is None and named.dataset_name is None else None
 
-    groups = (ImageModelArguments, ImageDataArguments, VisionTrainingArguments)
     parsed: tuple[ImageModelArguments, ImageDataArguments, VisionTrainingArguments]
-    parsed = parse_groups(groups, argv, preset_of, check)
+    parsed = parse_groups(GROUPS, argv, preset_of, check, DESCRIPTION)
     check_optimizer(parsed[-1], parsed[-1].optimizer_class_and_kwargs())
     return parsed

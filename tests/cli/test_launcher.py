@@ -1,10 +1,14 @@
-"""What accelerate was asked for, read from the commands of the parent processes; and the command to type again."""
+"""The number of processes requested, read from the commands of the parent processes; and the resume command."""
 
+import json
 import sys
+from pathlib import Path
 
 import psutil
 
-from fmicl_text.cli.launcher import launcher_arguments, launcher_processes, resume_command
+from fmicl_text.cli import launcher
+from fmicl_text.cli.launcher import executable, launcher_arguments, launcher_processes, resume_command
+from fmicl_text.cli.main import LAUNCH
 
 
 def asked_of(*parents):
@@ -48,8 +52,9 @@ def test_what_the_launcher_was_asked_for(tmp_path, monkeypatch, capsys):
         assert asked_of(Parent("accelerate", "launch", *flags, *script)) == expected
 
 
-def test_the_command_to_go_on(monkeypatch):
-    """Without the flags that would start afresh, and with the one that goes on; as it was launched."""
+def test_the_resume_command(monkeypatch):
+    """Without the flags that would start from scratch, with the one that resumes; as the run was launched."""
+    monkeypatch.setattr(launcher, "executable", lambda name: name)
     monkeypatch.setattr(sys, "argv", ["r.py", "--overwrite_output_dir", "--alpha", "4", "--resume_from_checkpoint=a/b"])
     monkeypatch.setattr(psutil.Process, "parents", lambda process: [])
     assert resume_command("auto") == "python r.py --alpha 4 --resume_from_checkpoint auto"
@@ -57,3 +62,18 @@ def test_the_command_to_go_on(monkeypatch):
     monkeypatch.setattr(psutil.Process, "parents", lambda process: [Parent("sh"), Parent(*launched)])
     expected = "accelerate launch --cpu r.py --output_dir 'my run' --resume_from_checkpoint a/checkpoint-5"
     assert resume_command("a/checkpoint-5") == expected
+    started = {
+        "command": ["fmicl-text", "train", "--num_processes", "2", "--alpha", "4"],
+        "launcher": ["--num_processes", "2"],
+    }
+    monkeypatch.setenv(LAUNCH, json.dumps(started))
+    assert resume_command("auto") == "fmicl-text train --num_processes 2 --alpha 4 --resume_from_checkpoint auto"
+    assert asked_of() == 2
+
+
+def test_programs_are_named_so_that_the_shell_finds_them(monkeypatch, tmp_path):
+    folder = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", str(folder))
+    assert executable("python") == "python"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert executable("python") == str(folder / "python")

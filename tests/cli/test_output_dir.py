@@ -15,8 +15,7 @@ from fmicl_text.cli.output_dir import (
     save_run,
 )
 from fmicl_text.errors import Interrupted
-from tests.training.test_signals import SAVING, Signal
-from tests.training.test_trainer import make_trainer
+from tests.support import SAVING, Signal, make_trainer
 
 
 def arguments(folder, **settings):
@@ -32,9 +31,9 @@ def test_a_new_folder_is_made_and_an_unrelated_file_is_no_obstacle(tmp_path):
 @pytest.mark.parametrize("held", ["results.json", "modules.json", "config.json", "checkpoint-10"])
 def test_what_a_run_would_overwrite_is_kept(tmp_path, held):
     (tmp_path / held).mkdir() if held.startswith("checkpoint") else (tmp_path / held).write_text("{}")
-    with pytest.raises(InputError, match=f"already holds {held}: name another folder, or add --overwrite_output_dir"):
+    with pytest.raises(InputError, match=f"already contains {held}.*--overwrite_output_dir"):
         claim_output_dir(arguments(tmp_path))
-    with pytest.raises(InputError, match=f"already holds {held}"):
+    with pytest.raises(InputError, match=f"already contains {held}"):
         claim_output_dir(arguments(tmp_path, resume_from_checkpoint="False"))
     assert (tmp_path / held).exists()
     if not held.startswith("checkpoint"):
@@ -46,12 +45,12 @@ def test_a_checkpoint_that_is_not_there_or_damaged_is_told_of_at_once(tmp_path):
     (tmp_path / "checkpoint-10").mkdir()
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
     for named, words in [
-        ("auto", "auto: no whole checkpoint; .*checkpoint-10 is damaged .*no manifest.json"),
-        ("nope", "nope: no checkpoint, it has"),
+        ("auto", "auto: .*checkpoint-10 .*no manifest.json"),
+        ("nope", "nope: .*no trainer_state.json"),
     ]:
-        with pytest.raises(InputError, match=f"--resume_from_checkpoint {words}"):
+        with pytest.raises(InputError, match=f"resume_from_checkpoint={words}"):
             claim_output_dir(arguments(tmp_path, resume_from_checkpoint=named))
-    with pytest.raises(InputError, match=r"--resume_from_checkpoint True: .*empty holds no checkpoint"):
+    with pytest.raises(InputError, match=r"resume_from_checkpoint=True: .*empty contains no checkpoint"):
         claim_output_dir(arguments(tmp_path / "empty", resume_from_checkpoint="True"))
     claim_output_dir(arguments(tmp_path / "empty", resume_from_checkpoint="auto"))
 
@@ -82,7 +81,7 @@ def test_the_command_in_the_message_goes_on_from_what_was_saved(bert_folder, tmp
         trainer.train()
         trainer.args.resume_from_checkpoint = str(tmp_path / f"checkpoint-{begun_at}")
     trainer.add_callback(Signal(5))
-    with pytest.raises(Interrupted, match=rf"To go on: .* --resume_from_checkpoint {words}$"):
+    with pytest.raises(Interrupted, match=rf"To resume: .* --resume_from_checkpoint {words}$"):
         run_training(trainer)
 
 
@@ -135,9 +134,7 @@ def test_a_process_of_several_that_is_alone_is_refused(tmp_path, monkeypatch):
     args = arguments(tmp_path)
     check_processes(args)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        InputError, match=r"2 processes were asked for, but this one trains with 1: on CPUs .*--use_cpu True"
-    ):
+    with pytest.raises(InputError, match=r"2 processes .* 1: .*--use_cpu True"):
         check_processes(args)
 
 

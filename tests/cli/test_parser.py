@@ -1,8 +1,15 @@
 """Errors of the library, which name arguments, become errors of the command line, which name flags."""
 
+import os
+import sys
+from unittest import mock
+
 import pytest
 
-from fmicl_text.cli.parser import add_dashes
+from fmicl_text.cli.main import LAUNCH
+from fmicl_text.cli.parser import ArgumentParser, add_dashes, cli_errors, find_own_modules, flags_called
+from fmicl_text.cli.text import GROUPS, parse_args
+from fmicl_text.errors import InputError
 
 FLAGS = {"train_file", "gamma", "model", "max_steps", "dataset_name", "output_dir"}
 
@@ -23,3 +30,53 @@ FLAGS = {"train_file", "gamma", "model", "max_steps", "dataset_name", "output_di
 )
 def test_names_of_arguments_become_flags(message, expected):
     assert add_dashes(message, FLAGS) == expected
+
+
+def test_scripts_may_call_arguments_otherwise():
+    expected = "^images=/a/train_file: no such file; model_name_or_path=b, max_train_samples$"
+    with pytest.raises(InputError, match=expected), flags_called(train_file="images", train="x"):
+        raise InputError("train_file=/a/train_file: no such file; model_name_or_path=b, max_train_samples")
+
+
+@pytest.mark.parametrize(
+    "launch, program", [(None, "sts.py"), ('{"command": ["fmicl-text", "sts"]}', "fmicl-text sts")]
+)
+def test_errors_are_one_line_of_the_program(monkeypatch, capsys, launch, program):
+    monkeypatch.delenv(LAUNCH, raising=False)
+    if launch:
+        monkeypatch.setenv(LAUNCH, launch)
+    with pytest.raises(SystemExit) as stop, cli_errors("sts.py"):
+        raise InputError("two\n  lines")
+    assert stop.value.code == 2 and capsys.readouterr().err == f"{program}: error: two lines\n"
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["--learning_rate=-1"], "--learning_rate must be finite and at least 0, got -1.0"),
+        (["--seed=-1"], "--seed must be from 0 to 4294967295, got -1"),
+        (["--gamma", "nan"], "--gamma must be a finite number > 0, got nan"),
+        (["--similarity", "cosine", "--gamma", "2"], "--gamma 2.0 does not apply to --similarity cosine"),
+        (["--max_seq_length", "0"], "--max_seq_length must be at least 3, got 0"),
+        (["--load_in_4bit", "--load_in_8bit"], "--load_in_4bit and --load_in_8bit are mutually exclusive"),
+    ],
+)
+def test_errors_of_the_dataclasses_name_flags(argv, expected, capsys):
+    with pytest.raises(SystemExit), cli_errors("x.py"):
+        parse_args(argv)
+    assert capsys.readouterr().err == f"x.py: error: {expected}\n"
+
+
+def test_modules_of_the_current_folder_are_found_for_flags_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_divergence.py").write_text("def f(u):\n    return u * u.log()\n")
+    (tmp_path / "run.yaml").write_text("divergence: own_divergence:f\n")
+    with mock.patch.object(sys, "path", [entry for entry in sys.path if entry not in ("", os.getcwd())]):
+        with pytest.raises(InputError, match="own_divergence"):
+            parse_args(["--config", "run.yaml", "--use_cpu", "True"])
+        parser = ArgumentParser(groups=GROUPS)
+        find_own_modules(parser.parse_args(["--divergence", "kl"]))
+        assert str(tmp_path) not in sys.path
+        args = parse_args(["--config", "run.yaml", "--divergence", "own_divergence:f", "--use_cpu", "True"])[-1]
+        assert args.divergence == "own_divergence:f" and sys.path[-1] == str(tmp_path)
+    sys.modules.pop("own_divergence")

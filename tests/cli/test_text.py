@@ -1,9 +1,11 @@
 """YAML first, command line wins; every mistake is one line that names the argument."""
 
+import re
+
 import pytest
 import yaml
 
-from fmicl_text.cli.parser import resolved_settings
+from fmicl_text.cli.parser import FLAGS, add_dashes, resolved_settings
 from fmicl_text.cli.text import announce, parse_args
 from fmicl_text.errors import InputError
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
@@ -18,8 +20,13 @@ def test_nothing_named_is_the_embedded_default_and_says_so_first():
     preset = yaml.safe_load(PRESET.read_text())
     assert (model.pooling, args.max_steps, args.learning_rate) == ("mean", preset["max_steps"], preset["learning_rate"])
     first = announce(model, data, args).splitlines()[0]
-    assert first.startswith("Embedded default: the package's small BERT on its own sentences, no network.")
-    assert "accelerate launch recipes/simcse_fmicl.py --config recipes/configs/text/bert-base-kl.yaml" in first
+    assert first.startswith("No model given: ") and "bundled" in first
+    assert first.endswith("fmicl-text train --config bert-base-kl")
+
+
+def test_configurations_are_found_by_name():
+    model, _, args = parse_args(["--config", "bert-base-js", "--train_file", "a.txt", "--use_cpu", "True"])
+    assert (model.model_name_or_path, args.divergence) == ("google-bert/bert-base-uncased", "js")
 
 
 def test_defaults_with_a_model_are_the_papers():
@@ -58,9 +65,8 @@ def test_resolved_settings_run_again_the_same(tmp_path):
 
 
 def test_no_token_is_written():
-    with pytest.raises(InputError, match="--hub_token is refused, arguments end up in files: log in with") as refusal:
-        parse_args([*MODEL, "--hub_token", "hf_SECRET"])
-    assert "SECRET" not in str(refusal.value)
+    message = mistake([*MODEL, "--hub_token", "hf_SECRET"])
+    assert message.startswith("--hub_token ") and "hf auth login" in message and "SECRET" not in message
 
 
 def test_epochs_asked_for_win_over_the_presets_steps():
@@ -81,48 +87,59 @@ def test_baselines_resolve_too(objective, tmp_path):
     assert parse_args(["--config", str(config)])[2].objective == objective
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--divergence", "kld"], "argument --divergence: invalid choice: 'kld'"),
-        (["--objective", "x"], "argument --objective: invalid choice: 'x'"),
-        (["--alpha", "0"], "alpha must be a finite number > 0, got 0.0"),
-        (["--alpha=-1"], "alpha must be a finite number > 0, got -1.0"),
-        (["--gamma", "inf"], "gamma must be a finite number > 0, got inf"),
-        (["--gamma", "nan"], "gamma must be a finite number > 0, got nan"),
-        (["--gamma", "x"], "argument --gamma: invalid float value: 'x'"),
-        (["--divergence", "tsallis", "--tsallis_order", "0"], "tsallis order must be a finite number > 0, got 0.0"),
-        (["--tsallis_order", "2"], "--tsallis_order needs --divergence tsallis, got fmicl-kl"),
-        (["--objective", "infonce", "--divergence", "js"], "--divergence means nothing to objective infonce"),
-        (["--objective", "infonce", "--alpha", "2"], "--alpha means nothing to objective infonce"),
-        (["--temperature", "0.1"], "--temperature means nothing to objective fmicl"),
-        (["--objective", "infonce", "--temperature", "0"], "temperature must be a finite number > 0, got 0.0"),
-        (["--similarity", "cosine", "--gamma", "2"], "--gamma means nothing to --similarity cosine"),
-        (["--learning_rate=-1"], "--learning_rate must be finite and at least 0, got -1.0"),
-        (["--seed=-1"], "--seed must be from 0 to 4294967295, got -1"),
-        (["--report_to", "foo"], "foo is not supported"),
-        (["--early_stopping_patience", "0"], "--early_stopping_patience must be at least 1, got 0"),
-        (["--logging_nan_inf_filter", "True"], "--logging_nan_inf_filter True is not possible here: it must be False"),
-        (["--ignore_data_skip", "True"], "--ignore_data_skip True is not possible here: it must be False"),
-        (
-            ["--overwrite_output_dir", "True", "--resume_from_checkpoint", "True"],
-            "--overwrite_output_dir would remove what --resume_from_checkpoint reads",
-        ),
-        (["--per_device_train_batch_size", "1"], "--per_device_train_batch_size must be at least 2, got 1"),
-        (["--no_such_flag", "1"], "unknown argument --no_such_flag"),
-        (["--diverg", "kl"], "unknown argument --diverg"),
-        (["--model_name_or_path", "m"], "--model_name_or_path needs text to train on: --train_file FILE"),
-        (["--config", "missing.yaml"], "--config missing.yaml: "),
-        ([*MODEL, "--streaming", "True"], "--streaming needs --max_steps"),
-        (["--max_seq_length", "0"], "--max_seq_length must be at least 3, got 0"),
-        (["--early_stopping_patience", "3"], "--early_stopping_patience needs --load_best_model_at_end True"),
-    ],
-)
-def test_mistakes_are_named_in_one_line(argv, message):
+def mistake(argv):
+    """The one line that the command line prints for a mistake."""
     with pytest.raises(InputError) as error:
         parse_args(argv)
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
+    message = add_dashes(str(error.value), FLAGS)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--divergence", "kld"], "--divergence kld.*kl, js"),
+        (["--objective", "x"], "--objective x.*fmicl, infonce"),
+        (["--alpha", "0"], r"--alpha .* 0\.0"),
+        (["--alpha=-1"], r"--alpha .* -1\.0"),
+        (["--gamma", "inf"], "--gamma .* inf"),
+        (["--gamma", "nan"], "--gamma .* nan"),
+        (["--gamma", "x"], "argument --gamma: .*'x'"),
+        (["--divergence", "tsallis", "--tsallis_order", "0"], r".*order .* 0\.0"),
+        (["--tsallis_order", "2"], r"--tsallis_order 2\.0 .*--divergence tsallis"),
+        (["--objective", "infonce", "--divergence", "js"], "--divergence js .*--objective infonce"),
+        (["--objective", "infonce", "--alpha", "2"], r"--alpha 2\.0 .*--objective infonce"),
+        (["--temperature", "0.1"], r"--temperature 0\.1 .*--objective fmicl"),
+        (["--objective", "infonce", "--temperature", "0"], r"--temperature .* 0\.0"),
+        (["--similarity", "cosine", "--gamma", "2"], r"--gamma 2\.0 .*--similarity cosine"),
+        (["--learning_rate=-1"], r"--learning_rate .* -1\.0"),
+        (["--seed=-1"], "--seed .* 4294967295.* -1"),
+        (["--report_to", "foo"], "foo "),
+        (["--early_stopping_patience", "0"], "--early_stopping_patience .* 0"),
+        (["--logging_nan_inf_filter", "True"], "--logging_nan_inf_filter True .*False"),
+        (["--ignore_data_skip", "True"], "--ignore_data_skip True .*False"),
+        (
+            ["--overwrite_output_dir", "True", "--resume_from_checkpoint", "True"],
+            "--overwrite_output_dir True .*--resume_from_checkpoint True",
+        ),
+        (["--per_device_train_batch_size", "1"], "--per_device_train_batch_size .* 1"),
+        (["--no_such_flag", "1"], "unknown argument --no_such_flag"),
+        (["--diverg", "kl"], "unknown argument --diverg"),
+        (["--model_name_or_path", "m"], "--model_name_or_path .*--train_file FILE"),
+        (["--config", "missing.yaml"], "--config missing.yaml: "),
+        ([*MODEL, "--streaming", "True"], "--streaming .*--max_steps"),
+        (["--max_seq_length", "0"], "--max_seq_length .* 0"),
+        (["--early_stopping_patience", "3"], "--early_stopping_patience 3 .*--load_best_model_at_end True"),
+        (["--dataset_split", "dev"], "--dataset_split .*--dataset_name"),
+        ([*MODEL, "--mini_batch_size", "65"], "--mini_batch_size .* 64.* 65"),
+        ([*MODEL, "--block_size", "0"], "--block_size .* 0"),
+        ([*MODEL, "--global_batch", "all"], "argument --global_batch.*'all'"),
+        ([*MODEL, "--objective", "infonce", "--global_batch", "ring"], "--global_batch .*none, gather.*'ring'"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(argv, named):
+    assert re.match(named, mistake(argv))
 
 
 @pytest.mark.parametrize(
@@ -146,19 +163,4 @@ def test_length_grouping_needs_lengths():
     grouped = [*MODEL, "--train_sampling_strategy", "group_by_length"]
     assert parse_args(grouped)[1].tokenize_once
     for wrong in (["--tokenize_once", "False"], ["--streaming", "True", "--max_steps", "5"]):
-        with pytest.raises(InputError, match="group_by_length needs lengths before training: --streaming False"):
-            parse_args([*grouped, *wrong])
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--mini_batch_size", "65"], "--mini_batch_size must be from 1 to the batch of 64, got 65"),
-        (["--block_size", "0"], "--block_size must be from 1 to the batch of 64, got 0"),
-        (["--global_batch", "all"], "argument --global_batch.*: invalid choice: 'all'"),
-        (["--objective", "infonce", "--global_batch", "ring"], "global_batch must be one of none, gather; got 'ring'"),
-    ],
-)
-def test_sizes_and_strategies_are_named(flags, message):
-    with pytest.raises(InputError, match=message):
-        parse_args([*MODEL, *flags])
+        assert re.match("--train_sampling_strategy group_by_length .*--streaming False", mistake([*grouped, *wrong]))
