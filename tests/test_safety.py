@@ -1,4 +1,4 @@
-"""Nothing that was downloaded is run: every payload here would create a file, the canary, which must not appear."""
+"""No downloaded code is executed: every payload here would create a file, the canary, which must not appear."""
 
 import functools
 import json
@@ -23,8 +23,8 @@ from fmicl_text.training import checkpoint as checkpoints
 from fmicl_text.vision.data import load_images
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder, pixel_statistics
 from fmicl_text.vision.model import open_head
-from tests.text.test_families import make_trainer
-from tests.vision.test_encoder import TOKENS
+from tests.support import TINY_VIT, words_missing
+from tests.support import make_family_trainer as make_trainer
 
 CODE = """from transformers import BertConfig, BertModel
 open({canary!r}, "w").close()
@@ -33,15 +33,15 @@ class Model(BertModel): config_class = Config
 """
 AUTO = {"auto_map": {"AutoConfig": "planted.Config", "AutoTokenizer": ["planted.Model", "planted.Model"]}}
 AUTO["auto_map"] |= {"AutoModel": "planted.Model", "AutoImageProcessor": "planted.Model"}
-REFUSED = "needs Python code that .* which is not run: read that code and, if you trust it, .*--trust_remote_code True"
-PICKLED = "its weights are damaged, or a pickle that would run code, and are not read"
+CUSTOM_CODE = "Python code trust_remote_code=True"  # words of the errors
+PICKLED = "weights pickle"
 TEXT = [build_text_encoder, open_encoder]
 LOADERS = {"plain": TEXT, "modules": TEXT, "image": [build_image_encoder]}
 
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):
-    """The file that no payload may create, nor ask whether it may."""
+    """The file that no payload may create, whatever is answered to prompts."""
     monkeypatch.setattr("builtins.input", lambda prompt: "yes")
     path = tmp_path / "canary"
     yield path
@@ -54,7 +54,7 @@ def models(bert_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     shutil.copytree(bert_folder, folder / "plain")
     build_text_encoder(bert_folder, pooling="mean").save(str(folder / "modules"), create_model_card=False)
-    new_image_encoder(ViTConfig(**TOKENS)).save_pretrained(folder / "image", ViTImageProcessorPil())
+    new_image_encoder(ViTConfig(**TINY_VIT)).save_pretrained(folder / "image", ViTImageProcessorPil())
     return folder
 
 
@@ -83,15 +83,17 @@ def edit(path, **changes):
     path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | changes))
 
 
-def refused(function, *arguments, message=None, **options):
-    """It ends in one line, which holds the message."""
-    with pytest.raises(InputError, match=message) as error:
+def rejected(function, *arguments, words="", **options):
+    """Check that the call raises an error of one line that contains the words; returns the line."""
+    with pytest.raises(InputError) as error:
         function(*arguments, **options)
-    assert "\n" not in str(error.value)
+    message = str(error.value)
+    assert "\n" not in message and not words_missing(message, words), message
+    return message
 
 
-def all_refuse(folder, kind, message=None):
-    [refused(load, str(folder), message=message) for load in LOADERS[kind]]
+def all_reject(folder, kind, words=""):
+    [rejected(load, str(folder), words=words) for load in LOADERS[kind]]
 
 
 def test_payloads_work(tmp_path):
@@ -105,13 +107,13 @@ def test_pickled_weights(copy, canary, kind, save):
     folder = copy(kind)
     (folder / "model.safetensors").unlink()
     save({"weight": Payload(canary)}, folder / "pytorch_model.bin")
-    all_refuse(folder, kind, PICKLED)
+    all_reject(folder, kind, PICKLED)
     edit(folder / "sentence_bert_config.json", model_kwargs={"weights_only": False})
-    all_refuse(folder, kind, PICKLED)
+    all_reject(folder, kind, PICKLED)
 
 
 def test_a_folder_cannot_allow_anything_itself(copy, monkeypatch):
-    """What reaches transformers, whatever this version of it does with it."""
+    """The options that reach transformers are safe, whatever its version does with them."""
     folder, seen = copy("modules"), []
     asked = {"weights_only": False, "allow_all_kernels": True, "trust_remote_code": True}
     edit(folder / "sentence_bert_config.json", model_kwargs=asked, config_kwargs=asked, processor_kwargs=asked)
@@ -130,9 +132,9 @@ def test_code_in_the_folder(copy, canary, kind):
     edit(folder / "config.json", **AUTO)
     assert [load(str(folder)) for load in LOADERS[kind]]  # as the stock class that config.json names
     edit(folder / "config.json", model_type="custom")
-    all_refuse(folder, kind, REFUSED)
+    all_reject(folder, kind, CUSTOM_CODE)
     if kind != "image":
-        refused(build_text_encoder, str(folder), dropout=0.1, message=REFUSED)
+        rejected(build_text_encoder, str(folder), dropout=0.1, words=CUSTOM_CODE)
 
 
 def test_code_of_a_tokenizer(copy, canary):
@@ -141,7 +143,7 @@ def test_code_of_a_tokenizer(copy, canary):
     edit(folder / "tokenizer_config.json", tokenizer_class="Model", **AUTO)
     build_text_encoder(str(folder))  # tokenizer.json needs no class
     (folder / "tokenizer.json").unlink()
-    all_refuse(folder, "plain")
+    all_reject(folder, "plain")
 
 
 def test_code_of_an_image_processor(copy, canary, caplog):
@@ -149,7 +151,7 @@ def test_code_of_an_image_processor(copy, canary, caplog):
     plant(folder, canary)
     edit(folder / "preprocessor_config.json", image_processor_type="Model", **AUTO)
     build_image_encoder(str(folder))
-    assert pixel_statistics(str(folder), 3) is None and "its image processor is Python code" in caplog.text
+    assert pixel_statistics(str(folder), 3) is None and not words_missing(caplog.text, "image processor Python code")
 
 
 def add_module(folder, kind, **config):
@@ -163,20 +165,20 @@ def add_module(folder, kind, **config):
 ROUTES = {"types": {"a": "planted.Model"}, "structure": {"query": ["a"]}, "parameters": {}}
 DENSE = {"in_features": 32, "out_features": 32, "bias": True, "activation_function": "os.system"}
 MODULES = [
-    ("planted.Model", {}, REFUSED), ("os.system", {}, REFUSED), ("subprocess.Popen", {}, REFUSED),
-    ("antigravity", {}, REFUSED), ("sentence_transformers.models.Router", ROUTES, REFUSED),
-    ("sentence_transformers.models.Dense", DENSE, PICKLED), ("sentence_transformers.base.model.pickle", {}, None),
-    ("sentence_transformers.util.import_from_string", {}, None), (None, {}, None), (5, {}, None),
+    ("planted.Model", {}, CUSTOM_CODE), ("os.system", {}, CUSTOM_CODE), ("subprocess.Popen", {}, CUSTOM_CODE),
+    ("antigravity", {}, CUSTOM_CODE), ("sentence_transformers.models.Router", ROUTES, CUSTOM_CODE),
+    ("sentence_transformers.models.Dense", DENSE, PICKLED), ("sentence_transformers.base.model.pickle", {}, ""),
+    ("sentence_transformers.util.import_from_string", {}, ""), (None, {}, ""), (5, {}, ""),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind, config, message", MODULES, ids=[str(kind) for kind, *_ in MODULES])
-def test_a_module_of_any_type(copy, canary, kind, config, message):
+@pytest.mark.parametrize("kind, config, words", MODULES, ids=[str(kind) for kind, *_ in MODULES])
+def test_a_module_of_any_type(copy, canary, kind, config, words):
     folder = copy("modules")
     plant(folder, canary)
     add_module(folder, kind, **config)
     torch.save({"linear.weight": Payload(canary)}, folder / "2" / "pytorch_model.bin")
-    all_refuse(folder, "modules", message)
+    all_reject(folder, "modules", words)
     assert {"planted", "antigravity"}.isdisjoint(sys.modules)
 
 
@@ -198,7 +200,7 @@ def test_damaged_files(copy, name, content):
     for kind in ("modules", "image") if name in ("config.json", "model.safetensors") else ("modules",):
         folder = copy(kind)
         (folder / name).write_text(content)
-        all_refuse(folder, kind)
+        all_reject(folder, kind)
 
 
 def test_a_template_is_not_run(copy, canary):
@@ -216,15 +218,15 @@ def test_an_adapter_of_another_folder(copy, canary, tmp_path):
     build_text_encoder(str(adapter))
     (base / "model.safetensors").unlink()
     torch.save({"weight": Payload(canary)}, base / "pytorch_model.bin")
-    all_refuse(adapter, "plain", PICKLED)
+    all_reject(adapter, "plain", PICKLED)
     plant(base, canary)
     edit(base / "config.json", model_type="custom", **AUTO)
-    all_refuse(adapter, "plain", REFUSED)
+    all_reject(adapter, "plain", CUSTOM_CODE)
     edit(adapter / "adapter_config.json", peft_type="os.system")
-    all_refuse(adapter, "plain")
+    all_reject(adapter, "plain")
 
 
-def test_code_runs_where_it_was_asked_for(copy, tmp_path, monkeypatch):
+def test_code_runs_if_allowed(copy, tmp_path, monkeypatch):
     """One step of training and a checkpoint, which opens again; without the flag it does not."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -232,27 +234,26 @@ def test_code_runs_where_it_was_asked_for(copy, tmp_path, monkeypatch):
     plant(folder, tmp_path / "ran")
     edit(folder / "config.json", model_type="custom", **AUTO)
     build = functools.partial(build_text_encoder, trust_remote_code=True)
-    monkeypatch.setattr("tests.text.test_families.build_text_encoder", build)
+    monkeypatch.setattr("tests.support.build_text_encoder", build)
     trainer = make_trainer(str(folder), "mean", out, max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     assert (tmp_path / "ran").exists() and type(trainer.model.backbone).__name__ == "Model"
     ours, other = trainer.model.state_dict(), TextContrastiveModel(build(str(folder)), "simcse")
     other.load_checkpoint(str(out / "checkpoint-1"))
     assert all(torch.equal(weight, ours[name]) for name, weight in other.state_dict().items())
-    all_refuse(out / "checkpoint-1", "plain", REFUSED)
+    all_reject(out / "checkpoint-1", "plain", CUSTOM_CODE)
 
 
-def test_what_training_goes_on_from(bert_folder, canary, tmp_path):
-    """With a manifest that says all is well, which whoever plants a payload can write, too."""
+def test_pickles_in_a_checkpoint(bert_folder, canary, tmp_path):
+    """The manifest matches: the author of a payload can write it, too."""
     make = functools.partial(make_trainer, bert_folder, "mean", max_steps=2, save_strategy="steps", save_steps=1)
     make(tmp_path / "out").train()
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_only.safetensors"):
         checkpoint = Path(shutil.copytree(tmp_path / "out" / "checkpoint-1", tmp_path / name / "checkpoint-1"))
         torch.save({"weight": Payload(canary)}, checkpoint / name)
-        checkpoints.seal(checkpoint, checkpoints.run_of(checkpoint))
-        with pytest.raises(InputError, match=r"cannot be read|damaged|SafetensorError"):
-            make(tmp_path / name).train(resume_from_checkpoint=str(checkpoint))
-    refused(open_head, str(checkpoint), 16, message="is no checkpoint of an image model")
+        checkpoints.write_manifest(checkpoint, checkpoints.saved_run(checkpoint))
+        assert str(checkpoint) in rejected(make(tmp_path / name).train, resume_from_checkpoint=str(checkpoint))
+    rejected(open_head, str(checkpoint), 16, words="checkpoint-1 image training_only.safetensors")
 
 
 LAUGHS = "".join(
@@ -260,8 +261,8 @@ LAUGHS = "".join(
     for i, flag in enumerate(["run_name", "output_dir", "train_file", "sts_dev_file", "hub_model_id", "optim"])
 )
 YAML = {
-    "output_dir: !!python/object/apply:os.system ['touch CANARY']": "could not determine a constructor",
-    "report_to: &a [x, x, x, x, x, x, x, x, x]" + LAUGHS: "an alias, .* is not accepted",
+    "output_dir: !!python/object/apply:os.system ['touch CANARY']": "constructor os.system",
+    "report_to: &a [x, x, x, x, x, x, x, x, x]" + LAUGHS: "run.yaml aliases",
     "output_dir: " + "[" * 1000: "recursion",
 }
 
@@ -270,7 +271,7 @@ YAML = {
 def test_yaml(canary, tmp_path, text):
     (tmp_path / "run.yaml").write_text(text.replace("CANARY", str(canary)))
     start = time.monotonic()
-    refused(parse_args, ["--config", str(tmp_path / "run.yaml")], message=YAML[text])
+    rejected(parse_args, ["--config", str(tmp_path / "run.yaml")], words=YAML[text])
     assert time.monotonic() - start < 1
 
 
@@ -278,8 +279,8 @@ def test_a_dataset_that_is_a_script(canary, tmp_path):
     plant(tmp_path, canary)
     script = (tmp_path / "planted.py").rename(tmp_path / f"{tmp_path.name}.py")
     for read in (load_training_text, load_images):
-        refused(read, dataset_name=str(tmp_path), message="scripts are no longer supported")
-        refused(read, train_file=str(script))
+        rejected(read, dataset_name=str(tmp_path), words="scripts")
+        rejected(read, train_file=str(script))
 
 
 @pytest.mark.parametrize("outside", ["../secret.txt", "{}/secret.txt", "../data-secret/secret.txt"])
@@ -291,7 +292,7 @@ def test_a_dataset_that_names_files_outside_of_it(tmp_path, outside):
     names = f"configs:\n- config_name: default\n  data_files: {outside.format(tmp_path)}\n"
     (tmp_path / "data" / "README.md").write_text(f"---\n{names}---\n")
     for read in (load_training_text, load_images):
-        refused(read, dataset_name=f"{tmp_path}/data", message="secret.txt, which is not in it, and is not opened")
+        rejected(read, dataset_name=f"{tmp_path}/data", words=f"dataset_name={tmp_path}/data secret.txt")
     (tmp_path / "data" / "README.md").unlink()
     shutil.copy(tmp_path / "secret.txt", tmp_path / "data" / "train.txt")
     assert len(load_training_text(dataset_name=f"{tmp_path}/data").dataset) == 2
@@ -311,5 +312,5 @@ def test_saving_does_not_follow_links(copy, tmp_path, kind):
     encoder = LOADERS[kind][0](str(linked))
     model = None if kind == "image" else TextContrastiveModel(encoder)
     save = functools.partial(model.save_encoder, state={}) if model else encoder.save_pretrained
-    refused(save, str(linked), message="is a symbolic link")
+    rejected(save, str(linked), words="symbolic link")
     assert before == {path: path.read_bytes() for path in before}

@@ -1,4 +1,4 @@
-"""The benchmark scripts, at their smallest: they run, and what they write is what they say."""
+"""The benchmark scripts with minimal settings: tables, JSON files and plots."""
 
 import json
 import runpy
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import sentences
+from tests.support import sentences
 
 EVAL = Path(__file__).parent.parent.parent / "eval"
 
@@ -18,6 +18,7 @@ def run(script, *flags, monkeypatch):
     runpy.run_path(str(EVAL / script), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_loss_benchmark(tmp_path, monkeypatch, capsys):
     flags = ["--sizes", 64, 32, "--dim", 8, "--repeats", 2, "--block_size", 16, "--max_memory", "5e-5"]
     run(
@@ -30,14 +31,15 @@ def test_loss_benchmark(tmp_path, monkeypatch, capsys):
         monkeypatch=monkeypatch,
     )
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
-    assert [(row["N"], row["contestant"]) for row in rows[:2]] == [(32, "blockwise"), (32, "plain")]
-    assert {row["contestant"]: row["left out"] for row in rows if row["N"] == 64}["MNRL"].startswith("would need")
-    kept = [row for row in rows if row["left out"] is None]
+    assert [(row["N"], row["implementation"]) for row in rows[:2]] == [(32, "blockwise"), (32, "plain")]
+    assert {row["implementation"]: row["skipped"] for row in rows if row["N"] == 64}["MNRL"].startswith("would need")
+    kept = [row for row in rows if row["skipped"] is None]
     assert len(kept) == 6 + 3 and all(row["ms"] > 0 and len(row["rounds"]) == 2 for row in kept)
     assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
     assert "| blockwise" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_throughput(tmp_path, monkeypatch, capsys, bert_folder):
     (tmp_path / "text.txt").write_text("\n".join(sentences(60)), encoding="utf-8")
     flags = [
@@ -72,12 +74,12 @@ def test_batch_memory(monkeypatch, capsys, tmp_path):
         monkeypatch=monkeypatch,
     )
     (row,) = json.loads((tmp_path / "r.json").read_text())["table"]
-    assert row["batch"] == 4 and row["beyond, of the first"] == 1.0
+    assert row["batch"] == 4 and row["other / first"] == 1.0
 
 
 @pytest.mark.parametrize("kornia", [True, False])
 def test_views_benchmark(tmp_path, monkeypatch, capsys, kornia):
-    """In the order of the table: this package's views twice, PIL's, and kornia's where it is installed."""
+    """Rows: views of this package twice, PIL, and kornia if it is installed."""
     if not kornia:
         monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
     elif not find_spec("kornia"):

