@@ -113,6 +113,9 @@ class DataArguments:
             raise ValueError(f"max_seq_length must be at least 3, got {self.max_seq_length}")
 
 
+SAVE_STEPS = 125  # SimCSE's
+
+
 @dataclass
 class TextTrainingArguments(FMICLTrainingArguments):
     """`FMICLTrainingArguments` with SimCSE's model selection: evaluation on STS pairs every 125 steps, and the best
@@ -120,7 +123,9 @@ class TextTrainingArguments(FMICLTrainingArguments):
 
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate on STS pairs: no, steps or epoch."})
     eval_steps: float | None = field(default=125, metadata={"help": "Evaluate every N steps."})
-    save_steps: float = field(default=125, metadata={"help": "Save a checkpoint every N steps."})
+    save_steps: float = field(
+        default=SAVE_STEPS, metadata={"help": "Save a checkpoint every N steps, a multiple of --eval_steps."}
+    )
     load_best_model_at_end: bool = field(
         default=True, metadata={"help": "Load the best checkpoint at the end of training."}
     )
@@ -130,6 +135,13 @@ class TextTrainingArguments(FMICLTrainingArguments):
     greater_is_better: bool | None = field(
         default=True, metadata={"help": "Whether a higher metric_for_best_model is better."}
     )
+
+    def __post_init__(self) -> None:
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False  # there is no score to select by
+        if self.save_steps == SAVE_STEPS and self.eval_steps and SAVE_STEPS % self.eval_steps:
+            self.save_steps = self.eval_steps  # checkpoints are saved at evaluations
+        super().__post_init__()
 
 
 GROUPS = (ModelArguments, DataArguments, TextTrainingArguments)
@@ -184,7 +196,7 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: TextTra
     if model_args.model_name_or_path == str(ENCODER):
         bundled = data_args.train_file == str(SENTENCES)
         text = "the bundled sentences (offline)" if bundled else data_args.train_file or data_args.dataset_name
-        lines.append(f"No model given: training the bundled small BERT on {text}. The paper's run: {PAPER_COMMAND}")
+        lines.append(f"Training the bundled small BERT on {text}. The paper's run: {PAPER_COMMAND}")
     hyperparameters = args.build_loss().hyperparameters
     loss = " ".join(f"{name}={value}" for name, value in hyperparameters.items())
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"

@@ -158,7 +158,7 @@ def load_stsb(split: str) -> Dataset:
     try:
         rows = load_dataset(STSB_HUB_NAME, split="validation" if split == "dev" else split)
     except OSError as error:
-        hint = "use a local file (sts_dev_file) or disable evaluation (eval_strategy=no)"
+        hint = "use a local file (sts_dev_file)"
         raise InputError(f"{str(error).splitlines()[0]}: {hint}") from error
     columns = [map(str, rows[column]) for column in COLUMNS]
     pairs = checked_pairs(enumerate(zip(*columns, strict=True), start=1), STSB_HUB_NAME, unit="row")

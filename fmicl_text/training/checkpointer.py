@@ -43,6 +43,8 @@ RESUME_KEYS = (  # arguments that affect the final weights
     *("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end", "metric_for_best_model"),
     "greater_is_better",
 )
+# Entries of the resume signature that do not make a finished run another one.
+INCIDENTAL_KEYS = ("threads", "dataloader_num_workers", "callbacks")
 # Entries of the resume signature that must be equal unless `resume_changed` is given.
 RESUME_KEYS_STRICT = (
     *("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data", "adapters_over"),
@@ -65,6 +67,7 @@ class Checkpointer:
         self.trainer = trainer
         self.resumed_from: Path | None = None
         self.run: dict[str, Any] = {}  # the resume signature
+        self.changes: dict[str, str] = {}  # of this run's signature from that of the checkpoint, in words
 
     @property
     def output_dir(self) -> Path:
@@ -89,7 +92,7 @@ class Checkpointer:
         checkpoint, skipped = on_main_process(lambda: find_checkpoint(self.output_dir, resume_from_checkpoint))
         on_main_process(self.prepare_output_dir)
         self.run = on_main_process(self.trainer.resume_signature)
-        self.resumed_from = checkpoint
+        self.resumed_from, self.changes = checkpoint, {}
         if checkpoint is not None:
             saved = on_main_process(lambda: saved_run(checkpoint))
             for message in (*skipped, *self.compare(checkpoint, saved)):
@@ -149,7 +152,7 @@ class Checkpointer:
             raise InputError(f"{checkpoint} contains the model only (save_only_model=True) and cannot be resumed from")
         now = self.run | {"save_only_model": False}  # does not affect the weights
         differing = [name for name, value in now.items() if saved.get(name, value) != value]
-        changes = {name: f"{name} {saved[name]} -> {self.run[name]}" for name in differing}
+        self.changes = changes = {name: f"{name} {saved[name]} -> {self.run[name]}" for name in differing}
         strict = [changes[name] for name in RESUME_KEYS_STRICT if name in changes]
         if strict and not self.trainer.args.resume_changed:
             raise InputError(
@@ -161,10 +164,21 @@ class Checkpointer:
         return [f"resuming is not exact: {checkpoint} was written with {', '.join(changes.values())}"]
 
     def is_done(self, checkpoint: Path, max_steps: int) -> bool:
-        """Whether a checkpoint's run has ended: no step is left, or early stopping with these settings ended it."""
+        """Whether a checkpoint's run has ended: no step is left, or early stopping with these settings ended it.
+
+        Raises:
+            InputError: It has ended, but with other settings: nothing would be trained with those given now.
+        """
         state = TrainerState.load_from_json(str(checkpoint / STATE))
         settings = saved_run(checkpoint).get("callbacks", self.run["callbacks"])
-        return state.global_step >= max_steps or (stopped_early(state) and settings == self.run["callbacks"])
+        done = state.global_step >= max_steps or (stopped_early(state) and settings == self.run["callbacks"])
+        others = [change for name, change in self.changes.items() if name not in INCIDENTAL_KEYS]
+        if done and others and not self.trainer.args.resume_changed:
+            raise InputError(
+                f"{checkpoint} is the end of a finished run with other settings: {', '.join(others)}; choose another "
+                "output_dir, or pass resume_changed=True to load its weights"
+            )
+        return done
 
     # During training
 

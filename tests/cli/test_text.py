@@ -20,7 +20,7 @@ def test_nothing_named_is_the_embedded_default_and_says_so_first():
     preset = yaml.safe_load(PRESET.read_text())
     assert (model.pooling, args.max_steps, args.learning_rate) == ("mean", preset["max_steps"], preset["learning_rate"])
     first = announce(model, data, args).splitlines()[0]
-    assert first.startswith("No model given: ") and "bundled" in first
+    assert first.startswith("Training the bundled small BERT")
     assert first.endswith("fmicl-text train --config bert-base-kl")
 
 
@@ -164,3 +164,18 @@ def test_length_grouping_needs_lengths():
     assert parse_args(grouped)[1].tokenize_once
     for wrong in (["--tokenize_once", "False"], ["--streaming", "True", "--max_steps", "5"]):
         assert re.match("--train_sampling_strategy group_by_length .*--streaming False", mistake([*grouped, *wrong]))
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--eval_strategy", "no"], (False, 125, 125)),
+        (["--eval_steps", "50"], (True, 50, 50)),
+        (["--eval_steps", "25"], (True, 25, 125)),
+        ([], (True, 125, 125)),
+    ],
+)
+def test_evaluation_and_checkpoints_fit_each_other(flags, expected):
+    usual = ["--model_name_or_path", "m", "--train_file", "t.txt", "--use_cpu", "True"]
+    _, _, args = parse_args([*usual, *flags])
+    assert (args.load_best_model_at_end, args.eval_steps, args.save_steps) == expected

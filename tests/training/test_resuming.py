@@ -95,7 +95,7 @@ def test_a_finished_run_started_again_does_nothing(finished_run, bert_folder, tm
     shutil.copytree(finished_run.args.output_dir, tmp_path / "run")
     before = files(tmp_path / "run")
     for constant in (False, True):
-        schedule = {"lr_scheduler_type": "constant"} if constant else {}
+        schedule = {"lr_scheduler_type": "constant", "resume_changed": True} if constant else {}
         again = make_trainer(bert_folder, tmp_path / "run", **SAVING | schedule)
         with warnings.catch_warnings(action="ignore"):
             result = again.train(resume_from_checkpoint="auto")
@@ -372,3 +372,14 @@ def test_checkpoints_of_the_model_only_need_less_room(bert_folder, tmp_path, mon
             make_trainer(bert_folder, tmp_path, head="simcse", **SAVING, save_only_model=only).train()
         told.append(str(refusal.value))
     assert told[0] != told[1]
+
+
+def test_a_finished_run_is_not_resumed_with_other_settings(finished_run, bert_folder, tmp_path):
+    """No step would be taken, and the record would state settings that the weights were not trained with."""
+    shutil.copytree(finished_run.args.output_dir, tmp_path, dirs_exist_ok=True)
+    other = make_trainer(bert_folder, tmp_path, **SAVING | {"alpha": 5.0})
+    with pytest.warns(UserWarning, match=r"alpha 4.0 -> 5.0"), pytest.raises(InputError, match=r"alpha 4.0 -> 5.0"):
+        other.train(resume_from_checkpoint="auto")
+    again = make_trainer(bert_folder, tmp_path, **SAVING)
+    again.train(resume_from_checkpoint="auto")
+    assert same(weights(finished_run), weights(again))
