@@ -137,8 +137,10 @@ class TextTrainingArguments(FMICLTrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.eval_strategy == "no":
-            self.load_best_model_at_end = False  # there is no score to select by
+        if self.eval_strategy == "no" or self.save_strategy == "no":
+            self.load_best_model_at_end = False  # there is no score to select by, or no checkpoint to load
+        if self.eval_strategy == "epoch" and self.save_strategy == "steps":
+            self.save_strategy = "epoch"
         if self.save_steps == SAVE_STEPS and self.eval_steps and SAVE_STEPS % self.eval_steps:
             self.save_steps = self.eval_steps  # checkpoints are saved at evaluations
         super().__post_init__()

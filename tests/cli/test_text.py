@@ -179,3 +179,17 @@ def test_evaluation_and_checkpoints_fit_each_other(flags, expected):
     usual = ["--model_name_or_path", "m", "--train_file", "t.txt", "--use_cpu", "True"]
     _, _, args = parse_args([*usual, *flags])
     assert (args.load_best_model_at_end, args.eval_steps, args.save_steps) == expected
+
+
+@pytest.mark.parametrize(
+    "flags, load_best, save_strategy",
+    [
+        (["--eval_strategy", "epoch"], True, "epoch"),
+        (["--save_strategy", "no"], False, "no"),
+        (["--save_strategy", "best"], True, "best"),
+    ],
+)
+def test_strategies_fit_each_other(flags, load_best, save_strategy):
+    usual = ["--model_name_or_path", "m", "--train_file", "t.txt", "--use_cpu", "True"]
+    _, _, args = parse_args([*usual, *flags])
+    assert (args.load_best_model_at_end, args.save_strategy) == (load_best, save_strategy)
