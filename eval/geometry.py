@@ -51,7 +51,7 @@ from fmicl_text.vision.views import VIEWS, ImageViews
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line and check what can be checked before anything is loaded."""
+    """Parse and validate the command line, before anything is loaded."""
     parser = ArgumentParser("geometry.py", __doc__)
     parser.add_argument(
         "--model", nargs="+", metavar="[NAME=]MODEL", help="encoders: folders or Hub IDs (default: bundled)"
@@ -103,8 +103,8 @@ def text_views(args: argparse.Namespace) -> Iterator[Views]:
         positives = drop_repeats(pairs.shuffle(seed=args.seed), args.num_pairs)
         data = {"positive_pairs": f"score of {POSITIVE_SCORE:g} or more", "source": str(args.file)}
         if len(positives) < 2:
-            needed = f"pairs with a score of {POSITIVE_SCORE:g} or more, at least 2 are needed"
-            raise InputError(f"--file {args.file}: {len(positives)} {needed}")
+            needed = f"at least 2 pairs with a score of {POSITIVE_SCORE:g} or more are needed"
+            raise InputError(f"--file {args.file}: {needed}, got {len(positives)}")
     else:
         with flags_called(train_file="text"):
             text = load_training_text(train_file=args.text)
@@ -121,7 +121,7 @@ def text_views(args: argparse.Namespace) -> Iterator[Views]:
 
 
 def drop_repeats(pairs: Dataset, limit: int) -> Dataset:
-    """The first pairs without a repeated sentence, which would count as a dissimilar pair with itself."""
+    """The first pairs without a repeated sentence, which would count as a negative pair with itself."""
     seen: set[str] = set()
     kept = []
     for i, sentences in enumerate(zip(pairs["sentence1"], pairs["sentence2"], strict=True)):
@@ -207,7 +207,7 @@ def main() -> None:
         if num_bad := int((~both.isfinite().all(1) | ~both.any(1)).sum()):
             raise InputError(f"{name}: {num_bad} of {len(both)} embeddings contain NaN, infinity or only zeros")
         if len(x) < 2:
-            raise InputError(f"{name}: {len(x)} pair from {metadata['source']}, at least 2 are needed")
+            raise InputError(f"{name}: at least 2 pairs are needed, got {len(x)} from {metadata['source']}")
         if name in views:
             raise InputError(f"the name {name} is given twice")
         metrics = describe_geometry(x, y)

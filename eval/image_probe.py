@@ -35,7 +35,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line and check what can be checked before anything is loaded."""
+    """Parse and validate the command line, before anything is loaded."""
     parser = ArgumentParser("image_probe.py", __doc__)
     parser.add_argument(
         "--model", nargs="+", required=True, metavar="[NAME=]MODEL", help="encoders: folders or Hub IDs"

@@ -7,8 +7,8 @@ Implementations: `blockwise` and `plain` (FMICLLoss), `pdist` (the formula of th
 `cached MNRL` (sentence-transformers). The lower bound is the time of the three matrix products per pair of blocks that
 an exact value and gradient require (3 N^2 D operations), with blocks of the same size. Every round runs each
 implementation once, forward and backward; ratios are medians over rounds. Peak memory is in addition to the inputs. An
-implementation that is expected, from smaller sizes, to exceed --max_memory or --max_seconds is skipped, with the reason
-in the table.
+implementation that is expected to exceed --max_memory, or --max_seconds by extrapolation from smaller sizes, is
+skipped, with the reason in the table.
 """
 
 import argparse
@@ -114,10 +114,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--block_size", type=whole_number, help="rows per block (default: that of FMICLLoss)")
     parser.add_argument("--repeats", type=whole_number, default=5, help="rounds (default: 5; one for N > 8192)")
     parser.add_argument(
-        "--max_memory", type=positive_number, default=6.0, help="skip runs that need more GiB (default: 6)"
+        "--max_memory", type=positive_number, default=6.0, help="skip runs that need more memory, in GiB (default: 6)"
     )
     parser.add_argument(
-        "--max_seconds", type=positive_number, default=60.0, help="skip runs that take longer (default: 60)"
+        "--max_seconds", type=positive_number, default=60.0, help="skip runs that take longer, in seconds (default: 60)"
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="plot to write: .png, .pdf or .svg")

@@ -36,7 +36,7 @@ STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line and check what can be checked before anything is loaded."""
+    """Parse and validate the command line, before anything is loaded."""
     parser = ArgumentParser("mteb_sts.py", __doc__)
     parser.add_argument(
         "--model", nargs="+", required=True, metavar="[NAME=]MODEL", help="encoders: folders or Hub IDs"

@@ -33,7 +33,7 @@ from fmicl_text.text.model import POOLINGS
 
 
 def parse_args() -> argparse.Namespace:
-    """Parse the command line and check what can be checked before anything is loaded."""
+    """Parse and validate the command line, before anything is loaded."""
     parser = ArgumentParser("sts.py", __doc__)
     parser.add_argument(
         "--model", nargs="+", required=True, metavar="[NAME=]MODEL", help="encoders: folders or Hub IDs"
@@ -65,7 +65,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def report_missing(error: InputError, source: str = "") -> dict[str, str]:
-    """Report on stderr what could not be scored, and return the entry for the JSON file."""
+    """Report a missing score on stderr, and return its entry for the JSON file."""
     message = add_dashes(" ".join(str(error).split()), FLAGS)
     print(f"{program_name('sts.py')}: missing: {source}{message}", file=sys.stderr)
     return {"missing": message}

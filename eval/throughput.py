@@ -5,8 +5,8 @@
 
 Both train the same encoder on dropout positives of the same sentences, with the same batch size, length, pooling,
 precision and optimizer: `SentenceTransformerTrainer` with MultipleNegativesRankingLoss on the column given twice, and
-`FMICLTrainer` with f-MICL, as in the recipe and with other --options. Runs are interleaved so that background load
-affects all alike; ratios are medians over rounds. Padding tokens are not counted.
+`FMICLTrainer` with f-MICL, with the recipe's settings and with the variants in --options. Runs are interleaved so that
+background load affects all alike; ratios are medians over rounds. Padding tokens are not counted.
 """
 
 import argparse

@@ -148,7 +148,7 @@ def load_named_dataset(name: str, config: str | None, split: str, streaming: boo
 
 
 def hub_revision(dataset: Any) -> str | None:
-    """The commit of a dataset from the Hub, read from the addresses of its files; None for other datasets."""
+    """The commit of a dataset from the Hub, read from the URLs of its files; None for other datasets."""
     found = [re.search("@([0-9a-f]{40})/", address) for address in dataset.info.download_checksums or {}]
     return next((match[1] for match in found if match), None)
 

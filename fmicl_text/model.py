@@ -1,4 +1,4 @@
-"""The module that is trained, base class of both modalities: an encoder plus a training-only projection head."""
+"""The trained module, base class of all modalities: an encoder plus a training-only projection head."""
 
 from __future__ import annotations
 
@@ -133,8 +133,9 @@ class ContrastiveModel(nn.Module):
                 raise InputError(f"{file}: {loading_error_message(error)}") from error
         if differing := sorted(state.keys() ^ own.keys()):
             where = "this run" if differing[0] in state else "the checkpoint"
-            raise InputError(f"{folder} does not fit: {where} has no {differing[0]} (another head or method?)")
+            raise InputError(f"{folder} is incompatible: {where} has no {differing[0]} (another head or method?)")
         if other := next((name for name, weight in state.items() if weight.shape != own[name].shape), None):
             shapes = f"{other} is {list(state[other].shape)} in the checkpoint and {list(own[other].shape)} in this run"
-            raise InputError(f"{folder} does not fit: {shapes} (another model, or size of head, adapters or queue?)")
+            hint = "another model, or another size of head, adapters or queue?"
+            raise InputError(f"{folder} is incompatible: {shapes} ({hint})")
         self.load_state_dict(state, strict=False)

@@ -42,6 +42,7 @@ from transformers import (
     TrainerCallback,
     ViTConfig,
 )
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
 from fmicl_text.evaluation.evaluator import STSEvaluator
@@ -54,6 +55,11 @@ def one_fast(values):
     first, *rest = values
     rest = [value if isinstance(value, tuple) else (value,) for value in rest]
     return [first, *(pytest.param(*value, marks=pytest.mark.slow) for value in rest)]
+
+
+def peft_or_skip():
+    """peft, in a version that the installed transformers accepts; else the test is skipped."""
+    return pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
 
 
 # ---- texts and a tiny text model

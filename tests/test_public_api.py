@@ -1,6 +1,6 @@
 """The public names and their parameters, what importing them costs, and the message for a broken torchvision.
 
-A change of the interface changes public_api.txt: write it anew with `python tests/test_public_api.py`, and mention the
+A change of the interface changes public_api.txt: regenerate it with `python tests/test_public_api.py`, and mention the
 change in CHANGELOG.md.
 """
 

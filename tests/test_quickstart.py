@@ -1,4 +1,4 @@
-"""What the package carries: enough sentences, hand-graded pairs, none of them from the generator."""
+"""The bundled data: enough sentences, and hand-scored pairs, none of them from the generator."""
 
 import csv
 from importlib.resources import files

@@ -23,7 +23,7 @@ from fmicl_text.training import checkpoint as checkpoints
 from fmicl_text.vision.data import load_images
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder, pixel_statistics
 from fmicl_text.vision.model import open_head
-from tests.support import TINY_VIT, words_missing
+from tests.support import TINY_VIT, peft_or_skip, words_missing
 from tests.support import make_family_trainer as make_trainer
 
 CODE = """from transformers import BertConfig, BertModel
@@ -60,7 +60,7 @@ def models(bert_folder, tmp_path_factory):
 
 @pytest.fixture
 def copy(models, tmp_path):
-    """A copy of one of them, to spoil."""
+    """A copy of one of them, to be modified."""
     return lambda kind: Path(shutil.copytree(models / kind, tmp_path / kind))
 
 
@@ -212,6 +212,7 @@ def test_a_template_is_not_run(copy, canary):
 
 
 def test_an_adapter_of_another_folder(copy, canary, tmp_path):
+    peft_or_skip()
     base = copy("plain")
     adapter = shutil.copytree(base, tmp_path / "adapter", ignore=shutil.ignore_patterns("config.json", "model*"))
     build_text_encoder(str(base), lora_rank=2)[0].model.save_pretrained(adapter)
@@ -245,7 +246,7 @@ def test_code_runs_if_allowed(copy, tmp_path, monkeypatch):
 
 
 def test_pickles_in_a_checkpoint(bert_folder, canary, tmp_path):
-    """The manifest matches: the author of a payload can write it, too."""
+    """The manifest matches, because the author of a payload can write that as well."""
     make = functools.partial(make_trainer, bert_folder, "mean", max_steps=2, save_strategy="steps", save_steps=1)
     make(tmp_path / "out").train()
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_only.safetensors"):

@@ -1,4 +1,4 @@
-"""Start a recipe in this process, or in several processes by `accelerate launch`."""
+"""Start a recipe in this process, or in several processes with `accelerate launch`."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def shipped(path: str) -> Path:
 
 
 def find_yaml(name: str, folder: str) -> Path:
-    """Resolve a path, or the name of a file below recipes/, to a YAML file.
+    """Resolve a path, or the name of a file under recipes/, to a YAML file.
 
     >>> find_yaml("bert-base-kl", "configs/*").parts[-2:]
     ('text', 'bert-base-kl.yaml')
@@ -118,7 +118,7 @@ def record_launch(command: Sequence[str], launcher: Sequence[str] = ()) -> None:
 
 
 def program_name(script: str | None = None) -> str:
-    """`fmicl-text` and the sub-command if this process was started by them, else the name of the script.
+    """`fmicl-text` and the sub-command if this process was started through them, else the name of the script.
 
     Args:
         script: Name of the script. None uses the running one.

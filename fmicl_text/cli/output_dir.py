@@ -43,7 +43,7 @@ def check_processes(args: FMICLTrainingArguments) -> None:
     if requested > args.world_size:
         on_cpu = "on CPUs start them with `accelerate launch --multi_gpu --num_processes N` and pass --use_cpu True"
         raise InputError(
-            f"{requested} processes were requested, but the number running is {args.world_size}: "
+            f"{requested} processes were requested, but the world size is {args.world_size}: "
             + (on_cpu if args.device.type == "cpu" else "see `accelerate launch --help`")
         )
 
@@ -53,7 +53,7 @@ def claim_output_dir(args: FMICLTrainingArguments) -> None:
 
     Raises:
         InputError: It contains a run, a checkpoint or a model and neither --overwrite_output_dir nor
-            --resume_from_checkpoint was given; it is not writable; another process is training into it; or the
+            --resume_from_checkpoint was given; it is not writable; another training process is using it; or the
             checkpoint to resume from is missing or corrupted.
     """
     folder = Path(str(args.output_dir))
@@ -72,11 +72,11 @@ def claim_output_dir(args: FMICLTrainingArguments) -> None:
             FOLDER_LOCKS[folder] = FileLock(folder / LOCK_FILE)
             FOLDER_LOCKS[folder].acquire(timeout=0)  # released when the process ends, for any reason
         except Timeout as error:
-            raise InputError(f"--output_dir {folder}: another process is training into it") from error
+            raise InputError(f"--output_dir {folder}: another training process is using it") from error
         except OSError as error:
             raise InputError(f"--output_dir {folder} is not writable: {error.strerror}") from error
         refuse_links(folder)
-        find_checkpoint(folder, args.resume_from_checkpoint)  # before the data are read, which can take a long time
+        find_checkpoint(folder, args.resume_from_checkpoint)  # before the data is read, which can take a long time
 
 
 def is_finished(args: FMICLTrainingArguments, settings: Mapping[str, Any]) -> bool:

@@ -118,7 +118,7 @@ class ArgumentParser(HfArgumentParser):
 @contextmanager
 def flags_called(**flags: str) -> Iterator[None]:
     """Rename arguments in an `InputError`: with train_file="images", `train_file=x` becomes `images=x`. For scripts
-    whose flags have other names than the arguments of the library."""
+    whose flags have different names from the arguments of the library."""
     try:
         yield
     except InputError as error:
@@ -195,7 +195,7 @@ def check_json(namespace: Namespace) -> None:
 
 
 def check_optimizer(args: FMICLTrainingArguments, own: tuple[type[Any], dict[str, Any]] | None = None) -> None:
-    """Build optimizer and schedule for one weight, so that a mistake in their options is found before the data are
+    """Build optimizer and schedule for one weight, so that a mistake in their options is found before the data is
     read and before an old run is overwritten.
 
     Args:

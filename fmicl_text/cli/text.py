@@ -45,7 +45,7 @@ class ModelArguments:
     lora_rank: int | None = field(
         default=None,
         metadata={
-            "help": "Train only LoRA adapters of this rank, for large models; merged into the weights on saving."
+            "help": "Train only LoRA adapters of this rank, for large models; merged into the weights when saving."
         },
     )
     load_in_4bit: bool = field(
@@ -90,7 +90,7 @@ class DataArguments:
         },
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Stream data that are too large for the disk. Needs --max_steps."}
+        default=False, metadata={"help": "Stream data that is too large for the disk. Needs --max_steps."}
     )
     tokenize_once: bool = field(
         default=True, metadata={"help": "Tokenize the text before training and cache it. No effect when streaming."}

@@ -27,7 +27,7 @@ METHODS = ("simclr", "moco", "mocov3")
 DIGITS_PRESET = Path(__file__).parents[1] / "vision" / "digits.yaml"
 DESCRIPTION = (
     "Train an image encoder with f-MICL on two random views of every image. Without --train_file or --dataset_name, "
-    "the data are scikit-learn's digits."
+    "the data is scikit-learn's digits."
 )
 
 
@@ -38,7 +38,7 @@ class ImageModelArguments:
     architecture: str = field(
         default="resnet-18-small",
         metadata={
-            "help": "Architecture, trained from scratch. Those named small are for images of about 32 pixels.",
+            "help": "Architecture, trained from scratch. The small ResNets are for images of about 32 pixels.",
             "choices": list(IMAGE_CONFIGS),
         },
     )
@@ -58,7 +58,7 @@ class ImageModelArguments:
     views: str = field(default="cifar", metadata={"help": "Augmentation policy.", "choices": list(VIEWS)})
     color: str = field(
         default="exact",
-        metadata={"help": "Color jitter: exact (as torchvision) or fast.", "choices": ["exact", "fast"]},
+        metadata={"help": "Color jitter: exact (as in torchvision) or fast.", "choices": ["exact", "fast"]},
     )
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
         default=None, metadata={"help": "Number of past embeddings that moco uses as negatives. Default 4096."}
     )
     encoder_momentum: float | None = field(
-        default=None, metadata={"help": "Momentum of the momentum encoder. Default 0.99; mocov3 ends at 1."}
+        default=None, metadata={"help": "Momentum of the momentum encoder. Default 0.99; mocov3 increases it to 1."}
     )
     gamma: float | None = field(
         default=None,
@@ -130,9 +130,9 @@ class VisionTrainingArguments(FMICLTrainingArguments):
     )
     learning_rate: float = field(default=0.1, metadata={"help": "Peak learning rate."})
     optim: str = field(
-        default="sgd", metadata={"help": "Optimizer: sgd, lars for large batches, or another one of transformers."}
+        default="sgd", metadata={"help": "Optimizer: sgd, lars for large batches, or any other in transformers."}
     )
-    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay, except of biases and norms."})
+    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay, not applied to biases and norms."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     num_train_epochs: float = field(default=800.0, metadata={"help": "Number of epochs, unless max_steps is given."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
@@ -178,7 +178,8 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             self.encoder_momentum = 0.99 if self.encoder_momentum is None else self.encoder_momentum
         if (self.negatives == "queue") != (self.method == "moco"):
             raise ValueError(
-                f"negatives={self.negatives} does not apply to method={self.method}: moco, and only moco, has a queue"
+                f"negatives={self.negatives} does not apply to method={self.method}: negatives=queue is required with "
+                "moco and not supported otherwise"
             )
         if self.method == "moco" and self.objective == "fmicl":
             warnings.warn(
@@ -202,7 +203,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
 
     def build_trainer(self, model: ContrastiveModel, **kwargs: Any) -> FMICLTrainer:
-        """The trainer of the method, with its hyperparameters; `kwargs` as for `FMICLTrainer`."""
+        """The trainer of the method, with its hyperparameters; `kwargs` as in `FMICLTrainer`."""
         if self.method == "simclr":
             return FMICLTrainer(model, self, **kwargs)
         is_v3 = self.method == "mocov3"

@@ -48,7 +48,7 @@ def median_ratio(first: Sequence[float], second: Sequence[float]) -> float:
 def peak_extra_mib(run: Callable[[], object], device: torch.device) -> float:
     """Peak memory of a call in MiB, in addition to the memory in use before it: allocated on a GPU, else resident.
 
-    On a CPU, this makes glibc return freed blocks of 1 MiB and more to the system, for the rest of the process;
+    On a CPU, this makes glibc return freed blocks of 1 MiB or more to the system, for the rest of the process;
     otherwise the blocks that it keeps would count. That slows allocation down, so measure time first.
 
     Raises:

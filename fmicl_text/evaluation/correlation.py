@@ -37,7 +37,7 @@ def pair_correlations(x: Tensor, y: Tensor, scores: Tensor | list[float]) -> dic
 
     Returns:
         spearman_cosine, pearson_cosine, spearman_dot, ..., pearson_euclidean, in [-100, 100]. Correlations of the dot
-        product or the distance are omitted if they are the same for all pairs.
+        product or the distance are omitted if it is the same for all pairs.
 
     Raises:
         InputError: A correlation with the cosine is undefined: non-finite or zero embeddings, equal cosines or scores.

@@ -57,7 +57,9 @@ def open_encoder(
         raise InputError(f"pooling={pooling}: {model} has no pooling layer")
     if not (specifies_pooling(encoder) or pooling):
         if strict:
-            raise InputError(f"model={model} specifies no pooling: strict=True requires pooling=mean or another")
+            raise InputError(
+                f"model={model} does not specify its pooling: pass one, such as pooling=mean (required by strict=True)"
+            )
         logger.warning("%s does not specify its pooling: assuming %s; pass pooling to override", model, own)
     if pooling and pooling != own:
         if specifies_pooling(encoder):

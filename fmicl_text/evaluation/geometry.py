@@ -60,9 +60,9 @@ def uniformity(x: Tensor, t: float = 2.0) -> Tensor:
 def direction_shares(x: Tensor, centered: bool = False) -> Tensor:
     """Share of the second moment of the unit rows along each principal direction, in descending order.
 
-    These are the eigenvalues of X^T X / N, which sum to 1: (1, 0, ...) if all rows have one direction, 1/D each if they
-    are uniform on the sphere. The mean is not subtracted first, unless `centered`; then these are shares of the
-    variance.
+    These are the eigenvalues of X^T X / N, which sum to 1: (1, 0, ...) if all rows have the same direction, 1/D
+    each if they are uniform on the sphere. The mean is not subtracted first, unless `centered`; then these are shares
+    of the variance.
 
     Args:
         x: Embeddings of nonzero norm, [N, D], N >= 1. With `centered`, at least two directions must differ.

@@ -103,11 +103,11 @@ def check_kernel(
 ) -> dict[str, Any]:
     """Measure how well positive pairs follow the Gaussian kernel (arXiv 2402.10150, Figures 1 and 7).
 
-    The flow is trained on 60 % of the pairs and stopped early on 20 %. All results are for the remaining 20 %.
+    The flow is trained on 60% of the pairs and stopped early on 20%. All results are for the remaining 20%.
 
     Args:
         x: Embeddings of nonzero norm, [N, D], N >= 200.
-        y: Their positives, [N, D]. No row should occur in several pairs, which can be split between the parts.
+        y: Their positives, [N, D]. No row should occur in several pairs, which could fall into different parts.
         divergences: Divergences whose similarity is compared with the optimal one.
         dims: Principal directions kept, at least 3. A density in hundreds of dimensions cannot be estimated from
             thousands of pairs.
@@ -119,7 +119,7 @@ def check_kernel(
 
     Raises:
         ValueError: Wrong shapes.
-        InputError: Too few pairs, embeddings that are not finite, or zuko is not installed.
+        InputError: Too few pairs, embeddings that are zero or not finite, or zuko is not installed.
     """
     if x.ndim != 2 or x.shape != y.shape or x.shape[1] < 3 or dims < 3:
         shapes = f"{list(x.shape)} and {list(y.shape)}, dims {dims}"
@@ -131,7 +131,7 @@ def check_kernel(
     x, y = x[apart], y[apart]
     if len(x) < MIN_PAIRS:
         needed = f"at least {MIN_PAIRS} that do not coincide are needed"
-        raise InputError(f"{len(x)} pairs are too few for density estimation, {needed}")
+        raise InputError(f"{len(x)} pairs are too few for density estimation; {needed}")
     x, y, kept = project(x, y, dims)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     (fit_x, stop_x, test_x), (fit_y, stop_y, test_y) = (

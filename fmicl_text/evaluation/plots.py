@@ -64,12 +64,12 @@ def plot_training_curve(
 
 
 def is_metric(key: str) -> bool:
-    """Whether a key of the log is a metric of the evaluator, and not one of the time that evaluation took."""
+    """Whether a key of the log is a metric of the evaluator, and not a timing of the evaluation itself."""
     return key.startswith("eval_") and not key.endswith(("_runtime", "_per_second"))
 
 
 def logged_values(log_history: Sequence[Mapping[str, float]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the finite values of a key."""
+    """Steps and values of a key, without non-finite values."""
     points = [(int(entry["step"]), entry[key]) for entry in log_history if key in entry and math.isfinite(entry[key])]
     return [step for step, _ in points], [value for _, value in points]
 
@@ -82,7 +82,7 @@ def step_range(panels: Mapping[str, tuple[list[int], list[float]]]) -> tuple[flo
 
 
 def title_panel(axis: Axes, title: str, explanation: str) -> None:
-    """Set the title of a panel, with an explanation in small print."""
+    """Set the title of a panel, with an explanation in a smaller font."""
     axis.set_title(title, loc="left", fontsize="medium", fontweight="bold", pad=20)
     axis.text(0, 1.03, explanation, transform=axis.transAxes, fontsize="small", color="0.35")
 
@@ -148,7 +148,7 @@ def plot_scores(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     for boundary in range(1, len(tasks)):
         axis.axvline(boundary - 0.5, color="0.9", linewidth=0.8)
     named = any(task.endswith(")") for task in tasks)
-    axis.set_ylabel("Spearman x 100, or the metric named" if named else "Spearman x 100")
+    axis.set_ylabel("Spearman x 100, or the metric in parentheses" if named else "Spearman x 100")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(handles=handles, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     figure.savefig(path, dpi=100)

@@ -30,7 +30,7 @@ def knn_accuracies(
 ) -> dict[tuple[int, float], float]:
     """Accuracy in percent of k-NN classification on the test rows, for every (k, temperature), in one pass.
 
-    Votes are weighted by e^(cosine/temperature), as by Wu et al. (arXiv 1805.01978) with k = 200, temperature 0.1.
+    Votes are weighted by e^(cosine/temperature), as in Wu et al. (arXiv 1805.01978) with k = 200, temperature 0.1.
 
     Args:
         train: Features of nonzero norm, [N, D].
@@ -57,7 +57,7 @@ def knn_accuracies(
 def logistic_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
     """Accuracy in percent of logistic regression on standardized features; arguments as in `knn_accuracies`.
 
-    L2 penalty of weight 1 and at most 200 steps of L-BFGS. On raw 32 x 32 color images this is not converged, but 2000
+    L2 penalty of weight 1 and at most 200 steps of L-BFGS. On raw 32 x 32 color images this does not converge, but 2000
     steps take ten times as long, do not converge either, and are not more accurate."""
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LOGISTIC_STEPS))
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):

@@ -41,7 +41,7 @@ def library_versions() -> dict[str, str]:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Format rows of {column: value} as a GitHub table, with columns in order of appearance, floats with two decimals
+    """Format rows of {column: value} as a Markdown table, with columns in order of appearance, floats with two decimals
     and empty cells for missing values."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *([cell(row.get(name)) for name in columns] for row in rows)]
@@ -145,7 +145,8 @@ def pooling_label(result: Mapping[str, Any]) -> str:
 
 def task_scores(result: Mapping[str, Any], sets: bool) -> dict[str, float]:
     """Scores of one result by column: Spearman, or the main score of the task if that is a different metric. The column
-    is the task, with subset, split and metric in parentheses if they are unusual. `sets` adds columns for subsets."""
+    is the task, with subset, split and metric in parentheses unless they are the defaults. `sets` adds columns for
+    subsets."""
     metrics = result["metrics"]
     unusual = [result.get("subset"), result["split"], metrics.get("main_score_name")]
     details = ", ".join(name for name in unusual if name not in (None, "default", "test"))
@@ -161,7 +162,8 @@ def task_scores(result: Mapping[str, Any], sets: bool) -> dict[str, float]:
 
 
 def mean_std(values: Sequence[float | None]) -> str | None:
-    """`mean ± sample standard deviation` with two decimals; a single value alone; None if a value is missing."""
+    """`mean ± sample standard deviation` with two decimals; a single value without deviation; None if a value is
+    missing."""
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values):
         return None

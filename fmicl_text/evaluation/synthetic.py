@@ -33,7 +33,8 @@ def kernel_pairs(num_pairs: int, dims: int = 8, gamma: float = 10.0, seed: int =
 def two_scale_pairs(
     num_pairs: int, dims: int = 8, gammas: tuple[float, float] = (100.0, 1.0), seed: int = 0
 ) -> KnownPairs:
-    """Half of the pairs close, half distant: the log density is a function of the distance, but not a linear one."""
+    """Half of the pairs close, half distant: the log density depends only on the distance, but is not linear in its
+    square."""
     return mixture_pairs(num_pairs, dims, gammas, seed)
 
 

@@ -92,7 +92,7 @@ def below_top(name: str) -> str | None:
 
 
 def load_task(task: str, split: str, files: SentEvalFiles) -> dict[str, Dataset]:
-    """Load the sentence pairs of a task, by name of the subset. A task without subsets has one, named like the split.
+    """Load the sentence pairs of a task, by name of the subset. A task without subsets has one, named after the split.
 
     Args:
         task: A name in `STS_TASKS`.

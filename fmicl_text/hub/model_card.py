@@ -221,8 +221,8 @@ def limits_of(text: bool) -> str:
     """Limitations of the encoder."""
     if text:
         return (
-            "Trained on texts of the length given above and evaluated on sentences. It covers the languages of its "
-            "base model and training text and inherits their biases. The weights contain no BERT pooler: "
+            "Trained on texts of up to the length given above and evaluated on sentences. It covers the languages of "
+            "its base model and training text and inherits their biases. The weights contain no BERT pooler: "
             "`pooler_output` of `AutoModel` is random; use the pooling given above."
         )
     return (

@@ -35,7 +35,7 @@ def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
     """Settings, metrics and environment of a run, in a form that JSON can store.
 
     Args:
-        trainer: A `FMICLTrainer`. Its `metadata` adds facts that the trainer cannot know: settings, before (metrics
+        trainer: A `FMICLTrainer`. Its `metadata` adds facts that the trainer does not know: settings, before (metrics
             before training), data and scored_on.
         after: Metrics of the encoder in its current state.
     """

@@ -25,7 +25,7 @@ class FMICLLoss(losses.FMICLLoss):
 
     Args:
         model: The model to train.
-        divergence, gamma, alpha, negatives, similarity: As for `fmicl_text.FMICLLoss`.
+        divergence, gamma, alpha, negatives, similarity: See `fmicl_text.FMICLLoss`.
         gather_across_devices: Under torch.distributed, compute the loss on the rows of all processes.
 
     Raises:
@@ -96,7 +96,7 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
     """`FMICLLoss` with the memory use of a mini-batch and the same gradient (GradCache, arXiv 2101.06983).
 
     Args:
-        model, divergence, gamma, alpha, negatives, similarity, gather_across_devices: As for `FMICLLoss`.
+        model, divergence, gamma, alpha, negatives, similarity, gather_across_devices: See `FMICLLoss`.
         mini_batch_size: Number of texts of a column to embed at once.
         mini_batch_num_tokens: Maximum number of tokens to embed at once, in place of `mini_batch_size`.
         show_progress_bar: Whether to show a progress bar over the mini-batches.

@@ -40,7 +40,7 @@ class RowIds(NamedTuple):
     """Text ids of the rows of one process.
 
     own [N, V] and hard [N, 0 or 1], equal where texts are equal. `*_recurs` [N], on the CPU: whether one of the texts
-    also occurs in another row, so that pairs with it need a mask."""
+    also occurs elsewhere in the batch, so that pairs with it need a mask."""
 
     own: Tensor
     hard: Tensor

@@ -1,4 +1,4 @@
-"""Losses on embeddings: normalize -> gather -> pair up -> similarity -> objective. Losses do not depend on the model.
+"""Losses on embeddings: normalize -> gather -> form pairs -> similarity -> objective. They do not depend on the model.
 
 To add an objective, subclass `ContrastiveLoss`; its name and hyperparameters are read from the class.
 """
@@ -72,9 +72,9 @@ class ContrastiveLoss(nn.Module):
         negatives: `same_view` pairs (x_i, x_j), `cross_view` pairs (x_i, y_j), or `both`; i != j. `queue` pairs
             (x_i, k), where k is a row of a queue that each call receives.
         similarity: `gaussian`, `cosine`, or a `Similarity`.
-        block_size: Rows per block of pairs, >= 1; memory is then linear in N. None uses the full matrix for small N
-            and chooses the block size from N = 512 on. The gradient of a blockwise loss can be computed only once, and
-            cannot be differentiated.
+        block_size: Rows per block of pairs, >= 1; memory is then linear in N. None uses the full matrix for N < 512 in
+            a single process, and chooses a block size otherwise. The gradient of a blockwise loss can be computed only
+            once, and cannot be differentiated.
         global_batch: Under torch.distributed, `none` is the loss of this process's rows alone. `gather` and `ring` are
             the loss of all processes' rows (whose numbers may differ), the same value in each process, with gradients
             times the number of processes because DDP and FSDP average them; every process must call it. `ring` keeps
@@ -106,7 +106,7 @@ class ContrastiveLoss(nn.Module):
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Constructor arguments that define the objective, in a form that JSON can store, for records and model cards.
+        """Constructor arguments that define the objective, as JSON-serializable values, for records and model cards.
 
         A divergence or a similarity is given by its name. Arguments that are not plain attributes, and
         `block_size`, which does not change the value, are skipped."""
@@ -160,10 +160,11 @@ class ContrastiveLoss(nn.Module):
             x: First views [N, D], N >= 2, any scale (normalized here), differentiable.
             y: Second views [N, D].
             hard_negatives: One additional negative per example [N, D]; row j is a negative of every x_i, also of x_j.
-            text_ids: Integers [N, V], equal where texts are equal: column 0 for x, 1 for y (if absent, as x), 2 for
-                hard_negatives. Examples that share a text are not negatives of each other.
+            text_ids: Integers [N, V], equal where texts are equal: column 0 for x, 1 for y (the same as x if absent), 2
+                for hard_negatives. Examples that share a text are not negatives of each other.
             queue: Negatives of every x_i (MoCo, arXiv 1911.05722), [K, D], K >= 1, the same in all processes, without
-                gradient. Required with negatives `queue`, and only accepted then, without hard_negatives and text_ids.
+                gradient. Required with negatives `queue` and not accepted otherwise; excludes hard_negatives and
+                text_ids.
 
         Raises:
             ValueError: Shapes do not match, there are fewer than 2 examples, or there is no negative pair because all
@@ -180,7 +181,7 @@ class ContrastiveLoss(nn.Module):
         if (queue is None) == (self.negatives == "queue"):
             given = "None" if queue is None else list(queue.shape)
             raise ValueError(
-                f"queue is required with negatives=queue, and only then: got {self.negatives}, queue {given}"
+                f"queue must be given if and only if negatives=queue; got negatives={self.negatives}, queue {given}"
             )
         if queue is not None:
             if queue.ndim != 2 or queue.shape[1:] != x.shape[1:] or not len(queue):
@@ -281,8 +282,8 @@ class FMICLLoss(ContrastiveLoss):
         gamma: 1/(2 sigma^2), finite, > 0; the paper uses 20 for text, 1 for vision. Unused by `cosine`.
         alpha: Weight of the negative term, finite, > 0; the paper uses 409600 for text, 40 for vision.
         negatives: `same_view` as in the paper, `cross_view`, `both` or `queue`; see `ContrastiveLoss`.
-        similarity: `gaussian`, the f-Gaussian similarity f'(e^r); `cosine`, the paper's comparison, which replaces
-            f'(u) by x.y and the conjugate by f*(x.y), inf where x.y is outside the range of f'; or a `Similarity`.
+        similarity: `gaussian`, the f-Gaussian similarity f'(e^r); `cosine`, the paper's baseline, which replaces
+            f'(u) with x.y and the conjugate with f*(x.y), inf where x.y is above the range of f'; or a `Similarity`.
         block_size: See `ContrastiveLoss`.
         global_batch: See `ContrastiveLoss`.
 
@@ -342,7 +343,7 @@ class InfoNCELoss(ContrastiveLoss):
 
     Args:
         temperature: Temperature of the softmax, finite, > 0 (= 1/(2 gamma)).
-        negatives: As for `FMICLLoss`, `cross_view` by default.
+        negatives: See `FMICLLoss`; `cross_view` by default.
         global_batch: `none` or `gather`: the log-sum-exp of a row needs all columns, so their gradient is summed over
             the processes in the backward pass.
     """
@@ -369,7 +370,7 @@ class AlignUniformLoss(ContrastiveLoss):
         gamma: The paper's t (2 there); > 0, at most 36, beyond which the exponential of opposite rows
             underflows in float32, even shifted as in `objectives.align_uniform`.
         alpha: Weight of the uniformity term, finite, > 0.
-        negatives, block_size, global_batch: As for `FMICLLoss`.
+        negatives, block_size, global_batch: See `FMICLLoss`.
     """
 
     formula = "    loss = mean ||x_i - y_i||^2 + alpha log mean over negatives e^(-gamma ||x_i - n||^2)"
@@ -398,8 +399,8 @@ class SpectralLoss(ContrastiveLoss):
 
     Args:
         alpha: Weight of the negative term, finite, > 0.
-        negatives: As for `FMICLLoss`, `cross_view` by default.
-        block_size, global_batch: As for `FMICLLoss`.
+        negatives: See `FMICLLoss`; `cross_view` by default.
+        block_size, global_batch: See `FMICLLoss`.
     """
 
     formula = "    loss = -2 mean x_i.y_i + alpha mean over negatives (x_i.n)^2"
@@ -434,7 +435,7 @@ def constructor_arguments(loss_class: type[ContrastiveLoss]) -> list[str]:
 
 
 def to_json(value: Any) -> Any:
-    """A hyperparameter in a form that JSON can store: divergences, similarities, functions and classes by name."""
+    """A hyperparameter as a JSON-serializable value: divergences, similarities, functions and classes by name."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -470,5 +471,5 @@ def load_objective(name: str) -> type[ContrastiveLoss]:
     expected = f"one of {', '.join(OBJECTIVES)}, or package.module:Class, a subclass of ContrastiveLoss"
     found = import_attribute("objective", name, expected)
     if not (isinstance(found, type) and issubclass(found, ContrastiveLoss)):
-        raise ValueError(f"objective={name}: is not a subclass of ContrastiveLoss, expected {expected}")
+        raise ValueError(f"objective={name}: not a subclass of ContrastiveLoss, expected {expected}")
     return found

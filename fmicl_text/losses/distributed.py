@@ -39,7 +39,7 @@ def row_counts(rows: Tensor) -> list[int]:
     dist.all_gather(counts, own)
     numbers = torch.cat(counts).tolist()
     if not all(numbers):
-        raise ValueError(f"every process needs at least one row, they have {numbers}")
+        raise ValueError(f"every process needs at least one row, got {numbers}")
     return numbers
 
 

@@ -50,8 +50,8 @@ class ExpM1(torch.autograd.Function):
 def expm1(r: Tensor) -> Tensor:
     """e^r - 1, with value and gradient accurate to rounding for all r.
 
-    The gradient of torch.expm1 is (e^r - 1) + 1, which float32 rounds to multiples of 6e-8: its error is 1.6 % near
-    r = -13, where the paper's alpha = 409600 balances attraction and repulsion, and it is 0 below r = -17.
+    torch.expm1 computes its gradient as (e^r - 1) + 1, which float32 rounds to multiples of 6e-8: its error is 1.6%
+    near r = -13, where the paper's alpha = 409600 balances attraction and repulsion, and it is 0 below r = -17.
     """
     return ExpM1.apply(r)
 
@@ -142,7 +142,7 @@ def js() -> FDivergence:
 
 
 def pearson() -> FDivergence:
-    """Pearson chi-square divergence. Uses expm1(2r), because u^2 - 1 in float32 has an error of 1 % at r = -1e-6."""
+    """Pearson chi-square divergence. Uses expm1(2r), because u^2 - 1 in float32 has an error of 1% at r = -1e-6."""
     return FDivergence(
         "pearson",
         lambda u: (u - 1) ** 2,
@@ -251,7 +251,7 @@ def convex_conjugate(divergence: FDivergence, t: Tensor) -> Tensor:
         t: Any shape.
 
     Returns:
-        f*(t), same shape and dtype; inf where t is outside the range of f' (log 2 for js, 1 for sh and vlc).
+        f*(t), same shape and dtype; inf where t is above the range of f' (log 2 for js, 1 for sh and vlc).
     """
     with torch.no_grad():
         low, high = (

@@ -3,7 +3,7 @@ is such a function; the others return one, a `PairObjective`, for given hyperpar
 
     positive [N]       similarity of example i to its positive
     negative [N, M]    similarity of example i to each of M candidates
-    keep     [N, M]    bool, which candidates are negatives of i (at least one)
+    keep     [N, M]    bool, which candidates are negatives of i (at least one overall)
 
 Similarities are log density ratios r = -gamma ||x - y||^2; with `fmicl`, any values that `score` and `conjugate`
 accept.
@@ -70,8 +70,8 @@ def align_uniform(*, gamma: float, alpha: float) -> PairObjective:
 
     With alpha = 1/gamma it equals the negated Donsker-Varadhan bound of KL, divided by gamma.
     The exponent is shifted to 2 gamma x_i.x_j, which is near 0 for well-spread embeddings: for gamma > 22, r alone may
-    be below -87, where e^r underflows in float32. The shift is at most 60, or the sum over 10^9 coinciding pairs would
-    overflow.
+    be below -87, where e^r underflows in float32. The shift is at most 60, because otherwise the sum over 10^9
+    coinciding pairs would overflow.
     """
     shift = min(2 * gamma, 60.0)
     return PairObjective(lambda r: r / gamma, lambda r: torch.exp(r + shift), lambda mean: alpha * (mean.log() - shift))

@@ -1,4 +1,4 @@
-"""Similarities of unit embeddings: the Gaussian log density ratio r, and the cosine of the paper's comparison.
+"""Similarities of unit embeddings: the Gaussian log density ratio r, and cosine similarity, the paper's baseline.
 
 To add a similarity, add a `Similarity` to `SIMILARITIES`, or pass one to a loss.
 """
@@ -109,7 +109,7 @@ def log_ratio_of_product(product: Tensor, gamma: float) -> Tensor:
 
 
 def log_ratio_slope(gamma: float) -> float:
-    """Derivative of r in the inner product."""
+    """Derivative of r with respect to the inner product."""
     return 2 * gamma
 
 
@@ -119,7 +119,7 @@ def cosine_of_product(product: Tensor, gamma: float) -> Tensor:
 
 
 def cosine_slope(gamma: float) -> float:
-    """Derivative of the cosine in the inner product."""
+    """Derivative of the cosine with respect to the inner product."""
     return 1.0
 
 

@@ -72,7 +72,8 @@ class TokenCollator:
 
 
 def _views(tokens: Mapping[str, Tensor], text_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """A batch of views [B, V, T] and text_ids [B, C] from tokens [B * C, T] of C columns; one column is two views."""
+    """A batch of views [B, V, T] and text_ids [B, C] from tokens [B * C, T] of C columns; a single column is
+    used for both views."""
     ids = torch.tensor(text_ids)
     batch = {key: value.unflatten(0, ids.shape) for key, value in tokens.items()}
     if ids.shape[1] == 1:

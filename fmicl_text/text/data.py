@@ -92,15 +92,16 @@ def load_training_text(
     Args:
         train_file: UTF-8 .txt (one sentence per line), .csv, .tsv (without quoting) or .jsonl, optionally gzipped, or
             .parquet. Empty lines are skipped.
-        dataset_name: Hub name or local folder of a dataset. Exactly one of this and `train_file` is required.
+        dataset_name: Hub name or local folder of a dataset. Exactly one of `dataset_name` and `train_file` is
+            required.
         dataset_config: Configuration of `dataset_name`.
         dataset_split: Split of `dataset_name`.
         text_column: The column to train on. By default, `text_columns` selects one to three columns.
         streaming: Read the data while training, without a copy on disk. Only its start is checked here; `datasets`
             raises an error when training reaches an invalid row.
         max_train_samples: Use only the first N usable rows, N >= 1.
-        shuffle_seed: When streaming, shuffle in a buffer of 10,000 rows with this seed. The trainer shuffles only
-            data with a length.
+        shuffle_seed: When streaming, shuffle in a buffer of 10,000 rows with this seed. The trainer itself
+            shuffles only map-style datasets.
         at_least: Minimum number of usable rows, such as the batch size.
 
     Raises:
@@ -142,13 +143,14 @@ def load_training_text(
 
 
 def as_text_dataset(rows: Any) -> datasets.Dataset | datasets.IterableDataset:
-    """A dataset of text columns for `TextViewCollator`. Rows with a blank or missing text are skipped with a warning.
+    """A dataset of text columns for `TextViewCollator`. Rows with a blank or missing text are skipped,
+    with a warning unless the dataset is streamed.
 
     >>> as_text_dataset([("a dog", "the dog runs"), ("a cat", "the cat sleeps")]).column_names
     ['sent0', 'sent1']
 
     Args:
-        rows: A list of texts, a list of pairs or triplets of texts, or a dataset with the columns of `text_columns`.
+        rows: A list of texts, a list of pairs or triplets of texts, or a dataset whose columns `text_columns` accepts.
 
     Raises:
         InputError: The rows are of another type, contain no text, or have ambiguous columns.
@@ -185,12 +187,12 @@ def text_columns(
 ) -> tuple[str, ...]:
     """The columns to train on: one (dropout positives), two (positive pairs) or three (with a hard negative).
 
-    The first rule that applies: `text_column`; sent0, sent1[, hard_neg]; text; sentence; the only column; the two or
-    three columns of a dataset in which all columns are strings, in their order, as in sentence-transformers.
+    The first rule that applies is used: `text_column`; sent0, sent1[, hard_neg]; text; sentence; the only column;
+    the two or three columns of a dataset in which all columns are strings, in their order, as in sentence-transformers.
 
     Args:
         dataset: Its columns are the candidates.
-        text_column: The column to train on, if it is not one of these.
+        text_column: The column to train on. None applies the other rules.
         source: Name of the dataset in messages.
 
     Raises:
@@ -200,7 +202,7 @@ def text_columns(
     columns = _select_columns(features, text_column, source)
     for name in columns:
         if (kind := _kind(features[name])) not in (*_STRINGS, "null"):
-            if kind == "Json" and Path(source).is_file():  # the loader's type for mixed types
+            if kind == "Json" and Path(source).is_file():  # the loader's type for columns of mixed types
                 kind = f"mixed types ({_first_fault(source, name)})"
             raise InputError(f"{source}: column {name!r} must contain strings, got {kind}")
     return columns
@@ -245,7 +247,7 @@ def _read_file(train_file: str, streaming: bool) -> Any:
     if suffix == ".jsonl":
         _check_block_starts(train_file)
     builder, options = _LOADERS[suffix]
-    # data_files are patterns: a[1].txt without escaping would match no file and train on nothing.
+    # data_files are glob patterns: without escaping, a[1].txt would match no file.
     data_files = glob.escape(train_file)
     dataset = datasets.load_dataset(builder, data_files=data_files, split="train", streaming=streaming, **options)
     # If every row has more cells than the header, pandas takes the first cell for an index and shifts the others.
@@ -256,7 +258,8 @@ def _read_file(train_file: str, streaming: bool) -> Any:
 
 def _check_block_starts(train_file: str) -> None:
     """Raise `InputError` if a block of JSON lines, as the loader splits them, does not begin with an object: pyarrow
-    crashes the process on a null there, even after a byte that is not UTF-8. An array is read in one piece."""
+    crashes the process on a null there, even after a byte that is not UTF-8. A file with a JSON array is not
+    split into blocks."""
     with _open(train_file) as file:
         while start := file.read(2**16):
             first = start.removeprefix(b"\xef\xbb\xbf").strip()[:1]
@@ -332,9 +335,10 @@ def _file_error_message(train_file: str, error: BaseException) -> str:
 
 
 def _first_fault(train_file: str, column: str | None = None) -> str | None:
-    """The first invalid line: not UTF-8 or, in JSON lines, not an object or without a string in `column`.
+    """The first invalid line: not UTF-8 or, in JSON lines, not an object or with a value in `column` that is
+    neither a string nor null.
 
-    Slow, and therefore called only after the loader has failed, whose messages count bytes, or rows within a block.
+    Slow, and therefore called only after an error. The loader's own messages count bytes, or rows within a block.
     """
     is_json = _suffix(train_file) == ".jsonl"
     with _open(train_file) as file:

@@ -1,5 +1,5 @@
-"""LoRA adapters (arXiv 2106.09685) by peft, optionally over weights quantized to 4 or 8 bits (QLoRA, arXiv 2305.14314).
-The saved encoder contains no adapters: they are merged into its weights."""
+"""LoRA adapters (arXiv 2106.09685) with peft, optionally over weights quantized to 4 or 8 bits (QLoRA, arXiv
+2305.14314). The saved encoder contains no adapters: they are merged into its weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import BitsAndBytesConfig
 
 from fmicl_text.errors import InputError
 
-ADAPTER = "default"  # peft's name for a model's only adapter
+ADAPTER = "default"  # peft's default adapter name
 
 
 def add_lora(encoder: SentenceTransformer, rank: int) -> None:
@@ -34,7 +34,7 @@ def add_lora(encoder: SentenceTransformer, rank: int) -> None:
         raise InputError(f"lora_rank={rank} requires peft: pip install peft") from error
     module: Any
     for module in encoder.modules():
-        # On CPUs with this feature, bitsandbytes would repack 4-bit weights in evaluation and fail in the next step.
+        # On CPUs with AVX512-BF16, bitsandbytes would repack 4-bit weights in eval mode and fail in the next step.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     config = LoraConfig(task_type="FEATURE_EXTRACTION", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
@@ -117,7 +117,7 @@ def save_with_weights(backbone: Any, weights: dict[str, Tensor]) -> Iterator[Non
 
 
 def dequantize(weight: Tensor, layer: Any, scale: Tensor | None) -> Tensor:
-    """The weight of a quantized layer of bitsandbytes in float32; `scale` [rows] is the scale of an 8-bit weight."""
+    """The float32 weight of a quantized bitsandbytes layer; `scale` [rows] is the scale of an 8-bit weight."""
     if scale is not None:
         return weight * scale[:, None] / 127
     from bitsandbytes.functional import dequantize_4bit

@@ -99,7 +99,7 @@ class TextContrastiveModel(ContrastiveModel):
 
     @property
     def loads_exported(self) -> bool:
-        """False with adapters: the exported weights are merged ones. Training does not change the base weights."""
+        """False with adapters: they are merged into the exported weights. Training does not change the base weights."""
         return not any(map(is_adapter, self.state_dict()))
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
@@ -142,7 +142,8 @@ def build_text_encoder(
         trust_remote_code: Run custom code that comes with the model. Otherwise such a model raises an error.
 
     Raises:
-        InputError: The model does not exist, is not available offline, is corrupted, or requires custom code.
+        InputError: An argument is invalid, a required package is not installed, or the model does not exist, is not
+            available offline, is corrupted, or requires custom code.
     """
     model_name_or_path = resolve_model_path(model_name_or_path)
     source = f"model_name_or_path={model_name_or_path}"
@@ -163,7 +164,7 @@ def build_text_encoder(
         raise InputError(f"{source} is not a transformer followed by pooling")
     backbone: Any = encoder[0].model
     if isinstance(getattr(backbone, "pooler", None), nn.Module):
-        backbone.pooler = None  # it gets no gradient, and DDP stops at step 2 on such parameters
+        backbone.pooler = None  # its parameters get no gradient, and DDP raises an error for such parameters
     specifies_pooling = bool(encoder.module_kwargs)  # one entry per module in modules.json
     if pooling or not specifies_pooling:
         set_pooling(encoder, pooling or "cls")
@@ -180,7 +181,7 @@ def require_tokenizer(encoder: SentenceTransformer, source: str) -> None:
         source: The argument and its value, which begin the message.
 
     Raises:
-        InputError: The tokenizer has no words, or has ids that the model has no embedding for.
+        InputError: The tokenizer has only special tokens, or has ids that the model has no embedding for.
     """
     tokenizer = encoder.tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerBase):

@@ -29,7 +29,7 @@ def tokenize_dataset(
     """Tokenize the rows of a dataset for `collator.TokenCollator`.
 
     The result is cached next to the files of `dataset` and memory-mapped. A later call with the same data, tokenizer,
-    columns and length, in any process, reads that file instead. A dataset in memory stays in memory.
+    columns and length, in any process, reads the cached files instead. A dataset in memory stays in memory.
 
     Args:
         dataset: Text columns, as returned by `load_training_text`.
@@ -103,8 +103,8 @@ class RepeatedStream(IterableDataset):
 def training_rows(
     data: TextData, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, tokenize_once: bool
 ) -> tuple[Any, TextViewCollator | TokenCollator]:
-    """The trainer's dataset and its collator. With `tokenize_once`, and unless the text is streamed, the text is
-    tokenized before training, otherwise batch by batch."""
+    """The trainer's dataset and its collator. With `tokenize_once`, text that is not streamed is tokenized
+    before training. Otherwise the collator tokenizes it batch by batch."""
     if tokenize_once and isinstance(data.dataset, datasets.Dataset):
         return tokenize_dataset(data.dataset, tokenizer, data.columns, max_seq_length), TokenCollator(tokenizer)
     rows = RepeatedStream(data.dataset) if isinstance(data.dataset, datasets.IterableDataset) else data.dataset

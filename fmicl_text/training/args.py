@@ -208,7 +208,7 @@ class FMICLTrainingArguments(TrainingArguments):
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise ValueError(
                 f"overwrite_output_dir=True would delete the checkpoint that "
-                f"resume_from_checkpoint={self.resume_from_checkpoint} reads; pass one of them"
+                f"resume_from_checkpoint={self.resume_from_checkpoint} reads; pass only one of them"
             )
 
     @property

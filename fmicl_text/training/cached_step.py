@@ -20,12 +20,13 @@ def cached_step(
     """Backpropagate the loss of a batch, with the activations of only one mini-batch in memory at a time.
 
     Embeds every mini-batch without a graph, computes the gradient of the loss with respect to the embeddings, then
-    embeds each mini-batch again and backpropagates that gradient. Processes exchange gradients once, in the last one.
+    embeds each mini-batch again and backpropagates that gradient. Processes exchange gradients once, in the last
+    mini-batch.
 
     Args:
         inputs: A batch, tensors [B, V, ...].
         mini_batch_size: Examples embedded at a time.
-        embed: Maps (mini-batch, its number) to embeddings [b, V, D]; must give the same result in both passes.
+        embed: Maps (mini-batch, its index) to embeddings [b, V, D]; must give the same result in both passes.
         loss_of_views: Maps V views [B, D] to the scalar loss.
         backward: Backpropagates a scalar, such as `accelerator.backward`.
         no_sync: Context in which `backward` does not exchange gradients.

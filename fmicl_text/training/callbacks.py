@@ -26,7 +26,7 @@ FEW_ROWS = 32  # the effective rank of a smaller batch is small and noisy
 
 
 class NonFiniteError(InputError):
-    """The loss, a gradient or a weight is inf or nan. The weights were not updated and nothing was saved."""
+    """The loss, a gradient or a weight is NaN or infinity. The weights were not updated and nothing was saved."""
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def describe_views(loss: ContrastiveLoss, x: Tensor, y: Tensor) -> str:
 
 
 class SetEpochCallback(TrainerCallback):
-    """Sets the epoch of the length sampler and of the dataset, which accelerate does not do on several processes, and
+    """Sets the epoch of the length sampler and of the dataset, which accelerate does not do with several processes, and
     resets the trainer's per-step state."""
 
     def __init__(self, trainer: FMICLTrainer) -> None:

@@ -117,7 +117,7 @@ def find_checkpoint(output_dir: Path, resume_from: str | bool | None) -> tuple[P
         if not (Path(str(resume_from)) / STATE).is_file():
             raise InputError(f"resume_from_checkpoint={resume_from}: not a checkpoint (no {STATE})")
         if problem := validate_checkpoint(Path(str(resume_from))):
-            raise InputError(f"resume_from_checkpoint={resume_from}: the checkpoint is corrupted, {problem}")
+            raise InputError(f"resume_from_checkpoint={resume_from}: the checkpoint is corrupted: {problem}")
         return Path(str(resume_from)), []
     skipped: list[str] = []
     for checkpoint in reversed(checkpoints_in(output_dir)):

@@ -43,7 +43,7 @@ RESUME_KEYS = (  # arguments that affect the final weights
     *("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end", "metric_for_best_model"),
     "greater_is_better",
 )
-# Entries of the resume signature that do not make a finished run another one.
+# Entries of the resume signature that may differ when a finished run is started again.
 INCIDENTAL_KEYS = ("threads", "dataloader_num_workers", "callbacks")
 # Entries of the resume signature that must be equal unless `resume_changed` is given.
 RESUME_KEYS_STRICT = (
@@ -67,7 +67,7 @@ class Checkpointer:
         self.trainer = trainer
         self.resumed_from: Path | None = None
         self.run: dict[str, Any] = {}  # the resume signature
-        self.changes: dict[str, str] = {}  # of this run's signature from that of the checkpoint, in words
+        self.changes: dict[str, str] = {}  # entries that differ from the checkpoint's signature, as text
 
     @property
     def output_dir(self) -> Path:
@@ -116,8 +116,8 @@ class Checkpointer:
         free = shutil.disk_usage(place).free
         if free < needed:
             raise InputError(
-                f"output_dir={folder}: {to_come} checkpoints need about {needed / 2**20:.0f} MiB, the disk has "
-                f"{free / 2**20:.0f} MiB left; reduce save_total_limit or set save_only_model=True"
+                f"output_dir={folder}: {to_come} checkpoints need about {needed / 2**20:.0f} MiB, but the disk has "
+                f"only {free / 2**20:.0f} MiB left; reduce save_total_limit or set save_only_model=True"
             )
 
     def resume_signature(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Checkpointer:
         """Whether a checkpoint's run has ended: no step is left, or early stopping with these settings ended it.
 
         Raises:
-            InputError: It has ended, but with other settings: nothing would be trained with those given now.
+            InputError: It has ended with other settings, so nothing would be trained with the current ones.
         """
         state = TrainerState.load_from_json(str(checkpoint / STATE))
         settings = saved_run(checkpoint).get("callbacks", self.run["callbacks"])
@@ -175,8 +175,8 @@ class Checkpointer:
         others = [change for name, change in self.changes.items() if name not in INCIDENTAL_KEYS]
         if done and others and not self.trainer.args.resume_changed:
             raise InputError(
-                f"{checkpoint} is the end of a finished run with other settings: {', '.join(others)}; choose another "
-                "output_dir, or pass resume_changed=True to load its weights"
+                f"{checkpoint} is the last checkpoint of a run that finished with other settings: {', '.join(others)}; "
+                "choose another output_dir, or pass resume_changed=True to load its weights"
             )
         return done
 

@@ -16,7 +16,7 @@ ROWS = 512  # of a batch; enough for the logged metrics
 
 
 class TrainingMetrics:
-    """Sums of the metrics since the last log. They stay on the device until the next, so that no step waits for it."""
+    """Sums of the metrics since the last log. They stay on the device until the next, so that no step synchronizes."""
 
     def __init__(self) -> None:
         self.start: float | None = None

@@ -30,7 +30,7 @@ class MomentumEncoder(nn.Module):
 
     Args:
         model: Encoder and projection head, without a predictor.
-        queue_size: Rows K of the queue, 0 for none. It starts with random directions, as MoCo's does.
+        queue_size: Rows K of the queue, 0 for none. It starts with random directions, as in MoCo.
     """
 
     queue: Tensor
@@ -53,7 +53,7 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, rows: Tensor) -> None:
-        """Replace the oldest rows of the queue by rows [N, D]."""
+        """Replace the oldest rows of the queue with rows [N, D]."""
         where = (self.next_row + torch.arange(len(rows), device=rows.device)) % len(self.queue)
         self.queue[where] = unit_rows(rows)
         self.next_row.add_(len(rows)).remainder_(len(self.queue))
@@ -148,7 +148,7 @@ class UpdateMomentumCallback(TrainerCallback):
 
 
 class MomentumTrainer(FMICLTrainer):
-    """An `FMICLTrainer` that takes one view of each pair from a momentum encoder. Each view is used once as query:
+    """An `FMICLTrainer` that takes one view of each pair from a momentum encoder. Each view is used once as the query:
 
         loss = (loss(q_1, k_2) + loss(q_2, k_1)) / 2        q from the model, k from the momentum encoder
 
@@ -160,7 +160,7 @@ class MomentumTrainer(FMICLTrainer):
             negatives `queue` in the arguments.
         encoder_momentum: Momentum of the moving average, in [0, 1].
         increase_momentum: Whether the momentum increases to 1 along a half cosine over training.
-        **kwargs: As for `FMICLTrainer`.
+        **kwargs: See `FMICLTrainer`.
 
     Raises:
         InputError: The queue is too small for one step, the engine shards weights, or `mini_batch_size` is set.

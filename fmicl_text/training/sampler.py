@@ -10,7 +10,7 @@ class SeededLengthSampler(LengthGroupedSampler):
     """Batches of similar length, in an order determined by (seed, epoch): the same in every process and after a resume.
 
     The base class draws the order from the global random state. `SetEpochCallback` sets the epoch, because accelerate
-    does not after a resume on several processes, where it wraps the sampler more deeply.
+    does not after a resume with several processes, where it wraps the sampler more deeply.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:

@@ -29,7 +29,7 @@ def ignore_signals_in_worker(worker_init_fn: Callable[[int], None] | None, worke
 
 
 class GracefulStop(TrainerCallback):
-    """After a signal: saves a checkpoint at the end of the step (or of the epoch, if it is the last step and an
+    """After a signal: saves a checkpoint at the end of the step (or of the epoch, if this is its last step and an
     evaluation, save or log is due at the end of the epoch) and raises `Interrupted`. A second signal has its usual
     effect.
 
@@ -72,7 +72,7 @@ class GracefulStop(TrainerCallback):
             self.received = self.stopped_by = 0
 
     def agree(self, broken: torch.Tensor | None = None) -> bool:
-        """Exchange with all processes whether any has received a signal, and whether the step is broken in any.
+        """Agree with all processes on whether any has received a signal, and whether the step is broken in any.
 
         Args:
             broken: A bool tensor on the device: whether the step is broken in this process.

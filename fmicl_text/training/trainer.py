@@ -51,7 +51,7 @@ from fmicl_text.training.signals import GracefulStop, ignore_signals_in_worker
 
 
 class FMICLTrainer(Trainer):
-    """Trains an encoder on batches [examples, views, ...] with one forward pass per step.
+    """Trains an encoder on batches [examples, views, ...], with one forward pass for all views.
 
     >>> from fmicl_text import FMICLTrainer, FMICLTrainingArguments, build_text_encoder
     >>> encoder = build_text_encoder("bert-base-uncased")                         # doctest: +SKIP
@@ -70,9 +70,9 @@ class FMICLTrainer(Trainer):
         loss: A `ContrastiveLoss`, instead of the objective in the arguments.
         views: Maps inputs [B, ...] and a generator to views [B, V, ...], computed on the device, such as
             `vision.ImageViews`.
-        callbacks: As for `transformers.Trainer`.
-        optimizers: As for `transformers.Trainer`.
-        optimizer_cls_and_kwargs: As for `transformers.Trainer`.
+        callbacks: See `transformers.Trainer`.
+        optimizers: See `transformers.Trainer`.
+        optimizer_cls_and_kwargs: See `transformers.Trainer`.
 
     Every forward pass draws its dropout masks from a generator seeded by (seed, step, micro-step, process,
     mini-batch): processes differ, a resumed run repeats them, and with `mini_batch_size` so does the second pass.
@@ -165,7 +165,7 @@ class FMICLTrainer(Trainer):
         """Raise `InputError` for a launcher configuration that this trainer or this machine does not support."""
         if self.args.n_gpu > 1:
             raise InputError(
-                f"one process sees {self.args.n_gpu} GPUs and cannot split a contrastive batch over them: start one "
+                f"one process sees {self.args.n_gpu} GPUs and cannot split a contrastive batch across them: start one "
                 f"process per GPU with `accelerate launch --multi_gpu --num_processes {self.args.n_gpu}`"
             )
         if self.accelerator.mixed_precision == "fp16" and self.args.device.type == "cpu":
@@ -189,11 +189,11 @@ class FMICLTrainer(Trainer):
     # Training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`. A finished run that is resumed only loads its final weights.
+        """See `transformers.Trainer.train`. A finished run that is resumed only loads its final weights.
 
         Raises:
             InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data, batches or
-                processes; or there is too little space on the disk.
+                processes, or to a finished run with other settings; or there is too little space on the disk.
             NonFiniteError: The loss or a gradient is not finite.
             Interrupted: After a signal; a checkpoint was saved.
         """
@@ -218,14 +218,14 @@ class FMICLTrainer(Trainer):
         return TrainOutput(self.state.global_step, float("nan"), {})
 
     def get_train_dataloader(self) -> Any:
-        """As the base class; workers ignore the signals that end training, because the last step needs their batch."""
+        """As in the base class; workers ignore signals that end training because the last step needs their batch."""
         loader: Any = super().get_train_dataloader()
         inner = getattr(loader, "base_dataloader", loader)
         inner.worker_init_fn = partial(ignore_signals_in_worker, inner.worker_init_fn)
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        """As the base class, except for length-grouped batches, whose order it does not reproduce when resuming."""
+        """As in the base class, except for length-grouped batches, whose order it does not reproduce on resume."""
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         strategy = self.args.train_sampling_strategy
         if strategy in LENGTH_STRATEGIES and "length" not in (getattr(dataset, "column_names", None) or []):
@@ -264,7 +264,7 @@ class FMICLTrainer(Trainer):
         return inputs | {str(self.model.model_input): self.views(rows, generator)}
 
     def cached_training_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """As `training_step`, in mini-batches of `mini_batch_size` examples; see `cached_step`."""
+        """Like `training_step`, in mini-batches of `mini_batch_size` examples; see `cached_step`."""
         model.train()
         optimizer: Any = self.optimizer
         if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers
@@ -362,7 +362,7 @@ class FMICLTrainer(Trainer):
             ) from error
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the base class, with the training metrics next to the loss."""
+        """As in the base class, with the training metrics next to the loss."""
         if "loss" in logs:
             logs |= self.metrics.take() | self.skipped_steps.counts()
         super().log(logs, start_time)
@@ -464,7 +464,7 @@ class FMICLTrainer(Trainer):
             training_only: Also write the weights that are not exported (head, momentum encoder), for a checkpoint.
 
         Raises:
-            NonFiniteError: A weight is inf or nan; nothing was written.
+            NonFiniteError: A weight is NaN or infinity; nothing was written.
         """
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         wrapped: Any = self.model_wrapped

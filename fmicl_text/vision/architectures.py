@@ -1,4 +1,4 @@
-"""Image models to train from scratch: the paper's ResNets and ViT, with changes that the stock models lack."""
+"""Image models to train from scratch: ResNets, also with a stem for small images, and MoCo v3's ViT."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def sincos_positions(height: int, width: int, dim: int) -> Tensor:
 
 
 def initialize_as_mocov3(backbone: Any) -> None:
-    """Initialize a ViT as MoCo v3: sine-cosine positions, Xavier-uniform linear layers, a class token near zero."""
+    """Initialize a ViT like MoCo v3: sine-cosine position embeddings, Xavier-uniform linear layers, a class token near
+    zero."""
     embeddings = backbone.embeddings
     projection = embeddings.patch_embeddings.projection
     rows, columns = (size // patch for size, patch in zip(
@@ -56,8 +57,8 @@ def initialize_as_mocov3(backbone: Any) -> None:
 
 
 def freeze_positions(backbone: Any) -> None:
-    """Freeze positions and patch projection, which stabilizes training (MoCo v3). A saved model does not store this, so
-    it is applied at every load."""
+    """Freeze the position embeddings and the patch projection, which stabilizes training (MoCo v3). A saved model does
+    not store this, so it is applied at every load."""
     backbone.embeddings.position_embeddings.requires_grad_(False)
     backbone.embeddings.patch_embeddings.projection.requires_grad_(False)
 
@@ -83,7 +84,7 @@ def mocov3_vit_small(image_size: int = 224) -> ViTConfig:
         num_hidden_layers=12,
         num_attention_heads=12,
         intermediate_size=1536,
-        layer_norm_eps=1e-6,  # as in its code; the stock default is 1e-12
+        layer_norm_eps=1e-6,  # as in MoCo v3's code; the stock default is 1e-12
     )
     config.fixed_positions = True
     return config

@@ -51,7 +51,8 @@ def crop_boxes(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Top, left, height and width of a random crop of each image, [B] each, integers.
 
-    As torchvision's RandomResizedCrop: the first of ten draws that fits, else the largest center crop in range."""
+    Like torchvision's RandomResizedCrop: the first of ten draws that fits, else the largest center crop with an aspect
+    ratio in range."""
     area = height * width * draw.uniform(*scale, 10)
     aspect = draw.uniform(math.log(ratio[0]), math.log(ratio[1]), 10).exp()
     rows, columns = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
@@ -94,7 +95,7 @@ def random_resized_crop(images: Tensor, draw: Draw, size: int, scale: tuple[floa
     vertical = resize_weights(top, rows, images.shape[-2], size)
     horizontal = resize_weights(left, columns, images.shape[-1], size)
     horizontal = torch.where(draw.chance(flip)[:, None, None], horizontal.flip(1), horizontal)
-    lines = vertical @ images.transpose(1, 2).flatten(2)  # [B, size, C W]: both products without copies of the weights
+    lines = vertical @ images.transpose(1, 2).flatten(2)  # [B, size, C W]; this layout avoids copies of the weights
     cropped = lines.unflatten(2, images.shape[1::2]).flatten(1, 2) @ horizontal.transpose(1, 2)
     return cropped.unflatten(1, (size, images.shape[1])).transpose(1, 2)
 

@@ -31,7 +31,7 @@ from fmicl_text.loading import hub_revision, load_named_dataset, translate_datas
 from fmicl_text.vision.augmentations import Draw, crop_boxes
 
 FOLDERS_HINT = "; a folder must contain one subfolder of images per class, and at least two classes"
-NO_ROWS = ("corresponds to no data", "BatchSize must be greater", "contain any data files")  # messages of datasets
+NO_ROWS = ("corresponds to no data", "BatchSize must be greater", "contain any data files")  # messages of `datasets`
 LARGEST = 96  # pixels; larger images are not kept in memory
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # exceptions of PIL for invalid files
 FORMATS = (
@@ -68,11 +68,11 @@ class LabeledImages:
         return replace(self, pixels=self.pixels[rows], labels=self.labels[rows])
 
     def plain(self, rows: Sequence[int], size: int) -> Tensor:
-        """Input of `views.plain_view` for some rows: pixels, uint8 [B, C, H, W]."""
+        """Input of `views.plain_view` for the given rows: pixels, uint8 [B, C, H, W]."""
         return self.pixels[torch.as_tensor(rows)]
 
     def for_views(self, rows: Sequence[int], size: int, crop: Crop, seed: tuple[int, ...]) -> Tensor:
-        """Input of `views.ImageViews` for some rows: pixels, uint8 [B, C, H, W], which it crops."""
+        """Input of `views.ImageViews` for the given rows: pixels, uint8 [B, C, H, W], not yet cropped."""
         return self.pixels[torch.as_tensor(rows)]
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -106,7 +106,7 @@ class ImageFiles:
         return replace(self, rows=self.rows.select(range(len(self.labels))[rows]), labels=self.labels[rows])
 
     def decode(self, rows: Sequence[int], transform: Callable[[Image.Image, int], Tensor]) -> Tensor:
-        """transform(image, row) of some rows, stacked; several rows are decoded in parallel."""
+        """transform(image, row) of the given rows, stacked; several rows are decoded in parallel."""
         numbers = [int(row) for row in rows]
         encoded = [self.rows[row][self.column] for row in numbers]
 
@@ -119,16 +119,17 @@ class ImageFiles:
             return torch.stack(list(threads.map(decode_one, encoded, numbers)))
 
     def plain(self, rows: Sequence[int], size: int) -> Tensor:
-        """Input of `views.plain_view` for some rows: center crops, uint8 [B, C, size, size]."""
+        """Input of `views.plain_view` for the given rows: center crops, uint8 [B, C, size, size]."""
         return self.decode(rows, lambda image, row: center_crop(image, size))
 
     def for_views(self, rows: Sequence[int], size: int, crop: Crop, seed: tuple[int, ...]) -> Tensor:
-        """Input of `views.ImageViews` for some rows: two random crops of each, uint8 [B, 2, C, size, size]. They are
-        determined by seed and row."""
+        """Input of `views.ImageViews` for the given rows: two random crops of each, uint8 [B, 2, C, size, size]. They
+        are determined by seed and row."""
         return self.decode(rows, lambda image, row: two_crops(image, size, crop, (*seed, row)))
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of the pixels in [0, 1], per channel, of the first 500 images, downscaled."""
+        """Mean and standard deviation of the pixels in [0, 1], per channel, of center crops of the first 500 images,
+        resized to 64 x 64."""
         return mean_and_std(self.plain(range(min(500, len(self.labels))), 64))
 
 
@@ -145,8 +146,8 @@ def split(
     images: Images, held_out: int, max_train_samples: int | None = None, validation: int = 0
 ) -> tuple[Images, Images, Images | None]:
     """Training, test and validation images. The last `held_out` rows are the test images, the `validation` rows before
-    them the validation images (None for 0), and at most `max_train_samples` of the rows before these the training
-    images.
+    them are the validation images (None for 0), and at most `max_train_samples` of the rows before these are the
+    training images.
 
     Raises:
         InputError: A part would be empty or contain only one class.
@@ -198,7 +199,7 @@ class TrainingRows(Dataset):
 
 
 def collate_images(rows: list[Tensor]) -> dict[str, Tensor]:
-    """Collate rows to a batch {images: [B, ...]}."""
+    """Collate rows into a batch {images: [B, ...]}."""
     return {"images": torch.stack(rows)}
 
 
@@ -229,18 +230,20 @@ def load_images(
     label_column: str = "label",
     channels: int = 3,
 ) -> Images:
-    """Load images from a parquet file, a folder or the Hub, in one tensor if all have one size of at most 96 pixels.
+    """Load images from a parquet file, a folder or the Hub, in one tensor if all have the same size, at most 96
+    pixels.
 
     Args:
         train_file: .parquet file, or folder with one subfolder of images per class.
-        dataset_name: Hub name or local folder of a dataset. Exactly one of this and `train_file` is required.
+        dataset_name: Hub name or local folder of a dataset. Exactly one of `dataset_name` and `train_file` is
+            required.
         dataset_split: Split of `dataset_name`.
         image_column: Image column; that of a `train_file` folder is always `image`.
         label_column: Class column, of integers or names.
         channels: Convert all images to grayscale (1) or RGB (3).
 
     Raises:
-        InputError: An argument or the data is invalid. Single images that cannot be read are skipped.
+        InputError: An argument or the data is invalid. Individual images that cannot be read are skipped.
     """
     if (train_file is None) == (dataset_name is None):
         got = f"train_file={train_file} and dataset_name={dataset_name}"
@@ -323,7 +326,7 @@ def read_all(
     """Read every image once.
 
     Returns:
-        Numbers of the images that can be read, names of the others, and pixels [N, C, H, W], or None if the images
+        Indices of the images that can be read, names of the others, and pixels [N, C, H, W], or None if the images
         differ in size or are larger than `LARGEST`.
     """
     kept: list[int] = []
@@ -351,13 +354,14 @@ def read_all(
 def decode_image(
     image: dict[str, Any], channels: int, folders: tuple[str, ...] = (), check_only: bool = False
 ) -> Image.Image:
-    """Decode an image to grayscale or RGB, with transparency on white.
+    """Decode an image to grayscale or RGB, with transparent pixels blended with white.
 
     Args:
         image: Its bytes, or its path below one of the `folders`.
         channels: 1 for grayscale, 3 for RGB.
         folders: Folders from which files may be read.
-        check_only: Read JPEG files at an eighth of their size, in a third of the time.
+        check_only: Only check that the image can be decoded, without converting it. JPEG files are decoded at an eighth
+            of their size, in a third of the time.
     """
     is_file = image["path"] and not image["bytes"]
     path = os.path.normpath(image["path"] or "")

@@ -33,11 +33,12 @@ class ImageEncoder(nn.Module):
     Args:
         backbone: A model of `AutoModel`. Its config, which is saved with it, may have the fields `image_pooling` and,
             for training from scratch, `small_image_stem` and `fixed_positions`.
-        pooling: `auto` is the class token for ViT and DeiT, else the model's own pooler if it has one, else the mean.
-            `cls`, `mean` and `pooler` override it. None takes the config's `image_pooling`, or `auto`.
+        pooling: `auto` is the class token for ViT, DeiT, ViT-MAE and ViT-MSN, else the model's own pooler if it has
+            one, else the mean. `cls`, `mean` and `pooler` override it. None takes the config's `image_pooling`, or
+            `auto`.
 
     Raises:
-        InputError: The model has no class token, or no pooler, as the pooling requires, or does not take images
+        InputError: The model lacks the class token or pooler that the pooling requires, or does not take images
             [B, C, H, W].
 
     Attributes:
@@ -106,7 +107,7 @@ class ImageEncoder(nn.Module):
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"image_size={image_size} does not fit {self.backbone.config.model_type}: {reason}"
+                f"image_size={image_size} is not supported by {self.backbone.config.model_type}: {reason}"
             ) from error
         finally:
             self.train(training)
@@ -114,7 +115,7 @@ class ImageEncoder(nn.Module):
     def save_pretrained(
         self, folder: str | Path, processor: Any = None, state: dict[str, Tensor] | None = None
     ) -> None:
-        """Write a folder for AutoModel, AutoModelForImageClassification and AutoImageProcessor; a model with
+        """Write a folder that AutoModel, AutoModelForImageClassification and AutoImageProcessor can load. A model with
         `small_image_stem` can only be loaded with `build_image_encoder`.
 
         Args:
@@ -135,7 +136,7 @@ def has_class_token(backbone: PreTrainedModel) -> bool:
 
 
 def drop_pooler(backbone: Any) -> None:
-    """Remove a pooler with weights: they would get no gradient, and DDP stops on such parameters."""
+    """Remove a pooler with weights: they would get no gradient, and DDP raises an error for such parameters."""
     pooler = getattr(backbone, "pooler", None)
     if isinstance(pooler, nn.Module) and list(pooler.parameters()):
         backbone.pooler = None
@@ -150,7 +151,7 @@ def build_image_encoder(
     """An image encoder in float32 from a folder or the Hub. For CLIP and SigLIP it is the vision tower.
 
     Args:
-        model_name_or_path: Folder or Hub name of any Hugging Face image model, or a folder of `save_pretrained`.
+        model_name_or_path: Folder or Hub name of any Hugging Face image model, or a folder from `save_pretrained`.
         revision: Branch, tag or commit on the Hub.
         pooling: One of `IMAGE_POOLINGS`. None takes the model's own, or `auto` if it does not specify one.
         trust_remote_code: Run custom code that comes with the model. Otherwise such a model raises an error.

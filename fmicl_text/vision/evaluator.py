@@ -25,7 +25,7 @@ class KNNEvaluator:
     """Evaluates an image encoder by k-NN classification of its features (k = 200, temperature 0.1, cosine).
 
     Args:
-        train: The neighbors.
+        train: Labeled images from which the neighbors are taken.
         test: Images to classify, which are not trained on.
         size, mean, std: Settings of the plain view.
         progress: Show a progress bar while encoding.

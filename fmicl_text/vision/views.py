@@ -60,7 +60,7 @@ class ImageViews:
         self.size, self.mean, self.std = size, mean, std
 
     def describe(self) -> dict[str, Any]:
-        """Settings that must be the same when training is resumed."""
+        """Settings that are compared when training is resumed."""
         return {"views": self.preset, "color": self.color, "mean": list(self.mean), "std": list(self.std)}
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class ImageViews:
         originals = [as_pixels(part, len(self.mean)) for part in (images.unbind(1) if cropped else [images])]
         draw = Draw(images, generator)
         views = images.new_empty(len(images), 2, self.size, self.size, len(self.mean), dtype=torch.float32)
-        # Autocast would compute the matrix products of the crop in bf16, an error of 1/256 per pixel.
+        # Autocast would compute the matrix products of the crop in bf16, with an error of 1/256 per pixel.
         with torch.autocast(images.device.type, enabled=False):
             for k, steps in enumerate(self.steps):
                 view = originals[k % len(originals)]
@@ -111,7 +111,7 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 def as_pixels(images: Tensor, channels: int) -> Tensor:
-    """Images in [0, 1] and float32, from uint8 or floats. Other integers raise an error: their range is unknown."""
+    """Images as float32 in [0, 1], from uint8 or floats. Other integer types raise an error: their range is unknown."""
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images must be uint8 or float in [0, 1], got {images.dtype}")
     if images.ndim != 4 or images.shape[1] != channels:
@@ -135,7 +135,7 @@ def cifar_views(color: str) -> tuple[tuple[Step, ...], ...]:
 
 
 def imagenet_views(color: str) -> tuple[tuple[Step, ...], ...]:
-    """SimCLR (arXiv 2002.05709): as `cifar_views` with a stronger jitter, and blur."""
+    """SimCLR (arXiv 2002.05709): like `cifar_views`, with stronger jitter and blur."""
     steps: tuple[Step, ...] = (
         partial(random_jitter, strengths=(0.8, 0.8, 0.8, 0.2), probability=0.8, color=color),
         partial(random_grayscale, probability=0.2),

@@ -1,4 +1,4 @@
-"""Which arguments are the launcher's, what it is asked for, and the exit status of a recipe."""
+"""Arguments of the launcher, the processes that it is asked to start, and the exit status of a recipe."""
 
 import json
 import os
@@ -169,7 +169,7 @@ def test_a_mistake_in_two_processes_has_no_traceback_of_the_launcher(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_reaches_the_process_that_accelerate_waits_for(tmp_path):
-    """Which it starts with a configuration file even for one process."""
+    """With a configuration file, the launcher starts even a single process."""
     script, log = tmp_path / "script.py", tmp_path / "log"
     script.write_text(
         "import pathlib, signal, sys, time\n"

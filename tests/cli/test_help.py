@@ -1,4 +1,4 @@
-"""The help of the recipes: what is shown, in which order, and how much of it."""
+"""The help of the recipes: the options shown, their order, and its length."""
 
 import re
 from dataclasses import fields
@@ -30,7 +30,7 @@ def help_of(recipe, everything=False):
 
 
 def entries(shown):
-    """Option to its text, for each option of a help."""
+    """Map each option of a help text to its description."""
     found = re.findall(r"^  --(\w+)(.*(?:\n {20,}.*)*)", shown, re.MULTILINE)
     assert len(found) > 40 and len(dict(found)) == len(found)
     return dict(found)

@@ -53,7 +53,7 @@ def test_what_the_launcher_was_asked_for(tmp_path, monkeypatch, capsys):
 
 
 def test_the_resume_command(monkeypatch):
-    """Without the flags that would start from scratch, with the one that resumes; as the run was launched."""
+    """As the run was launched, without flags that would start from scratch and with the flag that resumes."""
     monkeypatch.setattr(launcher, "executable", lambda name: name)
     monkeypatch.setattr(sys, "argv", ["r.py", "--overwrite_output_dir", "--alpha", "4", "--resume_from_checkpoint=a/b"])
     monkeypatch.setattr(psutil.Process, "parents", lambda process: [])

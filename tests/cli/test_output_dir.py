@@ -56,7 +56,7 @@ def test_a_checkpoint_that_is_not_there_or_damaged_is_told_of_at_once(tmp_path):
 
 
 def test_two_processes_do_not_train_into_one_folder(tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match="another process is training into it"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match=r"--output_dir .*another"):
         claim_output_dir(arguments(tmp_path))
 
 

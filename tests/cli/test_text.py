@@ -1,4 +1,4 @@
-"""YAML first, command line wins; every mistake is one line that names the argument."""
+"""Flags override the YAML file; every error is one line that names the argument."""
 
 import re
 
@@ -88,7 +88,7 @@ def test_baselines_resolve_too(objective, tmp_path):
 
 
 def mistake(argv):
-    """The one line that the command line prints for a mistake."""
+    """The one-line error of the command line."""
     with pytest.raises(InputError) as error:
         parse_args(argv)
     message = add_dashes(str(error.value), FLAGS)

@@ -45,7 +45,7 @@ def encoder_gradient(model, batch, global_batch):
 
 
 def sharded_gradient(rank, wrap, strategy):
-    """The gradient of an encoder wrapped by DDP or FSDP2, and how many parameters this rank holds."""
+    """The gradient of an encoder wrapped by DDP or FSDP2, and how many parameters this rank stores."""
     model = small_encoder()
     batch = rows()[:6] if rank == 0 else rows()[6:]
     if wrap == "fsdp2":
@@ -66,7 +66,7 @@ def sharded_gradient(rank, wrap, strategy):
 @pytest.mark.parametrize("strategy", ["gather", "ring"])
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
 def test_the_loss_under_ddp_and_fsdp2(wrap, strategy):
-    """Two processes with 6 and 5 rows, an encoder whose parameters are sharded in fact."""
+    """Two processes with 6 and 5 rows, and an encoder whose parameters are actually sharded."""
     model = small_encoder()
     encoder_gradient(model, rows(), "none")
     exact = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -78,7 +78,7 @@ def test_the_loss_under_ddp_and_fsdp2(wrap, strategy):
 
 
 def sharded_score(rank, folder, output_dir):
-    """The score of an encoder whose layers and rest FSDP2 has sharded, after a step."""
+    """The score of an encoder after a step, with its layers and remaining weights sharded by FSDP2."""
     trainer = make_trainer(folder, output_dir, evaluate=True)
     expected = trainer.run_evaluator()
     mesh = init_device_mesh("cpu", (2,))

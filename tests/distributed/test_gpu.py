@@ -1,4 +1,4 @@
-"""What only GPUs can prove: NCCL, sharding by FSDP and DeepSpeed in the trainer, fp16, the loss on CUDA."""
+"""GPU-only tests: NCCL, sharding by FSDP and DeepSpeed in the trainer, fp16, the loss on CUDA."""
 
 import importlib.util
 import os

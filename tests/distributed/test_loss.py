@@ -18,7 +18,7 @@ SPLITS = {"two uneven": [7, 4], "two even": [6, 6], "three": [4, 4, 4], "three u
 
 
 def material(rows, dtype, with_hard=False, repeat=False):
-    """x, y, hard [rows, 6] and text ids; with `repeat`, texts that stand in the first and the last rows."""
+    """x, y, hard [rows, 6] and text ids; with `repeat`, texts that occur in both the first and the last rows."""
     generator = torch.Generator().manual_seed(rows)
     x, noise, hard = (torch.randn(rows, 6, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3))
     ids = torch.arange(rows)[:, None] * 10 + torch.arange(3)
@@ -55,7 +55,7 @@ def on_all_ranks(split, losses, tensors):
 @pytest.mark.parametrize("split", one_fast(SPLITS.values()), ids=SPLITS)
 def test_every_divergence_equals_one_process(split, dtype, strategy):
     tensors = material(sum(split), dtype)
-    if strategy == "gather":  # no text is known to be another's
+    if strategy == "gather":  # no text is known to be equal to another
         tensors = (*tensors[:3], None)
     cases = [(name, negatives) for name in DIVERGENCES for negatives in IN_BATCH]
     spread = [FMICLLoss(name, 1.0, 4.0, negatives, global_batch=strategy) for name, negatives in cases]
@@ -92,11 +92,11 @@ def test_infonce_equals_one_process(split, negatives):
     assert all(torch.allclose(each, exact[0], rtol=1e-11) for each in terms)
 
 
-# ---- the variants that are wrong, and seen to be
+# ---- incorrect variants, which must be detected
 
 
 def wrong_variants(rank, split, tensors):
-    """Gradients of this rank's rows by three mistakes: no factor W, foreign rows as constants, own negatives only."""
+    """Gradients of this rank's rows with three errors: no factor W, other rows as constants, own negatives only."""
     x, y, _, ids = own_rows(rank, split, tensors)
     right = gradients(FMICLLoss("kl", 1.0, 4.0, global_batch="gather"), x, y, None, ids)[1]
     per_rank = gradients(FMICLLoss("kl", 1.0, 4.0), x, y, None, ids)[1]
@@ -121,7 +121,7 @@ def test_the_wrong_variants_fail_the_same_test():
         assert relative_error(torch.cat(variant) / 2, exact) > 0.1
 
 
-# ---- what is communicated
+# ---- communication
 
 
 def count_collectives(rank, loss, split, tensors):
@@ -143,7 +143,7 @@ def test_no_collective_in_the_backward_pass(strategy):
     for forward, backward in run_ranks(2, count_collectives, FMICLLoss("kl", global_batch=strategy), [6, 6], tensors):
         assert forward > 0 and backward == 0
     for forward, backward in run_ranks(2, count_collectives, InfoNCELoss(global_batch="gather"), [6, 6], tensors):
-        assert forward > 0 and backward > 0  # the counter sees those that there are
+        assert forward > 0 and backward > 0  # the counter does see collectives
 
 
 def test_equal_texts_everywhere_are_an_error_in_all():
@@ -162,7 +162,7 @@ def error_of(rank, split, tensors):
 
 
 def one_rank_without_negatives(rank):
-    """InfoNCE where the only row of rank 0 shares a text with every row there is, f-MICL likewise."""
+    """InfoNCE if the only row of rank 0 shares a text with every other row; f-MICL likewise."""
     ids = torch.tensor([[[1, 2]], [[1, 3], [2, 4]]][rank])
     x = torch.randn(len(ids), 4, generator=torch.Generator().manual_seed(rank)).requires_grad_()
     losses = InfoNCELoss(global_batch="gather"), FMICLLoss(global_batch="gather")

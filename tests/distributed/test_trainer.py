@@ -1,4 +1,4 @@
-"""The trainer on several gloo processes: gradients, dropout, and what is sent, against one process."""
+"""The trainer on several gloo processes: gradients, dropout and communication, compared with one process."""
 
 import os
 
@@ -157,8 +157,8 @@ def test_length_grouping_resumes_exactly_in_its_second_epoch(bert_folder, tmp_pa
 
 
 def momentum_run(folder, output_dir, method, dtype=torch.float64, **settings):
-    """As `run_trainer`, with MoCo's trainer; weights of the copy and queue included. A linear predictor: batch
-    statistics are each process's own."""
+    """As `run_trainer`, with MoCo's trainer; including the weights of the momentum encoder and the queue. The predictor
+    is linear, because batch statistics differ between processes."""
     trainer = make_momentum_trainer(
         folder, output_dir, method, rows=80, columns=PAIR_COLUMNS, max_grad_norm=0.0, max_steps=5,
         train_sampling_strategy="sequential", learning_rate=0.1, **settings,
@@ -181,7 +181,7 @@ def momentum_run(folder, output_dir, method, dtype=torch.float64, **settings):
     "method", [{"queue_size": 40}, {"predictor": True, "increase_momentum": True}], ids=["moco", "mocov3"]
 )
 def test_moco_on_two_processes(no_dropout_folder, tmp_path, method, kwargs):
-    """Five steps: gradients, and all that is kept, the queue among it, in its order."""
+    """Five steps: gradients and all stored tensors, including the queue in its order."""
     if "objective" in kwargs:
         kwargs = kwargs | {"gamma": None, "alpha": None}
     one = momentum_run(no_dropout_folder, tmp_path, method, per_device_train_batch_size=16, **kwargs)
@@ -191,7 +191,7 @@ def test_moco_on_two_processes(no_dropout_folder, tmp_path, method, kwargs):
 
 
 def vision_run(output_dir, method, **settings):
-    """Weights after three steps of a ViT without batch statistics, on views that no generator draws."""
+    """Weights after three steps of a ViT without batch statistics, on deterministic views."""
     args = VisionTrainingArguments(
         str(output_dir), max_steps=3, eval_strategy="no", lr_scheduler_type="constant", max_grad_norm=0.0,
         weight_decay=0, train_sampling_strategy="sequential", disable_tqdm=True, use_cpu=True, method=method,

@@ -124,7 +124,7 @@ def test_the_flow_finds_a_known_density(monkeypatch):
     for found, known in ((estimate.log_joint(x, y), pairs.log_joint), (estimate.log_ratio(x, y), pairs.log_ratio)):
         error = found - known[2500:]
         assert error.square().mean().sqrt() < 0.3 * known.std() and error.mean().abs() < 0.1
-    assert torch.allclose(estimate.log_ratio(x, y), estimate.log_ratio(y, x))  # which view comes first is chance
+    assert torch.allclose(estimate.log_ratio(x, y), estimate.log_ratio(y, x))  # the order of the views is random
     assert estimate.log_marginal(x).mean().abs() < 0.1  # x is uniform
 
 

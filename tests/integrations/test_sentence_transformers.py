@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from fmicl_text import build_text_encoder
 from fmicl_text import losses as core
 from fmicl_text.integrations.sentence_transformers import CachedFMICLLoss, FMICLLoss, token_ids
-from tests.support import one_fast, run_trainers, sentences
+from tests.support import one_fast, peft_or_skip, run_trainers, sentences
 
 COLUMNS = {"text": ["text"], "pairs": ["anchor", "positive"], "triplets": ["anchor", "positive", "negative"]}
 SETTINGS = {"divergence": "js", "gamma": 2.0, "alpha": 4.0}
@@ -147,7 +147,7 @@ def test_matryoshka(no_dropout_folder, tmp_path, make):
 
 @pytest.mark.filterwarnings("ignore")
 def test_lora(bert_folder, tmp_path):
-    peft = pytest.importorskip("peft")
+    peft = peft_or_skip()
     model = encoder(bert_folder)
     model.add_adapter(peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=4, target_modules=["query", "value"]))
     _, moved = train(model, FMICLLoss(model, **SETTINGS), "pairs", tmp_path)

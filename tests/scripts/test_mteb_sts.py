@@ -74,7 +74,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
-    """One set of weights, pooled in two ways, and a second set beside it. MTEB has one name for all three."""
+    """One set of weights with two poolings, and a second set. MTEB has one name for all three."""
     base = tmp_path_factory.mktemp("models")
     plain = tiny_bert(base / "plain")
     for mode in ("cls", "mean"):
@@ -154,7 +154,7 @@ def test_scores_are_ours(monkeypatch, capsys, tmp_path, pairs, models):
 
 @pytest.mark.slow
 def test_nothing_is_cached_by_default(tmp_path, pairs, models):
-    """In a process of its own: MTEB fixes where its cache lies when it is imported."""
+    """In a separate process, because MTEB sets the location of its cache when it is imported."""
     inject = f"""
 import datasets, mteb, runpy, sys
 pairs = datasets.Dataset.from_dict({pairs.to_dict()!r})
@@ -180,12 +180,12 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
     found = [entry["metrics"]["spearman"] for entry in json.loads((tmp_path / "r.json").read_text())]
     assert found == pytest.approx([ours(folder, pairs)["spearman"] for folder in models.values()], abs=1e-4)
     assert len(set(found)) == 3
-    assert folders["mteb"].is_dir()  # MTEB makes it, empty, on import
+    assert folders["mteb"].is_dir()  # MTEB creates it, empty, on import
     assert not [file for folder in folders.values() for file in folder.rglob("*") if file.is_file()]
 
 
 def test_every_encoder_has_its_own_place_in_the_cache(monkeypatch, capsys, tmp_path, pairs, models):
-    """Other weights, another pooling in the files or by the caller, fewer tokens: each its own score, read again."""
+    """Different weights, pooling (from the files or the caller) or number of tokens: each has its own cached score."""
     serve(monkeypatch, "STSBenchmark", datasets.DatasetDict(test=pairs))
     cache = ("--tasks", "STSBenchmark", "--cache", tmp_path / "cache")
     setups = [

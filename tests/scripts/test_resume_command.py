@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fmicl_text import FMICLTrainer
 from fmicl_text.cli import output_dir
-from tests.support import one_fast, recipe_flags, words_missing, write_recipe_data
+from tests.support import one_fast, peft_or_skip, recipe_flags, words_missing, write_recipe_data
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 IMAGES = "--use_cpu True --max_steps 6 --per_device_train_batch_size 32 --max_train_samples 128 --output_dir"
@@ -83,7 +83,7 @@ def text_flags(bert_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags", one_fast(TEXT))
 def test_text(text_flags, monkeypatch, capsys, flags):
     if "lora" in flags:
-        pytest.importorskip("peft")
+        peft_or_skip()
     check_resuming(
         monkeypatch, capsys, "simcse_fmicl.py", [*text_flags, "--max_steps", "7", *flags.split(), "--output_dir"]
     )

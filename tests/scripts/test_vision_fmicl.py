@@ -1,4 +1,4 @@
-"""The vision recipe, as a program in this process: digits by default, every objective, files, resume, mistakes."""
+"""The vision recipe, as a program in this process: digits by default, every objective, files, resuming, errors."""
 
 import json
 import runpy
@@ -84,7 +84,7 @@ QUEUE_WARNING = ".*f-MICL.*queue"
 @pytest.mark.parametrize("objective", [["--divergence", "js"], ["--objective", "infonce"]], ids=str)
 @pytest.mark.parametrize("method", ["moco", "mocov3"])
 def test_moco(monkeypatch, capsys, tmp_path, method, objective):
-    """Its folder, its record, settings that run again, an export without its slow copy."""
+    """The output folder, the run record, settings that can be run again, and an export without momentum encoder."""
     monkeypatch.chdir(tmp_path)
     flags = ["--method", method, *objective, "--held_out", 100, "--max_steps", 2, *SHORT[2:]]
     flags += ["--queue_size", 128] if method == "moco" else []
@@ -183,7 +183,7 @@ def test_the_same_seed_gives_the_same_run_and_a_resumed_one_too(monkeypatch, tmp
 
 
 def test_a_vit_on_a_parquet_file_opens_in_the_pipeline(monkeypatch, tmp_path):
-    """A model to start from, by its folder; stock classes open what comes out."""
+    """A model to start from, by its folder; stock classes open the result."""
     start, out = tmp_path / "vit", tmp_path / "out"
     new_image_encoder(ViTConfig(**TINY_VIT)).save_pretrained(start)
     path = image_parquet(tmp_path, [picture(size=(32, 32), seed=i) for i in range(40)])

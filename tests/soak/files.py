@@ -1,10 +1,10 @@
-"""Large and odd text files: what reading and training on them takes.
+"""Time and memory to read and train on large and unusual text files.
 
     python tests/soak/files.py
 
-Makes them in a temporary folder (3 GiB with the caches): a million lines; 1 GiB; a line of 100,000 characters; every
-tenth line garbage, once as text and once as bytes that are no UTF-8. Each case is a process of its own; prints its
-seconds, its peak of memory and what came of it. Exit status 1 if one did not come out as it should.
+Creates them in a temporary folder (3 GiB with the caches): a million lines; 1 GiB; a line of 100,000 characters; every
+tenth line garbage, once as text and once as invalid UTF-8. Each case runs in a separate process; prints its time, peak
+memory and result. The exit status is 1 if a result is not as expected.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def sentence(source: random.Random) -> str:
 
 
 def write(path: Path, count: int, garbage: Callable[[random.Random], bytes] | None = None) -> None:
-    """So many lines, every tenth of them garbage."""
+    """Write `count` lines, every tenth of them garbage if given."""
     source = random.Random(0)
     with open(path, "wb") as file:
         for i in range(count):
@@ -68,7 +68,7 @@ def write(path: Path, count: int, garbage: Callable[[random.Random], bytes] | No
 
 
 def odd_text(source: random.Random) -> bytes:
-    """Characters from all over Unicode, control characters and blanks among them."""
+    """Characters from all of Unicode, including control characters and whitespace."""
     codes = (source.choice((9, 11, 32, 0x85, 0x2028, source.randrange(1, 0xD800))) for _ in range(40))
     return "".join(chr(code) for code in codes if code not in (10, 13)).encode()
 
@@ -96,11 +96,11 @@ def stream(path: Path, folder: Path) -> str:
 
 
 def refuse(path: Path, folder: Path) -> str:
-    """The line that says why a file is refused."""
+    """The error for a file that is rejected."""
     try:
         load_training_text(str(path))
     except InputError as error:
-        return f"refused: {error}".replace(str(folder), "...")
+        return f"rejected: {error}".replace(str(folder), "...")
     raise AssertionError("it was read")
 
 

@@ -1,13 +1,13 @@
-"""Whatever bytes a file holds, a reader gives rows or an `InputError`: coverage-guided fuzzing of the readers.
+"""Coverage-guided fuzzing of the readers: for any bytes, a reader returns rows or raises an `InputError`.
 
     pip install atheris
     python tests/soak/fuzz_readers.py --seconds 60
     python tests/soak/fuzz_readers.py --seconds 600 --target images
 
-Targets: `text` (load_training_text, every suffix), `pairs` (graded pairs and SentEval's files), `yaml` (--config of
-both recipes) and `images` (encoded images, parquet files of images); without --target each in turn. Each kind of crash
-is a line with the bytes that caused it, then one line a target: executions, edges of the Python code covered, crashes.
-Exit status 1 if there was a crash. Writes to a temporary folder only, and needs no network.
+Targets: `text` (load_training_text, every suffix), `pairs` (sentence pairs with scores and SentEval's files), `yaml`
+(--config of both recipes) and `images` (encoded images, parquet files of images); without --target, all of them. Prints
+each kind of crash with the bytes that caused it, and for each target the numbers of executions, covered edges of Python
+code and crashes. The exit status is 1 if there was a crash. Writes to a temporary folder only, and needs no network.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-# What else is instrumented: the Python code that these readers run through. pandas and pyarrow are not Python.
+# Instrumented packages: the Python code that these readers use. pandas and pyarrow are not Python code.
 INSTRUMENTED = ["fmicl_text", "yaml", "PIL", "datasets.packaged_modules", "transformers.hf_argparser"]
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".txt.gz", ".csv.gz", ".jsonl.gz")
 Run = Callable[[bytes], None]
-Target = tuple[Run, list[bytes], list[str]]  # one execution, bytes to start from, words worth inserting
+Target = tuple[Run, list[bytes], list[str]]  # one execution, seed inputs, dictionary of words to insert
 COUNT, COVERAGE = re.compile(r"stat::number_of_executed_units:\s*(\d+)"), re.compile(r"\bcov: (\d+)")
 
 
@@ -150,7 +150,7 @@ def yaml_target() -> Target:
 
 
 def images_target() -> Target:
-    """The first byte chooses: an image beside a small one, beside a large one, or a parquet file of images."""
+    """The first byte chooses: an image next to a small one, next to a large one, or a parquet file of images."""
     import datasets
     import torch
 
@@ -172,7 +172,7 @@ def images_target() -> Target:
         rows = [{"img": {"bytes": beside, "path": None}}, {"img": {"bytes": content, "path": "b"}}]
         channels = 1 if choice & 128 else 3
         kept, _, pixels = read_all(rows, "img", channels, "c")
-        if pixels is None:  # what could be read once is read again in training
+        if pixels is None:  # images that could be read are read again in training
             files = ImageFiles(rows, "img", torch.zeros(2), channels, "c")
             for i in kept:
                 files.plain([i], 8)
@@ -229,7 +229,7 @@ def child(name: str, seconds: int) -> None:
 
 
 def fuzz(name: str, seconds: int) -> int:
-    """Fuzz one target in another process, which native code may bring down; the number of crashes."""
+    """Fuzz one target in another process, which native code may crash; returns the number of crashes."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     start, crashes = time.monotonic(), 0

@@ -1,11 +1,11 @@
-"""Kill training at random moments, go on, and compare with the run that nothing disturbed, bit for bit.
+"""Kill training at random times, resume it, and compare it bit for bit with an uninterrupted run.
 
     python tests/soak/kill.py                    # text, vision: 20 SIGKILLs each; two processes: one rank killed
     python tests/soak/kill.py --kills 5 --only vision
 
-Kills are at random moments of what the whole run takes, start included; every fourth waits for a save. Exit status 1
-if a resumed run ends with other weights, optimizer or log, no kill was in a save, or a job outlives a killed rank by
-more than 60 s.
+Kills are at random times of a run, including its start; every fourth waits for a save. The exit status is 1 if a
+resumed run ends with different weights, optimizer or log, if no kill was during a save, or if a job outlives a killed
+rank by more than 60 s.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from fmicl_text.cli.output_dir import RESULTS_FILE  # what recipes import, once, before the forks
+from fmicl_text.cli.output_dir import RESULTS_FILE  # imports the modules of the recipes once, before the forks
 from fmicl_text.training.checkpoint import UNFINISHED, checkpoints_in
 
 ROOT = Path(__file__).parent.parent.parent
@@ -46,7 +46,7 @@ RUNS = {
 
 
 def start(recipe: str, flags: list[str], log: Path) -> int:
-    """Fork a process that runs a recipe as a main program; its number."""
+    """Fork a process that runs a recipe as a main program; returns its process ID."""
     if (child := os.fork()) > 0:
         return child
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -67,14 +67,14 @@ def start(recipe: str, flags: list[str], log: Path) -> int:
 
 
 def wait(child: int, log: Path) -> None:
-    """Until a child has ended, which must be well."""
+    """Wait until a child has ended; exit if it failed."""
     _, status = os.waitpid(child, 0)
     if status:
         sys.exit(f"a run ended with status {os.waitstatus_to_exitcode(status)}:\n{log.read_text()[-3000:]}")
 
 
 def result(folder: Path) -> dict[str, object]:
-    """What must be equal: weights, the last checkpoint's head, optimizer and log."""
+    """The results that must be equal: weights, the last checkpoint's head, optimizer and log."""
     last = checkpoints_in(folder)[-1]
     tensors = {
         path.name: load_file(path)
@@ -108,20 +108,20 @@ def differences(a: dict[str, object], b: dict[str, object]) -> list[str]:
 
 
 def is_saving(folder: Path) -> bool:
-    """Whether a checkpoint is, or was when its writer died, under way."""
+    """Whether a checkpoint is being written, or was when the process died."""
     return (folder / UNFINISHED).is_dir() and any((folder / UNFINISHED).iterdir())
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for something, at most a minute."""
+    """Wait for a condition, for at most a minute."""
     end = time.time() + 60
     while not condition() and time.time() < end:
         time.sleep(0.002)
 
 
 def stop_in_a_save(child: int, folder: Path, moments: random.Random) -> None:
-    """Stop a child, not yet for good, at a random moment of a save, which may take a hundredth of a second; or leave it
-    where its run has ended."""
+    """Suspend a child at a random time during a save, which may take only 10 ms. Return without suspending it if its
+    run has ended."""
     for _ in range(100):
         until(lambda: is_saving(folder) or (folder / RESULTS_FILE).is_file())
         if (folder / RESULTS_FILE).is_file():
@@ -134,7 +134,7 @@ def stop_in_a_save(child: int, folder: Path, moments: random.Random) -> None:
 
 
 def kill_and_resume(name: str, kills: int, seed: int, folder: Path) -> bool:
-    """A run undisturbed, and others killed so many times in all; whether they end alike."""
+    """Whether runs that are killed `kills` times in total end like an uninterrupted run."""
     recipe, flags = RUNS[name]
     log, whole, cut = folder / f"{name}.log", folder / "whole", folder / "cut"
     began = time.time()
@@ -161,7 +161,7 @@ def kill_and_resume(name: str, kills: int, seed: int, folder: Path) -> bool:
             shutil.rmtree(cut)
             progress.append("|")
     print(
-        f"{name}: {runs} runs of {seconds:.1f} s killed {kills} times, {in_saves} of them in mid-save; newest "
+        f"{name}: {runs} runs of {seconds:.1f} s killed {kills} times, {in_saves} of them during a save; latest "
         f"checkpoint after each kill: {' '.join(progress)} "
         + (f"NOT EQUAL: {', '.join(wrong)}" if wrong else "weights, optimizer and log equal"),
         flush=True,
@@ -170,7 +170,7 @@ def kill_and_resume(name: str, kills: int, seed: int, folder: Path) -> bool:
 
 
 def launch(folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Two processes, as a user starts them."""
+    """Start two processes as a user would."""
     recipe, flags = RUNS["text"]
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *LAUNCH.split()]
     command = [*launcher, str(ROOT / "recipes" / recipe), *flags, "--output_dir", str(folder)]
@@ -179,7 +179,7 @@ def launch(folder: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def kill_one_rank(folder: Path) -> bool:
-    """Whether the job ends within 60 s of a rank that is killed, says so, and goes on exactly."""
+    """Whether the job ends within 60 s after a rank is killed, reports it, and resumes exactly."""
     log = folder / "ranks.log"
     if launch(folder / "whole", log).wait():
         sys.exit(f"two processes did not train:\n{log.read_text()[-3000:]}")
@@ -193,11 +193,11 @@ def kill_one_rank(folder: Path) -> bool:
     told = [line for line in log.read_text().splitlines() if "SIGKILL" in line or "exitcode" in line]
     left = checkpoints_in(folder / "cut")[-1].name
     if launch(folder / "cut", log).wait():
-        sys.exit(f"the job did not go on:\n{log.read_text()[-3000:]}")
+        sys.exit(f"the job did not resume:\n{log.read_text()[-3000:]}")
     wrong = differences(result(folder / "whole"), result(folder / "cut"))
     print(
         f"two processes: one of {len(ranks)} killed, the job ended {seconds:.1f} s later with status {status}, "
-        f"{len(told)} lines name the cause; gone on from {left}: "
+        f"{len(told)} lines name the cause; resumed from {left}: "
         + (f"NOT EQUAL: {', '.join(wrong)}" if wrong else "weights, optimizer and log equal")
     )
     return status != 0 and bool(told) and not wrong

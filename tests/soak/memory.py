@@ -1,9 +1,9 @@
-"""Whether training holds its memory: 2,000 steps of each recipe, as a process of its own, its resident memory sampled.
+"""Whether memory grows during training: resident memory over 2,000 steps of each recipe, in a separate process.
 
     python tests/soak/memory.py
 
-Prints the slope of a line through the samples of the last 70 % of the run, in MiB per 100 steps. Exit status 1 if one
-is 1 or more.
+Prints the slope of a line through the samples of the last 70 % of the run, in MiB per 100 steps. The exit
+status is 1 if a slope is 1 or more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RUNS = {"simcse_fmicl.py": TEXT, "vision_fmicl.py": IMAGES}
 
 
 def samples(recipe: str, flags: str, folder: str) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds and MiB, twice a second, of a whole run."""
+    """Seconds and MiB of a complete run, sampled twice per second."""
     command = [sys.executable, str(ROOT / "recipes" / recipe), *flags.split(), "--output_dir", f"{folder}/run"]
     with open(f"{folder}/log", "w") as log:
         process = subprocess.Popen(

@@ -21,7 +21,7 @@ from transformers import (
 
 from fmicl_text import InputError, build_text_encoder
 from fmicl_text.cli.text import parse_args
-from tests.support import SPECIAL, WORDS, one_fast, sentences, tiny_bert
+from tests.support import SPECIAL, WORDS, one_fast, peft_or_skip, sentences, tiny_bert
 from tests.support import make_family_trainer as make_trainer
 
 SIZE = {"vocab_size": len(SPECIAL) + len(WORDS), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -87,7 +87,7 @@ def test_activation_checkpointing_changes_nothing(family, tmp_path):
 
 @pytest.mark.parametrize("family", one_fast(FAMILIES), indirect=True)
 def test_lora_trains_adapters_and_saves_merged_weights(family, tmp_path):
-    pytest.importorskip("peft")
+    peft_or_skip()
     trainer = make_trainer(*family, tmp_path, lora_rank=4)
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
@@ -104,7 +104,7 @@ def test_lora_trains_adapters_and_saves_merged_weights(family, tmp_path):
 @pytest.mark.parametrize("load_in", ["4bit", "8bit"])
 def test_quantized_weights_under_adapters(tmp_path, load_in):
     """Trained on a CPU. The saved weights are in float32 and give the same embeddings, up to rounded activations."""
-    pytest.importorskip("peft")
+    peft_or_skip()
     pytest.importorskip("bitsandbytes")
     folder = tiny_bert(tmp_path / "bert")
     wide = BertConfig.from_pretrained(folder, hidden_size=64, intermediate_size=128)  # the block size of bitsandbytes
@@ -125,7 +125,7 @@ def test_quantized_weights_under_adapters(tmp_path, load_in):
 
 
 def test_lora_resumes_bit_exactly(bert_folder, tmp_path):
-    pytest.importorskip("peft")
+    peft_or_skip()
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lora_rank": 4}
     whole = make_trainer(bert_folder, "mean", tmp_path, **settings)
     whole.train()
@@ -137,10 +137,10 @@ def test_lora_resumes_bit_exactly(bert_folder, tmp_path):
     with pytest.raises(InputError, match=r"checkpoint-2 .*adapters_over [0-9a-f]* -> None"):
         without.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     without.args.resume_changed = True
-    with pytest.warns(UserWarning, match="not exact"), pytest.raises(InputError, match="checkpoint-2 does not fit"):
+    with pytest.warns(UserWarning, match="not exact"), pytest.raises(InputError, match="checkpoint-2 is incompatible"):
         without.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     other_rank = make_trainer(bert_folder, "mean", tmp_path, **settings | {"lora_rank": 2})
-    with pytest.raises(InputError, match=r"does not fit: .*lora_A.* is \[4, 32\]"):
+    with pytest.raises(InputError, match=r"checkpoint-2 .*lora_A.* is \[4, 32\]"):
         other_rank.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 

@@ -1,4 +1,4 @@
-"""The best checkpoint and early stopping, in runs that are cut short and gone on with."""
+"""The best checkpoint and early stopping, in runs that are interrupted and resumed."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def early(folder, output_dir, patience=3, **settings):
 
 
 def test_early_stopping_remembers_its_patience(bert_folder, tmp_path):
-    """Evaluations at 2, 4, 6, 8; the third that is not better, at 8, ends it. Cut short at 4, and gone on with."""
+    """Evaluations at 2, 4, 6, 8; the third without improvement, at 8, ends it. Interrupted at 4 and resumed."""
     falling.calls = 0
     whole = early(bert_folder, tmp_path / "whole", save_total_limit=9)
     whole.train()
@@ -112,7 +112,7 @@ def test_a_finished_run_whose_folder_has_moved_ends_with_its_best(bert_folder, t
 
 
 def test_an_evaluation_before_training_is_not_made_again(bert_folder, tmp_path):
-    """It would count as one that is not better."""
+    """It would count as an evaluation without improvement."""
     settings = {"save_total_limit": 9, "eval_on_start": True}
     falling.calls = 0
     whole = early(bert_folder, tmp_path / "whole", **settings)

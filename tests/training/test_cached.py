@@ -1,4 +1,4 @@
-"""Large batches on small memory: mini_batch_size leaves the gradient as it is."""
+"""Large batches in little memory: mini_batch_size does not change the gradient."""
 
 from contextlib import nullcontext
 
@@ -21,7 +21,7 @@ BARS = {torch.float32: 1e-6, torch.float64: 1e-12}
 @pytest.mark.parametrize("dtype", one_fast([torch.float64, torch.float32]), ids=str)
 @pytest.mark.parametrize("name", one_fast(DIVERGENCES))
 def test_without_dropout_it_is_the_whole_batch(no_dropout_folder, tmp_path, name, dtype):
-    """16 pairs, 5 at a time; in blocks of 4 too."""
+    """16 pairs, 5 at a time, also in blocks of 4."""
     settings = {"divergence": name, "per_device_train_batch_size": 16, "dtype": dtype, "head": "simcse"}
     (exact,), _, loss = run_trainer(no_dropout_folder, tmp_path, **settings)
     for block_size in (None, 4):
@@ -41,7 +41,7 @@ def test_the_other_objectives(no_dropout_folder, tmp_path, objective):
 
 
 def gradients_with_dropout(folder, output_dir, step, dtype=torch.float32, **settings):
-    """Gradients of two accumulated micro-batches of 8, by training_step or by what stands in for it."""
+    """Gradients of two accumulated micro-batches of 8, by training_step or by a substitute for it."""
     trainer = make_trainer(
         folder, output_dir, head="simcse", dataset=Dataset.from_dict({"text": sentences(16)}), optim="sgd",
         max_steps=1, max_grad_norm=0.0, gradient_accumulation_steps=2, mini_batch_size=3, **settings,
@@ -55,7 +55,7 @@ def gradients_with_dropout(folder, output_dir, step, dtype=torch.float32, **sett
 
 
 def step_with_the_graph_kept(trainer, model, inputs):
-    """The same mini-batches and dropout, embedded once, all their graphs alive."""
+    """The same mini-batches and dropout, embedded once, with all graphs in memory."""
     model.train()
     text_ids = inputs.pop("text_ids")
     parts = []
@@ -91,7 +91,7 @@ def test_without_the_replay_of_dropout_it_is_wrong(bert_folder, tmp_path, monkey
 
 
 def test_dropout_differs_between_steps_micro_batches_and_mini_batches(bert_folder, tmp_path):
-    """One sentence all over: every forward pass of every step embeds it differently; a second run repeats the first."""
+    """The same sentence everywhere: every forward pass embeds it differently, and a second run repeats the first."""
     runs = []
     for _ in range(2):
         trainer = make_trainer(

@@ -1,4 +1,4 @@
-"""When numbers go wrong, training stops before they reach the weights, or leaves the step out; collapse is told of."""
+"""Non-finite numbers stop training before they reach the weights, or the step is skipped; collapse gives a warning."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def test_steps_left_out_are_counted_and_change_no_weight(bert_folder, tmp_path, 
 
 
 def test_batch_statistics_that_broke_are_not_trained_on_with(bert_folder, tmp_path):
-    """Leaving a step out does not undo what the forward pass did to buffers."""
+    """Skipping a step does not undo the changes of the forward pass to buffers."""
     trainer = make_trainer(bert_folder, tmp_path, skip_nonfinite=True)
     trainer.model.register_buffer("running_mean", torch.tensor([math.nan]), persistent=False)
     breaking(trainer, step=1)
@@ -67,7 +67,7 @@ def test_batch_statistics_that_broke_are_not_trained_on_with(bert_folder, tmp_pa
 
 
 def test_an_overflow_of_fp16_is_left_to_the_scaler_and_logged(bert_folder, tmp_path):
-    """fp16 needs a GPU; here its scaler is played: it leaves out step 2, whose gradient is inf."""
+    """fp16 needs a GPU, so its scaler is simulated: it skips step 2, whose gradient is inf."""
     trainer = breaking(make_trainer(bert_folder, tmp_path, max_steps=3), step=2, value=math.inf, gradient=True)
     trainer.accelerator.scaler = SimpleNamespace(scale=lambda loss: loss)
     skipped = property(lambda self: trainer.state.global_step == 1)
@@ -114,7 +114,7 @@ def test_the_range_of_the_similarity_is_told():
 
 
 def told(ranks, cosines=None, batch=64):
-    """The steps at which a log of these values is warned of."""
+    """The steps at which a log of these values gives a warning."""
     watch, args, steps = CollapseMonitor(), SimpleNamespace(train_batch_size=batch), []
     cosines = cosines or [0.1] * len(ranks)
     for step, (rank, cosine) in enumerate(zip(ranks, cosines, strict=True)):
@@ -133,7 +133,7 @@ def test_a_collapse_is_told_of_once_when_it_begins():
 
 
 def test_what_is_no_collapse():
-    assert told([1.3, 1.9, 4.0, 20.0, 35.0], [0.995, 0.993, 0.9, 0.3, 0.1]) == []  # many an encoder before training
+    assert told([1.3, 1.9, 4.0, 20.0, 35.0], [0.995, 0.993, 0.9, 0.3, 0.1]) == []  # many encoders before training
     assert told([60.0, 45.0, 30.0, 25.0]) == []
     assert told([31.7, 1.0], batch=8) == []
     assert CollapseMonitor().check({"eval_sts_spearman": 80.0}, 5) is None

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is wrong with a damaged one is found, and nothing is written through a link."""
+"""Checkpoint folders: corruption is detected, and nothing is written through a link."""
 
 import json
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from fmicl_text.training.checkpoint import (
 
 
 def checkpoint(folder, step):
-    """A folder that is whole."""
+    """A valid checkpoint folder."""
     place = folder / f"checkpoint-{step}"
     (place / "1_Pooling").mkdir(parents=True)
     for name in ("model.safetensors", "trainer_state.json", "1_Pooling/config.json"):

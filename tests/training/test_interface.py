@@ -1,4 +1,4 @@
-"""What users pass to the trainer: bare encoders, texts, any evaluator, their own loss; and what is not accepted."""
+"""Arguments of the trainer: bare encoders, texts, any evaluator, custom losses; and values that are rejected."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is logged beside the loss, by hand and in TensorBoard's own files."""
+"""Metrics logged with the loss, compared with values computed by hand, and in the files of TensorBoard."""
 
 import time
 

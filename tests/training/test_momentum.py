@@ -1,4 +1,4 @@
-"""MoCo and MoCo v3 on a tiny BERT: what the copy does, which pairs count, what a checkpoint holds."""
+"""MoCo and MoCo v3 on a tiny BERT: the momentum encoder, the pairs in the loss, the contents of a checkpoint."""
 
 import math
 
@@ -45,7 +45,7 @@ def test_every_objective_trains(bert_folder, tmp_path, name, method):
 
 
 def queue_by_loops(x, y, queue, divergence, gamma, alpha):
-    """-mean f'(u(x_i, y_i)) + alpha mean over i, k of (f* o f')(u(x_i, queue_k)), a pair at a time."""
+    """-mean f'(u(x_i, y_i)) + alpha mean over i, k of (f* o f')(u(x_i, queue_k)), one pair at a time."""
     x, y, queue = unit(x), unit(y), unit(queue)
     positive = sum(divergence.score(-gamma * (a - b).square().sum()) for a, b in zip(x, y, strict=True)) / len(x)
     pairs = [divergence.conjugate(-gamma * (a - b).square().sum()) for a in x for b in queue]
@@ -171,7 +171,7 @@ def test_a_resumed_run_ends_as_the_whole_one(bert_folder, tmp_path, method):
 def test_a_checkpoint_of_another_method_is_refused(bert_folder, tmp_path):
     make_trainer(bert_folder, tmp_path, MOCO, max_steps=1, save_strategy="steps", save_steps=1).train()
     other = make_trainer(bert_folder, tmp_path, MOCOV3)
-    with pytest.raises(InputError, match="checkpoint-1 does not fit"):
+    with pytest.raises(InputError, match="checkpoint-1 is incompatible"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 

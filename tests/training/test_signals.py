@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a checkpoint at the end of the step, and the run goes on exactly."""
+"""SIGTERM and SIGINT: a checkpoint at the end of the step, from which the run resumes exactly."""
 
 import os
 import signal
@@ -18,14 +18,14 @@ from tests.support import SAVING, Signal, make_trainer, one_fast, same, sentence
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
-    """SIGINT as at a terminal; in the background a shell has it ignored."""
+    """SIGINT as in a terminal; for background jobs, a shell ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def logged(trainer, name):
-    """What a trainer has logged by this name, by step."""
+    """The logged values of a metric, by step."""
     return {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}
 
 
@@ -46,7 +46,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(finished_run, bert_folder, t
 
 
 def test_a_signal_at_the_end_of_an_epoch_comes_after_its_evaluation(bert_folder, tmp_path):
-    """8 steps an epoch. Interrupted at 8, the evaluation of the epoch is done and the run ends as the whole one."""
+    """8 steps per epoch. Interrupted at 8, the epoch is evaluated, and the run ends like an uninterrupted one."""
     settings = {"num_train_epochs": 2, "max_steps": -1, "eval_strategy": "epoch", "save_strategy": "no"}
     whole, cut = (make_trainer(bert_folder, tmp_path / name, evaluate=True, **settings) for name in ("whole", "cut"))
     whole.train()
@@ -194,7 +194,7 @@ class SignalToWorkers(TrainerCallback):
 
 
 def test_workers_outlive_a_signal_to_all_processes(bert_folder, tmp_path):
-    """Enough steps that the workers have not yet read all."""
+    """Enough steps that the workers have not yet read all rows."""
     trainer = make_trainer(
         bert_folder,
         tmp_path,

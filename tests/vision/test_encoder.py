@@ -69,14 +69,14 @@ def test_a_family_from_training_to_stock_classes(family, tmp_path, caplog):
     assert saved.keys() == read.keys() and all(torch.equal(saved[name], read[name]) for name in saved)
     with torch.no_grad():
         expected = encoder(pixels)
-        assert_close(again(pixels), expected)  # where weights lie in memory may choose another kernel
+        assert_close(again(pixels), expected)  # the memory layout of the weights may select another kernel
         if family != "resnet, small stem":  # its stem has another shape than the stock one
             stock = AutoModel.from_pretrained(tmp_path).eval()
             output = stock(pixel_values=pixels)
             pooled = output.last_hidden_state[:, 0] if pools == "cls" else output.pooler_output.flatten(1)
             assert_close(pooled, expected)
     if family in CLASSIFIERS:
-        with warnings.catch_warnings(action="ignore"):  # a fresh head is what one wants here
+        with warnings.catch_warnings(action="ignore"):  # a new head is intended here
             classifier = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=3)
         weights = dict(classifier.named_parameters())
         shared = [name for name in encoder.backbone.state_dict() if f"{classifier.base_model_prefix}.{name}" in weights]
@@ -253,7 +253,7 @@ def test_invalid_models(tmp_path):
     with pytest.raises(InputError, match="siglip2_vision_model is not supported: it takes patches with a mask"):
         new_image_encoder(Siglip2VisionConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
     encoder = new_image_encoder(IMAGE_FAMILIES["vit"][0])
-    with pytest.raises(InputError, match="image_size=4 does not fit vit: "):
+    with pytest.raises(InputError, match=r"image_size=4 .* vit: "):
         encoder.width(4)
 
 
