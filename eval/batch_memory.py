@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
-from fmicl_text.cli.checks import check_writable, whole_number
+from fmicl_text.cli.checks import check_output, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.evaluation.benchmark import MIB, peak_extra_mib
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.mini_batch_size > min(args.batches):
         parser.error(f"--mini_batch_size {args.mini_batch_size} exceeds the batch of {min(args.batches)}")
-    check_writable("--output", args.output)
+    check_output("--output", args.output)
     return args
 
 

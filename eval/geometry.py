@@ -28,7 +28,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from fmicl_text.cli.checks import check_plottable, check_writable, whole_number
+from fmicl_text.cli.checks import check_output, check_plot, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import encoder_metadata, open_encoder
@@ -85,8 +85,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--images requires --model: an image model, or the name of an architecture (random weights)")
     if args.after_head and not args.images:
         parser.error("--after_head requires --images")
-    check_writable("--output", args.output)
-    check_plottable("--plot", args.plot)
+    check_output("--output", args.output)
+    check_plot("--plot", args.plot, args.images, args.text, args.file)
     args.model = args.model or [f"bundled={ENCODER}"]
     args.text = args.text or str(SENTENCES)
     return args

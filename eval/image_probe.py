@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fmicl_text.cli.checks import check_writable, positive_number, whole_number
+from fmicl_text.cli.checks import check_output, positive_number, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
 from fmicl_text.evaluation.encoders import training_metadata
 from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, linear_accuracy, logistic_accuracy
@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
-    check_writable("--output", args.output)
+    check_output("--output", args.output)
     digits = args.images == "digits"
     args.held_out = args.held_out or (360 if digits else 5000)
     args.image_size = args.image_size or (16 if digits else 32)

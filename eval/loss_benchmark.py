@@ -26,7 +26,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor, nn
 
 from fmicl_text import DIVERGENCES, FMICLLoss
-from fmicl_text.cli.checks import check_plottable, check_writable, positive_number, whole_number
+from fmicl_text.cli.checks import check_output, check_plot, positive_number, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.evaluation.benchmark import interleaved_seconds, median_ratio, peak_extra_mib
 from fmicl_text.evaluation.plots import plot_scaling
@@ -122,8 +122,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="plot to write: .png, .pdf or .svg")
     args = parser.parse_args()
-    check_writable("--output", args.output)
-    check_plottable("--plot", args.plot)
+    check_output("--output", args.output)
+    check_plot("--plot", args.plot)
     return args
 
 

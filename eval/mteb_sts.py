@@ -24,7 +24,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from fmicl_text.cli.checks import check_writable, whole_number
+from fmicl_text.cli.checks import check_output, whole_number
 from fmicl_text.cli.parser import FLAGS, ArgumentParser, add_dashes, cli_errors
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import encoder_metadata, open_encoder
@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{flag}: the same {flag.removesuffix('s')} is given twice")
     if args.cache and args.cache.is_file():
         parser.error(f"--cache {args.cache}: expected a folder, got a file")
-    check_writable("--output", args.output)
+    check_output("--output", args.output)
     return args
 
 

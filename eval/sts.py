@@ -20,7 +20,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from fmicl_text.cli.checks import check_writable, whole_number
+from fmicl_text.cli.checks import check_output, whole_number
 from fmicl_text.cli.main import program_name
 from fmicl_text.cli.parser import FLAGS, ArgumentParser, add_dashes, cli_errors
 from fmicl_text.errors import InputError
@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{flag}: the same {flag.removesuffix('s')} is given twice")
     if args.file and (args.tasks or args.split):
         parser.error("--file cannot be combined with --tasks or --split")
-    check_writable("--output", args.output)
+    check_output("--output", args.output)
     args.split = args.split or "test"
     args.tasks = args.tasks or [task for task, splits in STS_TASKS.items() if args.split in splits]
     return args

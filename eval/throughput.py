@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
-from fmicl_text.cli.checks import check_writable, whole_number
+from fmicl_text.cli.checks import check_output, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
 from fmicl_text.evaluation.benchmark import median_ratio, synchronize
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
@@ -100,7 +100,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.precision == "fp16" and not torch.cuda.is_available():
         parser.error("--precision fp16 needs a GPU")
-    check_writable("--output", args.output)
+    check_output("--output", args.output)
     return args
 
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fmicl_text.cli.checks import check_writable, whole_number
+from fmicl_text.cli.checks import check_output, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.evaluation.benchmark import median_ratio
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=whole_number, default=5, help="measured rounds (default: 5)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
-    check_writable("--output", args.output)
+    check_output("--output", args.output)
     return args
 
 

@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+WORK_DIR = ".fmicl_text"  # subfolder of an output folder for the lock and for incomplete files; all of it is ours
+
 
 def sync(path: Path) -> None:
     """Wait until the content of a file, or the entries of a folder, are on disk."""
@@ -18,10 +20,10 @@ def sync(path: Path) -> None:
 
 def move_files(folder: Path, target_folder: Path) -> None:
     """Move all files of a folder, and of its subfolders, to the same relative paths in another. Each file is replaced
-    atomically; a symbolic link in its place is replaced, not followed."""
+    atomically; a symbolic link within the other folder is replaced, not followed."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         target = target_folder / path.relative_to(folder)
-        if target.parent.is_symlink():
+        if target.parent != target_folder and target.parent.is_symlink():
             target.parent.unlink()
         target.parent.mkdir(parents=True, exist_ok=True)
         sync(path)

@@ -14,16 +14,15 @@ from pathlib import Path
 from transformers import set_seed
 
 from fmicl_text import FMICLTrainer, TextContrastiveModel, build_text_encoder
-from fmicl_text.cli.output_dir import (
+from fmicl_text.cli.parser import cli_errors, default_settings, resolved_settings
+from fmicl_text.cli.recipe import (
     check_processes,
     claim_output_dir,
     end_together,
-    is_finished,
     print_rank0,
     run_training,
     save_run,
 )
-from fmicl_text.cli.parser import cli_errors, resolved_settings
 from fmicl_text.cli.text import announce, parse_args
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.report import before_after_table
@@ -38,9 +37,8 @@ def main() -> None:
     model_args, data_args, args = parse_args()
     print_rank0(args, announce(model_args, data_args, args))
     check_processes(args)
-    claim_output_dir(args)
     settings = resolved_settings(model_args, data_args, args)
-    if is_finished(args, settings):
+    if claim_output_dir(args, settings, default_settings(model_args, data_args, args)):
         print_rank0(args, f"{args.output_dir} already contains this finished run; nothing to do")
         return
 
@@ -82,10 +80,10 @@ def main() -> None:
     )
     before = trainer.run_evaluator()
     trainer.metadata = {"settings": settings, "before": before, "data": data.metadata(), "scored_on": scored}
-    run_training(trainer)
-    after = trainer.run_evaluator()
-
-    save_run(trainer, after)
+    with trainer.hold_output_dir(args.resume_from_checkpoint):
+        run_training(trainer)
+        after = trainer.run_evaluator()
+        save_run(trainer, after)
     print_rank0(args, before_after_table(before, after))
     print_rank0(args, f"Saved encoder, model card, settings, results and training curve to {args.output_dir}")
     if args.push_to_hub:

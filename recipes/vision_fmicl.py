@@ -15,16 +15,15 @@ from pathlib import Path
 import torch
 from transformers import ViTImageProcessorPil, set_seed
 
-from fmicl_text.cli.output_dir import (
+from fmicl_text.cli.parser import cli_errors, default_settings, resolved_settings
+from fmicl_text.cli.recipe import (
     check_processes,
     claim_output_dir,
     end_together,
-    is_finished,
     print_rank0,
     run_training,
     save_run,
 )
-from fmicl_text.cli.parser import cli_errors, resolved_settings
 from fmicl_text.cli.vision import parse_vision_args
 from fmicl_text.evaluation.report import markdown_table
 from fmicl_text.hub.run_record import scored_on
@@ -39,9 +38,8 @@ from fmicl_text.vision.views import ImageViews
 def main() -> None:
     model_args, data_args, args = parse_vision_args()
     check_processes(args)
-    claim_output_dir(args)
     settings = resolved_settings(model_args, data_args, args)
-    if is_finished(args, settings):
+    if claim_output_dir(args, settings, default_settings(model_args, data_args, args)):
         print_rank0(args, f"{args.output_dir} already contains this finished run; nothing to do")
         return
 
@@ -106,12 +104,12 @@ def main() -> None:
         "data": metadata,
         "scored_on": scored_on(f"{len(test.labels)} held-out images of {Path(images.source).name}"),
     }
-    run_training(trainer)
-    after = trainer.run_evaluator()
-
-    rows.append(at_end.probe("after training", at_end.features(encoder)))
-    trainer.metadata["data"] = metadata | {"probes": rows}
-    save_run(trainer, after)
+    with trainer.hold_output_dir(args.resume_from_checkpoint):
+        run_training(trainer)
+        after = trainer.run_evaluator()
+        rows.append(at_end.probe("after training", at_end.features(encoder)))
+        trainer.metadata["data"] = metadata | {"probes": rows}
+        save_run(trainer, after)
     print_rank0(args, markdown_table(rows))
     print_rank0(args, f"Saved encoder, model card, settings, results and training curve to {args.output_dir}")
     if args.push_to_hub:

@@ -1,5 +1,6 @@
 """Shared helpers: tiny models and texts, pictures, trainers, comparisons, several processes."""
 
+import hashlib
 import io
 import math
 import multiprocessing
@@ -60,6 +61,15 @@ def one_fast(values):
 def peft_or_skip():
     """peft, in a version that the installed transformers accepts; else the test is skipped."""
     return pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
+
+
+def tree(folder):
+    """All paths below a folder, with the hashes of files and the targets of links."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        found[str(path.relative_to(folder))] = hashlib.sha256(str(content).encode()).hexdigest()
+    return found
 
 
 # ---- texts and a tiny text model

@@ -23,7 +23,7 @@ ALLOWED = {
     "evaluation": {"errors", "files", "loading", "losses", "text"},
     "vision": {"errors", "evaluation", "loading", "model"},
     "hub": {"errors", "evaluation", "files"},
-    "training": {"errors", "evaluation", "files", "hub", "losses", "model", "text"},
+    "training": {"errors", "evaluation", "files", "hub", "loading", "losses", "model", "text"},
     "integrations": {"hub", "losses"},
     "cli": {
         *("errors", "evaluation", "files", "hub", "loading", "losses", "model", "quickstart", "text", "training"),

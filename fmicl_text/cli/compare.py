@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fmicl_text.cli.checks import check_plottable
+from fmicl_text.cli.checks import check_plot
 from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.evaluation.plots import plot_scores
 from fmicl_text.evaluation.report import load_results, markdown_table, score_rows
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--sets", action="store_true", help="add columns for the subsets of each task, and their means")
     parser.add_argument("--plot", type=Path, help="plot to write: .png, .pdf or .svg")
     args = parser.parse_args()
-    check_plottable("--plot", args.plot)
+    check_plot("--plot", args.plot)
     rows = score_rows([result for path in args.results for result in load_results(path)], args.sets)
     if args.plot:
         plot_scores(rows, args.plot)

@@ -10,7 +10,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
@@ -276,6 +276,18 @@ def yaml_flags(path: Path, known: Mapping[str, bool]) -> list[str]:
     return flags
 
 
+def default_settings(*groups: Any) -> dict[str, Any]:
+    """The default value of every option, in the form of `resolved_settings`.
+
+    Args:
+        groups: Dataclasses of options.
+    """
+    found = {item.name: item.default for group in groups for item in fields(group) if item.default is not MISSING}
+    found = {name: value.value if isinstance(value, Enum) else value for name, value in found.items()}
+    found.pop("trust_remote_code", None)
+    return found
+
+
 def resolved_settings(model_args: Any, data_args: Any, training_args: FMICLTrainingArguments) -> dict[str, Any]:
     """Settings of a run, in the form that `--config` reads: all options of this project, and those of transformers
     that differ from its defaults."""
@@ -291,7 +303,8 @@ def resolved_settings(model_args: Any, data_args: Any, training_args: FMICLTrain
         value = getattr(training_args, item.name)
         if item.name.endswith("_token"):
             continue
-        if item.name in ours or (isinstance(value, str | int | float) and value != item.default):
+        plain = isinstance(value, str | int | float) or item.name == "lr_scheduler_kwargs"
+        if item.name in ours or (plain and value != item.default):
             settings[item.name] = value.value if isinstance(value, Enum) else value
     hyperparameters = training_args.build_loss().hyperparameters
     settings |= {name: value for name, value in hyperparameters.items() if name in ours}

@@ -1,34 +1,45 @@
-"""The output folder of a recipe: locked before training, filled with the encoder and the run record after it."""
+"""The output folder of a recipe: checked before training, filled with the encoder and the run record after it."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
-from filelock import BaseFileLock, FileLock, Timeout
-from transformers import TrainerCallback
 
 from fmicl_text.cli.launcher import launcher_arguments, launcher_processes, resume_command
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
-from fmicl_text.files import write_atomic
-from fmicl_text.hub.model_card import write_card
+from fmicl_text.files import move_files
+from fmicl_text.hub.model_card import CARD, write_card, wrote_card
 from fmicl_text.hub.run_record import run_record
-from fmicl_text.loading import refuse_links
 from fmicl_text.training.args import FMICLTrainingArguments
-from fmicl_text.training.checkpoint import checkpoints_in, find_checkpoint, remove_checkpoint
+from fmicl_text.training.checkpoint import UNFINISHED, checkpoints_in
+from fmicl_text.training.output_dir import (
+    COMPLETE,
+    CURVE_FILE,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    check_output_dir,
+    complete_save,
+    read_results,
+    resolve_output_dir,
+    settings_text,
+)
+from fmicl_text.training.ranks import on_main_process
 from fmicl_text.training.trainer import FMICLTrainer
 
-RESULTS_FILE, SETTINGS_FILE, CURVE_FILE = "results.json", "settings.yaml", "training_curve.png"
-LOCK_FILE = ".lock"
-FOLDER_LOCKS: dict[Path, BaseFileLock] = {}  # locks of this process
-IGNORED_KEYS = {"output_dir": None, "resume_from_checkpoint": None}  # settings that do not affect the result
+# Settings that do not affect the result of a run, and beginnings of their names.
+INCIDENTAL = ("output_dir", "block_size", "activation_checkpointing", "save_total_limit", "save_only_model")
+INCIDENTAL_PREFIXES = (
+    *("logging_", "log_", "hub_", "push_to_hub", "report_to", "run_name", "disable_tqdm", "project", "trackio_"),
+    *("dataloader_", "resume_", "overwrite_output_dir", "skip_memory_metrics", "include_num_input_tokens_seen"),
+)
 
 
 def check_processes(args: FMICLTrainingArguments) -> None:
@@ -48,48 +59,48 @@ def check_processes(args: FMICLTrainingArguments) -> None:
         )
 
 
-def claim_output_dir(args: FMICLTrainingArguments) -> None:
-    """Create and lock the output folder, or raise if it contains something that this run would overwrite.
+def claim_output_dir(args: FMICLTrainingArguments, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Check, before anything is read, that this run may write into the output folder.
+
+    Args:
+        args: Training arguments.
+        settings: Resolved settings of the run.
+        defaults: Default values of all options; settings omit some that have them.
+
+    Returns:
+        Whether the folder contains the results of this very run, and the run is to be resumed.
 
     Raises:
-        InputError: It contains a run, a checkpoint or a model and neither --overwrite_output_dir nor
-            --resume_from_checkpoint was given; it is not writable; another training process is using it; or the
-            checkpoint to resume from is missing or corrupted.
+        InputError: See `check_output_dir`.
     """
-    folder = Path(str(args.output_dir))
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output_dir {folder} is a file, not a folder")
-    found = [name for name in (RESULTS_FILE, "modules.json", "config.json") if (folder / name).exists()]
-    found += [path.name for path in folder.glob("checkpoint-*")]
-    if found and not args.overwrite_output_dir and not args.resume_from_checkpoint:
-        raise InputError(
-            f"--output_dir {folder} already contains {found[0]}: choose another folder, or pass --overwrite_output_dir"
-            + (" or --resume_from_checkpoint auto" if "checkpoint" in found[-1] else "")
-        )
-    if args.process_index == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            FOLDER_LOCKS[folder] = FileLock(folder / LOCK_FILE)
-            FOLDER_LOCKS[folder].acquire(timeout=0)  # released when the process ends, for any reason
-        except Timeout as error:
-            raise InputError(f"--output_dir {folder}: another training process is using it") from error
-        except OSError as error:
-            raise InputError(f"--output_dir {folder} is not writable: {error.strerror}") from error
-        refuse_links(folder)
-        find_checkpoint(folder, args.resume_from_checkpoint)  # before the data is read, which can take a long time
+
+    def check() -> bool:
+        complete_save(args.output_dir)
+        finished = bool(args.resume_from_checkpoint) and is_finished(args.output_dir, settings, defaults)
+        check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, finished)
+        return finished
+
+    return on_main_process(check)
 
 
-def is_finished(args: FMICLTrainingArguments, settings: Mapping[str, Any]) -> bool:
-    """Whether a run that is to be resumed has finished with these settings."""
-    results = Path(str(args.output_dir)) / RESULTS_FILE
-    if not args.resume_from_checkpoint or not results.is_file():
-        return False
+def is_finished(output_dir: Any, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Whether the results in an output folder are those of a run with these settings."""
     try:
-        saved = dict(json.loads(results.read_text(encoding="utf-8"))["settings"])
-    except (ValueError, KeyError, TypeError, RecursionError):  # not ours, or corrupted; rewritten at the end
+        results = read_results(resolve_output_dir(output_dir))
+    except OSError as error:
+        raise InputError(f"output_dir={output_dir}: {RESULTS_FILE} cannot be read: {error.strerror}") from error
+    if not results:
         return False
-    now = json.loads(json.dumps(dict(settings)))
-    return {**saved, **IGNORED_KEYS} == {**now, **IGNORED_KEYS}
+    saved, now = results["settings"], json.loads(json.dumps(dict(settings)))
+    known = [name for name in defaults if name not in INCIDENTAL and not name.startswith(INCIDENTAL_PREFIXES)]
+    return all(same_setting(saved.get(name, defaults[name]), now.get(name, defaults[name])) for name in known)
+
+
+def same_setting(saved: Any, now: Any) -> bool:
+    """Whether two values of a setting are equal, or two paths to one file."""
+    if saved == now or not (isinstance(saved, str) and isinstance(now, str)):
+        return bool(saved == now)
+    return os.path.exists(now) and os.path.realpath(saved) == os.path.realpath(now)
 
 
 def run_training(trainer: FMICLTrainer) -> None:
@@ -99,7 +110,6 @@ def run_training(trainer: FMICLTrainer) -> None:
         InputError: See `FMICLTrainer.train`.
         Interrupted: After a signal, with the command that resumes.
     """
-    trainer.add_callback(ClearOutputDir())
     try:
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     except Interrupted as stop:
@@ -110,22 +120,6 @@ def run_training(trainer: FMICLTrainer) -> None:
         raise Interrupted(message, stop.signal_number, stop.checkpoint) from stop
 
 
-class ClearOutputDir(TrainerCallback):
-    """Clears the folder right before training, so that an error before that does not delete the old run."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        clear_output_dir(args)
-
-
-def clear_output_dir(args: FMICLTrainingArguments) -> None:
-    """With --overwrite_output_dir, remove checkpoints and results of the run in the folder, nothing else."""
-    if args.overwrite_output_dir and args.process_index == 0:
-        folder = Path(str(args.output_dir))
-        (folder / RESULTS_FILE).unlink(missing_ok=True)
-        for checkpoint in checkpoints_in(folder):
-            remove_checkpoint(checkpoint)
-
-
 def end_together(trainer: FMICLTrainer) -> None:
     """Disconnect all processes at once: torch may abort if one exits while others are still communicating."""
     trainer.accelerator.wait_for_everyone()
@@ -133,8 +127,8 @@ def end_together(trainer: FMICLTrainer) -> None:
 
 
 def save_run(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:
-    """Write the encoder, settings.yaml, training_curve.png, the model card and, last, results.json to the output
-    folder.
+    """Write the encoder, settings.yaml, training_curve.png, the model card and results.json to the output folder. The
+    files are moved there when all are complete.
 
     Args:
         trainer: After training, with its `metadata` set.
@@ -143,24 +137,30 @@ def save_run(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:
     Raises:
         InputError: A file could not be written, for example because the disk is full.
     """
-    results = Path(str(trainer.args.output_dir)) / RESULTS_FILE
-    trainer.checkpointer.write_or_raise(results, lambda: trainer.save_model(_internal_call=True))
-    trainer.checkpointer.write_or_raise(results, lambda: write_record(trainer, after))
+    folder = Path(str(trainer.args.output_dir))
+    results, files = folder / RESULTS_FILE, folder / UNFINISHED / "final"
+    trainer.checkpointer.write_or_raise(results, lambda: trainer.write_encoder(files))
+    trainer.checkpointer.write_or_raise(results, lambda: write_record(trainer, after, files))
 
 
-def write_record(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:
-    """Write the files of `save_run` other than the encoder, in the main process."""
+def write_record(trainer: FMICLTrainer, after: Mapping[str, float], files: Path) -> None:
+    """Add the other files of `save_run` to the encoder in the folder `files`, and move all of them to the output
+    folder, in the main process."""
     if not trainer.is_world_process_zero():
         return
     folder, args, run = Path(str(trainer.args.output_dir)), trainer.args, run_record(trainer, after)
-    settings_text = yaml.safe_dump(dict(run["settings"]), sort_keys=False, allow_unicode=True)
-    write_atomic(folder / SETTINGS_FILE, settings_text)
+    (files / SETTINGS_FILE).write_text(settings_text(run["settings"]), encoding="utf-8")
     score = next(iter(after), None)
     plot_training_curve(
-        run["log_history"], folder / CURVE_FILE, f"{trainer.loss.objective_name}, seed {args.seed}", score
+        run["log_history"], files / CURVE_FILE, f"{trainer.loss.objective_name}, seed {args.seed}", score
     )
-    write_card(run, folder, trainer.hub_model_id)
-    write_json(folder / RESULTS_FILE, run)
+    if not (folder / CARD).exists() or wrote_card(folder / CARD):
+        write_card(run, files, trainer.hub_model_id or folder.name)
+    write_json(files / RESULTS_FILE, run)
+    shutil.rmtree(folder / COMPLETE, ignore_errors=True)
+    files.rename(folder / COMPLETE)
+    move_files(folder / COMPLETE, folder)
+    shutil.rmtree(folder / UNFINISHED)
 
 
 def print_rank0(args: FMICLTrainingArguments, message: str) -> None:

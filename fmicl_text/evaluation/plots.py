@@ -60,7 +60,7 @@ def plot_training_curve(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.set_xlim(*step_range(panels))
     figure.suptitle(title)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, metadata={"Software": "fmicl_text"})
 
 
 def is_metric(key: str) -> bool:

@@ -13,6 +13,7 @@ from fmicl_text.evaluation.report import before_after_table, markdown_table
 from fmicl_text.files import write_atomic
 
 RESULTS_FOLDER = ".eval_results"
+CARD = "README.md"
 CURVE = "training_curve.png"
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
 CITATION = """@article{lu2023fmicl,
@@ -58,10 +59,15 @@ def write_card(run: Mapping[str, Any], folder: Path, name: str | None = None) ->
         results.mkdir(exist_ok=True)
         entries = yaml.safe_dump(eval_result_entries_to_yaml([score]), sort_keys=False)
         write_atomic(results / f"{score.task_id}.yaml", entries)
-    path = folder / "README.md"
-    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+    path = folder / CARD
+    if path.exists() and not wrote_card(path):
         return
     write_atomic(path, model_card(run, name or folder.name, (folder / CURVE).is_file()))
+
+
+def wrote_card(path: Path) -> bool:
+    """Whether this module wrote a model card."""
+    return path.is_file() and MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def model_card(run: Mapping[str, Any], name: str, curve: bool = True) -> str:

@@ -17,6 +17,7 @@ from fmicl_text.errors import InputError
 from fmicl_text.losses.contrastive import ContrastiveLoss
 from fmicl_text.losses.similarity import unit_rows
 from fmicl_text.training.checkpoint import latest_valid_checkpoint
+from fmicl_text.training.output_dir import clear_output_dir
 
 if TYPE_CHECKING:
     from fmicl_text.training.trainer import FMICLTrainer
@@ -38,6 +39,17 @@ def describe_views(loss: ContrastiveLoss, x: Tensor, y: Tensor) -> str:
     rows = unit_rows(rows)
     values = loss.similarity.pairwise(rows, rows, loss.gamma)
     return f"{loss.similarity.symbol} from {values.min().item():.4g} to {values.max().item():.4g}"
+
+
+class ClearCallback(TrainerCallback):
+    """With `overwrite_output_dir`, removes the old run right before training, so that an error before that keeps it."""
+
+    def __init__(self, trainer: FMICLTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.overwrite_output_dir and state.is_world_process_zero and not self.trainer.checkpointer.resumed_from:
+            clear_output_dir(Path(str(args.output_dir)))
 
 
 class SetEpochCallback(TrainerCallback):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sized
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import sync
+from fmicl_text.files import WORK_DIR, sync
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"  # {format, run: the resume signature, files: {name: {bytes, sha256}}}
-UNFINISHED = "unfinished"  # folder of incomplete files next to the checkpoints; deleted at the next start
+UNFINISHED = f"{WORK_DIR}/unfinished"  # folder of incomplete files in an output folder; deleted at the next start
 STATE = "trainer_state.json"
 LATEST = ("true", "auto")  # auto starts from scratch if there is no checkpoint
 
@@ -31,8 +35,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoint folders in an output folder, by step."""
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir() and step_of(path) >= 0]
+    """The checkpoint folders in an output folder, by step. A folder without manifest and state is not a checkpoint."""
+    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if step_of(path) >= 0]
+    found = [path for path in found if (path / MANIFEST).is_file() or (path / STATE).is_file()]
     return sorted(found, key=step_of)
 
 
@@ -56,17 +61,32 @@ def write_manifest(folder: Path, run: Mapping[str, Any]) -> None:
 
 
 def move_into_place(folder: Path, place: Path) -> None:
-    """Rename a folder with a manifest to its place. A checkpoint that is already there is removed."""
-    if place.exists():
+    """Rename a folder with a manifest to its place. A checkpoint that is already there is removed; anything else is
+    renamed."""
+    if wrote_checkpoint(place):
         remove_checkpoint(place)
+    elif place.exists():
+        names = (place.with_name(f"{place.name}.old{i or ''}") for i in count())
+        kept = next(path for path in names if not path.exists())
+        logger.warning("%s was not written by this program; it is now %s", place, kept)
+        place.rename(kept)
     folder.rename(place)
     sync(place.parent)
+
+
+def wrote_checkpoint(checkpoint: Path) -> bool:
+    """Whether a folder has a manifest, as every checkpoint of this package has. Nothing else is ever deleted."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and manifest.keys() >= {"format", "files"}
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
     """Delete a checkpoint. It is renamed first, so that an interrupted deletion leaves no partial checkpoint."""
     trash = checkpoint.parent / UNFINISHED / f"removed-{checkpoint.name}"
-    trash.parent.mkdir(exist_ok=True)
+    trash.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(trash, ignore_errors=True)
     checkpoint.rename(trash)
     if trash.is_symlink() or trash.is_file():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from numbers import Number
 from pathlib import Path
@@ -35,6 +34,7 @@ from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training.cached_step import cached_step
 from fmicl_text.training.callbacks import (
+    ClearCallback,
     CollapseMonitor,
     FiniteCheckCallback,
     NonFiniteError,
@@ -46,6 +46,7 @@ from fmicl_text.training.callbacks import (
 from fmicl_text.training.checkpoint import STATE, UNFINISHED
 from fmicl_text.training.checkpointer import Checkpointer
 from fmicl_text.training.metrics import TrainingMetrics
+from fmicl_text.training.output_dir import OutputDir, create_folder, remove_empty
 from fmicl_text.training.sampler import SeededLengthSampler
 from fmicl_text.training.signals import GracefulStop, ignore_signals_in_worker
 
@@ -128,6 +129,7 @@ class FMICLTrainer(Trainer):
         self.metadata: dict[str, Any] = {}
         self.metrics = TrainingMetrics()
         self.checkpointer = Checkpointer(self)
+        self.output_dir = OutputDir(args)
         self.graceful_stop = GracefulStop(self)
         self.background_push: BackgroundPush | None = None
         self.length_sampler: SeededLengthSampler | None = None
@@ -137,6 +139,7 @@ class FMICLTrainer(Trainer):
         self.finite_loss = torch.zeros((), device=args.device)
         self.micro_step = 0
         self.views_checked = False
+        new_folders = create_folder(args.output_dir)  # the base class would fail for a link to a missing folder
         super().__init__(
             model=model,
             args=args,
@@ -147,10 +150,17 @@ class FMICLTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        remove_empty(new_folders)  # until training begins
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         for callback in (
-            *(SetEpochCallback(self), ResumeCallback(self), FiniteCheckCallback(self), SkippedStepsCallback()),
+            *(
+                ClearCallback(self),
+                SetEpochCallback(self),
+                ResumeCallback(self),
+                FiniteCheckCallback(self),
+                SkippedStepsCallback(),
+            ),
             *(CollapseMonitor(), PushCallback(self), self.graceful_stop),
         ):
             self.add_callback(callback)
@@ -193,20 +203,33 @@ class FMICLTrainer(Trainer):
 
         Raises:
             InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data, batches or
-                processes, or to a finished run with other settings; or there is too little space on the disk.
+                processes, or to a finished run with other settings; the output folder contains another run, or another
+                process trains into it; or there is too little space on the disk.
             NonFiniteError: The loss or a gradient is not finite.
             Interrupted: After a signal; a checkpoint was saved.
         """
-        checkpoint = self.checkpointer.choose(resume_from_checkpoint)
-        if checkpoint is not None:
-            max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-            if self.checkpointer.is_done(checkpoint, max_steps):
-                return self.load_finished(checkpoint)
-        try:
-            with self.graceful_stop.handle_signals():
-                return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
-        except UnpicklingError as error:  # a file that matches the manifest but has invalid content
-            raise InputError(f"{checkpoint} cannot be read: a file is corrupted or contains code") from error
+        with self.hold_output_dir(resume_from_checkpoint):
+            checkpoint = self.checkpointer.choose(resume_from_checkpoint)
+            if checkpoint is not None:
+                max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+                if self.checkpointer.is_done(checkpoint, max_steps):
+                    return self.load_finished(checkpoint)
+            try:
+                with self.graceful_stop.handle_signals():
+                    return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+            except UnpicklingError as error:  # a file that matches the manifest but has invalid content
+                raise InputError(f"{checkpoint} cannot be read: a file is corrupted or contains code") from error
+
+    def hold_output_dir(self, resume_from_checkpoint: str | bool | None = None) -> AbstractContextManager[None]:
+        """A context within which no other process trains into the output folder.
+
+        Args:
+            resume_from_checkpoint: As for `train`.
+
+        Raises:
+            InputError: Training would overwrite something, or another process is training into the folder.
+        """
+        return self.output_dir.hold(resume_from_checkpoint)
 
     def load_finished(self, checkpoint: Path) -> TrainOutput:
         """Load state and weights of the run that ended with this checkpoint, without training."""
@@ -452,7 +475,7 @@ class FMICLTrainer(Trainer):
         self.write_encoder(temporary)
         if self.args.should_save:
             move_files(temporary, place)
-            shutil.rmtree(temporary.parent)
+            remove_empty([temporary.parent, temporary.parent.parent])
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub()
 

@@ -1,43 +1,32 @@
-"""Claiming the output folder."""
+"""What the two recipes share: the check of the output folder, signals, and the record of a run."""
 
 import json
 
 import pytest
-from filelock import FileLock, Timeout
 
 from fmicl_text import FMICLTrainingArguments, InputError
-from fmicl_text.cli.output_dir import (
-    check_processes,
-    claim_output_dir,
-    clear_output_dir,
-    is_finished,
-    run_training,
-    save_run,
-)
+from fmicl_text.cli.parser import default_settings
+from fmicl_text.cli.recipe import check_processes, claim_output_dir, is_finished, run_training, save_run
 from fmicl_text.errors import Interrupted
 from tests.support import SAVING, Signal, make_trainer
+
+DEFAULTS = default_settings(FMICLTrainingArguments)
 
 
 def arguments(folder, **settings):
     return FMICLTrainingArguments(output_dir=str(folder), use_cpu=True, **settings)
 
 
-def test_a_new_folder_is_made_and_an_unrelated_file_is_no_obstacle(tmp_path):
-    claim_output_dir(arguments(tmp_path / "a" / "b"))
-    (tmp_path / "a" / "b" / "notes.txt").write_text("mine")
-    claim_output_dir(arguments(tmp_path / "a" / "b"))
+def claim(folder, **settings):
+    return claim_output_dir(arguments(folder, **settings), {}, DEFAULTS)
 
 
 @pytest.mark.parametrize("held", ["results.json", "modules.json", "config.json", "checkpoint-10"])
 def test_what_a_run_would_overwrite_is_kept(tmp_path, held):
     (tmp_path / held).mkdir() if held.startswith("checkpoint") else (tmp_path / held).write_text("{}")
-    with pytest.raises(InputError, match=f"already contains {held}.*--overwrite_output_dir"):
-        claim_output_dir(arguments(tmp_path))
-    with pytest.raises(InputError, match=f"already contains {held}"):
-        claim_output_dir(arguments(tmp_path, resume_from_checkpoint="False"))
-    assert (tmp_path / held).exists()
-    if not held.startswith("checkpoint"):
-        claim_output_dir(arguments(tmp_path, resume_from_checkpoint="auto"))
+    for resume in (None, "False"):
+        with pytest.raises(InputError, match=f"already contains {held}.*overwrite_output_dir"):
+            claim(tmp_path, resume_from_checkpoint=resume)
     assert (tmp_path / held).exists()
 
 
@@ -49,29 +38,18 @@ def test_a_checkpoint_that_is_not_there_or_damaged_is_told_of_at_once(tmp_path):
         ("nope", "nope: .*no trainer_state.json"),
     ]:
         with pytest.raises(InputError, match=f"resume_from_checkpoint={words}"):
-            claim_output_dir(arguments(tmp_path, resume_from_checkpoint=named))
+            claim(tmp_path, resume_from_checkpoint=named)
     with pytest.raises(InputError, match=r"resume_from_checkpoint=True: .*empty contains no checkpoint"):
-        claim_output_dir(arguments(tmp_path / "empty", resume_from_checkpoint="True"))
-    claim_output_dir(arguments(tmp_path / "empty", resume_from_checkpoint="auto"))
+        claim(tmp_path / "empty", resume_from_checkpoint="True")
+    claim(tmp_path / "empty", resume_from_checkpoint="auto")
 
 
-def test_two_processes_do_not_train_into_one_folder(tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match=r"--output_dir .*another"):
-        claim_output_dir(arguments(tmp_path))
-
-
-def test_the_folder_is_held_until_the_process_ends(tmp_path):
-    claim_output_dir(arguments(tmp_path))
-    with pytest.raises(Timeout):
-        FileLock(tmp_path / ".lock").acquire(timeout=0)
-
-
-def test_links_in_the_folder_are_refused_in_it_and_in_its_folders(tmp_path):
+def test_links_in_the_folder_are_rejected(tmp_path):
     (tmp_path / "precious").write_text("")
     (tmp_path / "out" / "1_Pooling").mkdir(parents=True)
     (tmp_path / "out" / "1_Pooling" / "config.json").symlink_to(tmp_path / "precious")
-    with pytest.raises(InputError, match="is a symbolic link"):
-        claim_output_dir(arguments(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"1_Pooling"):
+        claim(tmp_path / "out", overwrite_output_dir=True)
 
 
 @pytest.mark.parametrize("begun_at, words", [(None, "auto"), (2, "(.*)checkpoint-5")], ids=["newest", "not the newest"])
@@ -85,14 +63,6 @@ def test_the_command_in_the_message_goes_on_from_what_was_saved(bert_folder, tmp
         run_training(trainer)
 
 
-def test_an_old_run_is_cleared_away_when_training_begins(bert_folder, tmp_path):
-    (tmp_path / "results.json").write_text("{}")
-    trainer = make_trainer(bert_folder, tmp_path, overwrite_output_dir=True)
-    assert (tmp_path / "results.json").exists()
-    run_training(trainer)
-    assert not (tmp_path / "results.json").exists()
-
-
 def test_a_disk_that_is_full_at_the_end_is_told_of(bert_folder, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -100,34 +70,52 @@ def test_a_disk_that_is_full_at_the_end_is_told_of(bert_folder, tmp_path, monkey
     trainer = make_trainer(bert_folder, tmp_path, **SAVING)
     trainer.train()
     trainer.metadata = {}
-    monkeypatch.setattr("fmicl_text.cli.output_dir.write_atomic", full)
+    monkeypatch.setattr("fmicl_text.cli.recipe.write_json", full)
     words = r"results.json could not be written: No space left on device; last good checkpoint: .*checkpoint-8$"
     with pytest.raises(InputError, match=words):
         save_run(trainer, {"sts_spearman": 1.0})
 
 
-def test_a_finished_run_is_known_by_its_settings(tmp_path):
-    settings = {"alpha": 4.0, "output_dir": "a", "divergence": "kl", "report_to": ("none",)}
-    (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
-    args = arguments(tmp_path, resume_from_checkpoint="auto")
-    assert is_finished(args, settings | {"output_dir": "b", "resume_from_checkpoint": "auto"})
-    assert not is_finished(args, settings | {"alpha": 5.0}) and not is_finished(args, settings | {"gamma": 1.0})
-    assert not is_finished(arguments(tmp_path), settings)
-    for text in ("[", "[" * 100_000, "5", '{"settings": 5}', '{"settings": [1]}'):
-        (tmp_path / "results.json").write_text(text)
-        assert not is_finished(args, settings)
+def finished_with(folder, **settings):
+    (folder / "results.json").write_text(json.dumps({"objective": "fmicl-kl", "settings": settings}))
 
 
-def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
-    (tmp_path / "checkpoint-10").mkdir()
-    mine = {"notes.txt", "checkpoint-notes.txt"}
-    for name in ("results.json", *mine):
-        (tmp_path / name).write_text("{}")
-    args = arguments(tmp_path, overwrite_output_dir=True)
-    claim_output_dir(args)
-    assert len(list(tmp_path.iterdir())) == 5
-    clear_output_dir(args)
-    assert {path.name for path in tmp_path.iterdir()} == {*mine, "unfinished", ".lock"}
+def test_a_finished_run_is_known_by_its_settings(tmp_path, monkeypatch):
+    saved = {"alpha": 4.0, "output_dir": "a", "divergence": "kl", "report_to": ("none",), "weight_decay": 0.1}
+    finished_with(tmp_path, **saved)
+    same = [
+        {"output_dir": "b", "resume_from_checkpoint": "auto"},
+        {"logging_steps": 3, "report_to": ["tensorboard"], "hub_model_id": "a/b", "save_total_limit": 4},
+        {"block_size": 64, "dataloader_num_workers": 2, "overwrite_output_dir": False},
+    ]
+    for changes in same:
+        assert is_finished(tmp_path, saved | changes, DEFAULTS), changes
+    other = [{"alpha": 5.0}, {"gamma": 1.0}, {"seed": 1}, {"weight_decay": 0.0}]
+    for changes in other:
+        assert not is_finished(tmp_path, saved | changes, DEFAULTS), changes
+    without = {name: value for name, value in saved.items() if name != "weight_decay"}  # now at its default
+    assert not is_finished(tmp_path, without, DEFAULTS)
+
+
+def test_a_finished_run_is_known_after_an_upgrade_and_by_another_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.txt").write_text("")
+    (tmp_path / "other.txt").write_text("")
+    finished_with(tmp_path, train_file="train.txt", removed_option=5)
+    defaults = DEFAULTS | {"train_file": None, "new_option": 7}
+    for path in ("train.txt", "./train.txt", str(tmp_path / "train.txt")):
+        assert is_finished(tmp_path, {"train_file": path, "new_option": 7}, defaults)
+    assert not is_finished(tmp_path, {"train_file": "train.txt", "new_option": 8}, defaults)
+    assert not is_finished(tmp_path, {"train_file": "other.txt"}, defaults)
+
+
+@pytest.mark.parametrize("text", ["[", "[" * 100_000, "5", '{"settings": 5}', '{"settings": [1]}'])
+def test_results_of_something_else_are_never_replaced(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    assert not is_finished(tmp_path, {}, DEFAULTS)
+    for settings in ({"resume_from_checkpoint": "auto"}, {"overwrite_output_dir": True}):
+        with pytest.raises(InputError, match=r"results\.json would be replaced"):
+            claim(tmp_path, **settings)
 
 
 def test_a_process_of_several_that_is_alone_is_refused(tmp_path, monkeypatch):

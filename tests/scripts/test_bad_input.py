@@ -50,7 +50,7 @@ USUAL = {
     " --output_dir out --overwrite_output_dir True",
     "sts.py": "--model bert --pooling mean --output out/results.json",
     "mteb_sts.py": "--model bert --pooling mean --tasks STSBenchmark --output out/results.json",
-    "geometry.py": "--output out/results.json",
+    "geometry.py": "--output out/geometry.json",
     "image_probe.py": "--model vit --images images.parquet --held_out 8 --image_size 16 --output out/results.json",
     "loss_benchmark.py": "--sizes 8 --dim 4 --repeats 1 --output out/results.json",
     "views_benchmark.py": "--batch 4 --size 8 --source 8 --rounds 1 --output out/results.json",

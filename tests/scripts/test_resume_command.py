@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from fmicl_text import FMICLTrainer
-from fmicl_text.cli import output_dir
+from fmicl_text.training.callbacks import ClearCallback
 from tests.support import one_fast, peft_or_skip, recipe_flags, words_missing, write_recipe_data
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
@@ -29,8 +29,8 @@ VISION = [
 ]
 
 
-class Stopping(output_dir.ClearOutputDir):
-    """The recipe's own callback, which also sends SIGTERM before the fourth step."""
+class Stopping(ClearCallback):
+    """The trainer's own callback, which also sends SIGTERM before the fourth step."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 3:
@@ -48,7 +48,7 @@ def check_resuming(monkeypatch, capsys, recipe, flags):
     """Train into `uninterrupted`, and into `stopped` in two parts, the second by the printed command; compare."""
     start(monkeypatch, recipe, [*flags, "uninterrupted"])
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(output_dir, "ClearOutputDir", Stopping)
+        patch.setattr("fmicl_text.training.trainer.ClearCallback", Stopping)
         start(patch, recipe, [*flags, "stopped"])
     printed = capsys.readouterr().err
     assert stop.value.code == 128 + signal.SIGTERM

@@ -30,7 +30,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from fmicl_text.cli.output_dir import RESULTS_FILE  # imports the modules of the recipes once, before the forks
+from fmicl_text.cli.recipe import RESULTS_FILE  # imports the modules of the recipes once, before the forks
 from fmicl_text.training.checkpoint import UNFINISHED, checkpoints_in
 
 ROOT = Path(__file__).parent.parent.parent

@@ -328,17 +328,18 @@ def test_checkpoints_ahead_of_the_run_are_left_alone(bert_folder, tmp_path):
 
 
 def test_what_a_killed_run_left_unfinished_is_cleared_away(bert_folder, tmp_path):
-    (tmp_path / "unfinished" / "checkpoint-9").mkdir(parents=True)
+    (tmp_path / checkpoints.UNFINISHED / "checkpoint-9").mkdir(parents=True)
     make_trainer(bert_folder, tmp_path, max_steps=1).train()
-    assert not (tmp_path / "unfinished").exists()
+    assert not (tmp_path / checkpoints.UNFINISHED).exists()
 
 
 def test_checkpoints_that_are_there_need_no_room(bert_folder, tmp_path, monkeypatch):
     for step in (2, 4):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "manifest.json").write_text('{"format": 1, "files": {}}')
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
     with pytest.raises(InputError, match=": 1 checkpoints need"):
-        make_trainer(bert_folder, tmp_path, **SAVING).train()
+        make_trainer(bert_folder, tmp_path, **SAVING, overwrite_output_dir=True).train()
 
 
 def test_every_epoch_is_told_to_the_sampler(bert_folder, tmp_path):

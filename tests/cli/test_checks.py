@@ -1,0 +1,61 @@
+"""Which existing files a program may replace by its output."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fmicl_text import InputError
+from fmicl_text.cli.checks import check_output, check_plot
+from fmicl_text.evaluation.plots import plot_scores
+
+OURS = {
+    "a file that does not exist": None,
+    "an empty file": "",
+    "scores": json.dumps([{"name": "a", "metrics": {}, "versions": {}}, {"missing": "no such file"}]),
+    "a benchmark": json.dumps({"settings": {}, "versions": {}, "rows": []}),
+}
+THEIRS = {
+    "sentence pairs": "score\tsentence1\tsentence2\n1\ta\tb\n",
+    "lines of JSON": '{"text": "a"}\n{"text": "b"}\n',
+    "another JSON file": '{"model_type": "bert"}',
+    "another list": '[{"text": "a"}]',
+    "the record of a run": json.dumps({"objective": "fmicl-kl", "versions": {}, "log_history": []}),
+    "deep JSON": "[" * 100_000,
+    "bytes": "\ud800",
+}
+
+
+@pytest.mark.parametrize("text", OURS.values(), ids=OURS)
+def test_results_are_replaced(tmp_path, text):
+    path = tmp_path / "results.json"
+    if text is not None:
+        path.write_text(text)
+    check_output("--output", path)
+
+
+@pytest.mark.parametrize("text", THEIRS.values(), ids=THEIRS)
+def test_other_files_are_not_replaced(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text, errors="surrogatepass")
+    (tmp_path / "link").symlink_to(path)
+    for output in (path, tmp_path / "link"):
+        with pytest.raises(InputError, match=rf"^--output {output}: "):
+            check_output("--output", output)
+
+
+def test_plots(tmp_path, monkeypatch):
+    rows = [{"model": "a", "protocol": "SimCSE", "pooling": "mean", "seeds": 1, "STS12": "50.0"}]
+    for name in ("a.png", "a.pdf", "a.svg"):
+        check_plot("--plot", tmp_path / name)
+        plot_scores(rows, tmp_path / name)
+        check_plot("--plot", tmp_path / name)
+        monkeypatch.chdir(tmp_path)
+        for data in (tmp_path, tmp_path / name, Path(name), "."):
+            with pytest.raises(InputError, match=r"--plot .*exists"):
+                check_plot("--plot", tmp_path / name, None, data)
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(InputError, match=r"--plot .*exists"):
+            check_plot("--plot", tmp_path / name)
+    with pytest.raises(InputError, match=r"\.svg"):
+        check_plot("--plot", tmp_path / "a.txt")
