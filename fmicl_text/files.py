@@ -1,4 +1,4 @@
-"""Atomic file writes."""
+"""Atomic file writes, and hashes of files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,20 @@ import os
 import shutil
 from pathlib import Path
 
+import xxhash
+
 WORK_DIR = ".fmicl_text"  # subfolder of an output folder for the lock and for incomplete files; all of it is ours
+
+
+def content_hash(path: str | Path) -> str:
+    """A hash of the content of a file, or of the names and contents of all files below a folder."""
+    digest, path = xxhash.xxh3_128(), Path(path)
+    for file in sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]:
+        digest.update(os.fsencode(f"{file.relative_to(path)}\0{file.stat().st_size}\0"))
+        with open(file, "rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

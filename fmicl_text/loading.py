@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -21,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from yaml import YAMLError
 
 from fmicl_text.errors import InputError
+from fmicl_text.files import content_hash
 
 # Override a model's own sentence_bert_config.json, which could ask to unpickle weights or to run third-party kernels.
 NO_CODE = {"weights_only": True, "allow_all_kernels": False}
@@ -132,19 +134,36 @@ def translate_dataset_errors(explain: Callable[[BaseException], str]) -> Iterato
         datasets.utils.logging.set_verbosity(verbosity)
 
 
+def cache_of(path: str | Path) -> str:
+    """The cache folder of `datasets` for the content of a local file or folder. By default, the cache is keyed by path
+    and modification time, which `cp -p`, rsync and tar preserve."""
+    return os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content", content_hash(path))
+
+
+def stream_fingerprint(name: str, config: str | None) -> str | None:
+    """The content of a streamed dataset: a hash of a local folder, or the commits on the Hub; None if unknown."""
+    if Path(name).is_dir():
+        return content_hash(name)
+    files: Any = datasets.load_dataset_builder(name, config).config.data_files
+    commits = [list(found) for one in (files or {}).values() for found in one.origin_metadata]
+    return json.dumps(commits) if commits else None
+
+
 def load_named_dataset(name: str, config: str | None, split: str, streaming: bool = False) -> Any:
     """A dataset from the Hub or from a local folder.
 
     Raises:
         InputError: The README of a local folder references files outside the folder.
     """
+    cache_dir = None
     if Path(name).is_dir():
+        cache_dir = None if streaming else cache_of(name)
         inside = os.path.realpath(name) + os.sep
         data_files: Any = datasets.load_dataset_builder(name, config).config.data_files
         for file in chain.from_iterable((data_files or {}).values()):
             if "://" not in file and not os.path.realpath(file).startswith(inside):
                 raise InputError(f"dataset_name={name} references {file}, which is outside the folder and is not read")
-    return datasets.load_dataset(name, config, split=split, streaming=streaming)
+    return datasets.load_dataset(name, config, split=split, streaming=streaming, cache_dir=cache_dir)
 
 
 def hub_revision(dataset: Any) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from sentence_transformers import SentenceTransformer
 
 from fmicl_text.evaluation.encoding import encode_sentences
@@ -30,6 +31,10 @@ class STSEvaluator:
     dataset: Dataset
     batch_size: int = 64
     progress: bool = True
+
+    def describe(self) -> dict[str, str]:
+        """A hash of the evaluation data, which is compared when a run is resumed."""
+        return {"evaluation_data": Hasher.hash(self.dataset.to_dict())}
 
     def __call__(self, encoder: SentenceTransformer) -> dict[str, float]:
         encode = partial(encode_sentences, encoder, batch_size=self.batch_size, progress=self.progress)

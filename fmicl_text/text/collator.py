@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
+from datasets.fingerprint import Hasher
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -40,6 +42,11 @@ class TextViewCollator:
 
     def __post_init__(self) -> None:
         check_max_seq_length(self.tokenizer, self.max_seq_length)
+
+    def describe(self) -> dict[str, Any]:
+        """Settings that affect the batches, which are compared when a run is resumed."""
+        settings = {"columns": list(self.columns), "max_seq_length": self.max_seq_length}
+        return settings | {"tokenizer": Hasher.hash(tokenizer_state(self.tokenizer))}
 
     def __call__(self, rows: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
         texts = [[row[column] for column in self.columns] for row in rows]
@@ -86,6 +93,19 @@ def check_max_seq_length(tokenizer: PreTrainedTokenizerBase, max_seq_length: int
     limit = tokenizer.model_max_length
     if max_seq_length > limit:
         raise InputError(f"max_seq_length={max_seq_length} exceeds the model's maximum of {limit} tokens")
+
+
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """Everything that affects the tokens of a text. Padding does not: the collator pads."""
+    rules: Any
+    if tokenizer.is_fast:
+        # The backend keeps the truncation and padding of the last call.
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        rules = json.dumps({**backend, "truncation": None, "padding": None})
+    else:
+        rules = tokenizer.get_vocab(), tokenizer.init_kwargs
+    options = tokenizer.model_input_names, tokenizer.truncation_side, tokenizer.split_special_tokens
+    return [type(tokenizer).__qualname__, *options, rules]
 
 
 def text_id(text: str) -> int:

@@ -21,7 +21,14 @@ import pyarrow.compute as pc
 from datasets.packaged_modules.json.json import JsonConfig
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import hub_revision, load_named_dataset, translate_dataset_errors
+from fmicl_text.files import content_hash
+from fmicl_text.loading import (
+    cache_of,
+    hub_revision,
+    load_named_dataset,
+    stream_fingerprint,
+    translate_dataset_errors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +62,7 @@ class TextData:
         num_skipped: Number of rows in the source with a blank or missing text; None when streaming.
         duplicate_share: Fraction of the rows of `dataset`, in [0, 1), that equal an earlier row; None when streaming.
         source: The file, or `name[/config] [split]` of a dataset.
+        fingerprint: Identifies the content and order of a stream; None if unknown, or not a stream.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
@@ -62,6 +70,7 @@ class TextData:
     num_skipped: int | None
     duplicate_share: float | None
     source: str
+    fingerprint: str | None = None
 
     def metadata(self) -> dict[str, Any]:
         """Properties for the log and the run record, without those that are unknown when streaming."""
@@ -132,7 +141,9 @@ def load_training_text(
     if streaming:
         usable = usable if max_train_samples is None else usable.take(max_train_samples)
         usable = usable if shuffle_seed is None else usable.shuffle(seed=shuffle_seed, buffer_size=_STREAM_BUFFER)
-        return TextData(usable, columns, None, None, source)
+        content = content_hash(train_file) if train_file else stream_fingerprint(str(dataset_name), dataset_config)
+        rows = None if content is None else f"{content} {dataset_split} {columns} {max_train_samples} {shuffle_seed}"
+        return TextData(usable, columns, None, None, source, rows)
     num_skipped = len(raw) - len(usable)
     if max_train_samples is not None:
         usable = usable.select(range(min(max_train_samples, len(usable))))
@@ -248,8 +259,10 @@ def _read_file(train_file: str, streaming: bool) -> Any:
         _check_block_starts(train_file)
     builder, options = _LOADERS[suffix]
     # data_files are glob patterns: without escaping, a[1].txt would match no file.
-    data_files = glob.escape(train_file)
-    dataset = datasets.load_dataset(builder, data_files=data_files, split="train", streaming=streaming, **options)
+    data_files, cache_dir = glob.escape(train_file), None if streaming else cache_of(train_file)
+    dataset = datasets.load_dataset(
+        builder, data_files=data_files, split="train", streaming=streaming, cache_dir=cache_dir, **options
+    )
     # If every row has more cells than the header, pandas takes the first cell for an index and shifts the others.
     if builder == "csv" and "__index_level_0__" in _features(dataset):
         raise InputError(f"{train_file}: line 2 has more cells than the header{_CELL_HINTS[suffix]}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, count
@@ -16,7 +15,7 @@ from datasets.fingerprint import Hasher
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from fmicl_text.text.collator import TextViewCollator, TokenCollator, check_max_seq_length, text_id
+from fmicl_text.text.collator import TextViewCollator, TokenCollator, check_max_seq_length, text_id, tokenizer_state
 from fmicl_text.text.data import TextData
 
 # Increment this when the rows change, so that cached files of older versions are not reused.
@@ -48,7 +47,7 @@ def tokenize_dataset(
     check_max_seq_length(tokenizer, max_seq_length)
     tokenize = partial(_tokenize, tokenizer=tokenizer, columns=list(columns), max_seq_length=max_seq_length)
     # The default fingerprint of map pickles the tokenizer, and the pickle of a fast one changes with its first call.
-    state = [dataset._fingerprint, _tokenizer_state(tokenizer), list(columns), max_seq_length, _FORMAT]
+    state = [dataset._fingerprint, tokenizer_state(tokenizer), list(columns), max_seq_length, _FORMAT]
     tokens = dataset.with_format("arrow").map(
         tokenize, batched=True, new_fingerprint=Hasher.hash(state), desc="Tokenizing"
     )
@@ -69,25 +68,21 @@ def _tokenize(table: pa.Table, tokenizer: PreTrainedTokenizerBase, columns: list
     return pa.table({**rows, "length": lengths.max(axis=1)})
 
 
-def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """Everything that affects the tokens of a text. Padding does not: the collator pads."""
-    rules: Any
-    if tokenizer.is_fast:
-        # The backend keeps the truncation and padding of the last call.
-        backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        rules = json.dumps({**backend, "truncation": None, "padding": None})
-    else:
-        rules = tokenizer.get_vocab(), tokenizer.init_kwargs
-    options = tokenizer.model_input_names, tokenizer.truncation_side, tokenizer.split_special_tokens
-    return [type(tokenizer).__qualname__, *options, rules]
-
-
 class RepeatedStream(IterableDataset):
     """Repeats a stream without end, reshuffled in each epoch if it is shuffled. A resumed run, which skips the rows
-    already read, then continues at the same row, whatever the epoch."""
+    already read, then continues at the same row, whatever the epoch.
 
-    def __init__(self, stream: datasets.IterableDataset) -> None:
-        self.stream = stream
+    Args:
+        stream: The stream.
+        content: Identifies its content and order; None if unknown.
+    """
+
+    def __init__(self, stream: datasets.IterableDataset, content: str | None = None) -> None:
+        self.stream, self.content = stream, content
+
+    def fingerprint(self) -> str | None:
+        """Identifies the content and order of the rows; None if unknown."""
+        return self.content
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for epoch in count():
@@ -107,5 +102,7 @@ def training_rows(
     before training. Otherwise the collator tokenizes it batch by batch."""
     if tokenize_once and isinstance(data.dataset, datasets.Dataset):
         return tokenize_dataset(data.dataset, tokenizer, data.columns, max_seq_length), TokenCollator(tokenizer)
-    rows = RepeatedStream(data.dataset) if isinstance(data.dataset, datasets.IterableDataset) else data.dataset
+    rows: Any = data.dataset
+    if isinstance(rows, datasets.IterableDataset):
+        rows = RepeatedStream(rows, data.fingerprint)
     return rows, TextViewCollator(tokenizer, data.columns, max_seq_length)

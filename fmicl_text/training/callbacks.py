@@ -75,9 +75,9 @@ class SetEpochCallback(TrainerCallback):
 class ResumeCallback(TrainerCallback):
     """Completes what the base class restores from a checkpoint.
 
-    The base class restores the callbacks' settings along with their state, so an early-stopping patience given now
-    would have no effect. It evaluates again with `eval_on_start`, which would count toward the patience, and it looks
-    for the best checkpoint only at its original path.
+    The base class restores settings along with the state, so an early-stopping patience and intervals of logging,
+    evaluation and saving that are given now would have no effect. It evaluates again with `eval_on_start`, which would
+    count toward the patience, and it looks for the best checkpoint only at its original path.
     """
 
     def __init__(self, trainer: FMICLTrainer) -> None:
@@ -90,6 +90,7 @@ class ResumeCallback(TrainerCallback):
         settings = checkpointer.run["callbacks"]
         for callback in self.trainer.callback_handler.callbacks:
             vars(callback).update(settings.get(type(callback).__name__, {}))
+        state.compute_steps(args, state.max_steps)
         args.eval_on_start = args.eval_on_start and state.global_step == 0
         checkpointer.locate_best()
 

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"  # {format, run: the resume signature, files: {name: {bytes, sha256}}}
 UNFINISHED = f"{WORK_DIR}/unfinished"  # folder of incomplete files in an output folder; deleted at the next start
+FORMATS = (1, 2)  # of the manifest; 2: more entries in the resume signature
 STATE = "trainer_state.json"
 LATEST = ("true", "auto")  # auto starts from scratch if there is no checkpoint
 
@@ -55,7 +56,9 @@ def write_manifest(folder: Path, run: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    manifest.write_text(json.dumps({"format": 1, "run": dict(run), "files": files}, indent=1), encoding="utf-8")
+    manifest.write_text(
+        json.dumps({"format": FORMATS[-1], "run": dict(run), "files": files}, indent=1), encoding="utf-8"
+    )
     for path in (manifest, folder):
         sync(path)
 
@@ -99,7 +102,7 @@ def validate_checkpoint(checkpoint: Path) -> str | None:
     """A description of the first problem of a checkpoint; None if every file matches the manifest."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        files, _ = manifest["files"], dict(manifest["run"])
+        files, run, number = manifest["files"], dict(manifest["run"]), manifest.get("format")
         for name, expected in files.items():
             path = checkpoint / name
             if not path.is_file():
@@ -111,9 +114,13 @@ def validate_checkpoint(checkpoint: Path) -> str | None:
                     return f"{name} has changed"
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # also JSON that is not a manifest
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # also other JSON
         return f"its {MANIFEST} cannot be read"
-    return None if STATE in files else f"{STATE} is missing"
+    if STATE not in files:
+        return f"{STATE} is missing"
+    if number not in FORMATS:
+        return f"its {MANIFEST} has format {number}, which this version of fmicl_text does not know"
+    return None if run else f"its {MANIFEST} does not describe its run"
 
 
 def find_checkpoint(output_dir: Path, resume_from: str | bool | None) -> tuple[Path | None, list[str]]:
@@ -170,7 +177,7 @@ def stopped_early(state: TrainerState) -> bool:
 
 def dataset_fingerprint(rows: Any) -> str | None:
     """The fingerprint of training data: a hash of all rows of a `datasets.Dataset`, else the result of the method
-    `fingerprint`, else the number of rows; None for a stream."""
+    `fingerprint`, else the number of rows; None for a stream of unknown content."""
     if isinstance(rows, datasets.Dataset):
         digest = hashlib.sha256(pa.schema(list(rows.features.arrow_schema)).serialize())  # without the metadata
         for table in rows.with_format("arrow").iter(batch_size=10_000):
@@ -179,5 +186,5 @@ def dataset_fingerprint(rows: Any) -> str | None:
                 digest.update(batch.serialize())
         return digest.hexdigest()
     if hasattr(rows, "fingerprint"):
-        return str(rows.fingerprint())
+        return None if (found := rows.fingerprint()) is None else str(found)
     return f"{len(rows)} rows" if isinstance(rows, Sized) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 import warnings
@@ -15,6 +16,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text.errors import InputError
+from fmicl_text.evaluation.report import library_versions
 from fmicl_text.training.checkpoint import (
     STATE,
     UNFINISHED,
@@ -35,6 +37,8 @@ from fmicl_text.training.ranks import on_main_process, run_on_all_ranks
 if TYPE_CHECKING:
     from fmicl_text.training.trainer import FMICLTrainer
 
+logger = logging.getLogger(__name__)
+
 RESUME_KEYS = (  # arguments that affect the final weights
     *("per_device_train_batch_size", "gradient_accumulation_steps", "mini_batch_size", "train_sampling_strategy"),
     *("seed", "data_seed", "max_steps", "num_train_epochs", "skip_nonfinite"),
@@ -44,7 +48,10 @@ RESUME_KEYS = (  # arguments that affect the final weights
     "greater_is_better",
 )
 # Entries of the resume signature that may differ when a finished run is started again.
-INCIDENTAL_KEYS = ("threads", "dataloader_num_workers", "callbacks")
+VERSIONS = ("torch", "transformers", "fmicl_text")
+INCIDENTAL_KEYS = ("threads", "dataloader_num_workers", "callbacks", *VERSIONS)
+# Arguments that do not affect the final weights; a change is reported.
+HARMLESS_KEYS = ("save_strategy", "save_steps")
 # Entries of the resume signature that must be equal unless `resume_changed` is given.
 RESUME_KEYS_STRICT = (
     *("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data", "adapters_over"),
@@ -123,13 +130,15 @@ class Checkpointer:
     def resume_signature(self) -> dict[str, Any]:
         """Everything that a resumed run must share with this one to end with the same weights."""
         trainer, args, rows = self.trainer, self.trainer.args, self.trainer.train_dataset
-        run: dict[str, Any] = {name: getattr(args, name, None) for name in RESUME_KEYS}
+        run: dict[str, Any] = {name: getattr(args, name, None) for name in (*RESUME_KEYS, *HARMLESS_KEYS)}
         run |= {"objective_name": trainer.loss.objective_name} | trainer.loss.hyperparameters
         run |= {"processes": args.world_size, "precision": trainer.accelerator.mixed_precision}
         run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
         run |= {"dataloader_num_workers": args.dataloader_num_workers} if has_several_shards(rows) else {}
         run |= {"callbacks": self.callback_settings(), "save_only_model": args.save_only_model}
-        run |= {"data": dataset_fingerprint(rows)}
+        run |= {"data": dataset_fingerprint(rows), **{name: library_versions().get(name) for name in VERSIONS}}
+        for part in (trainer.data_collator, trainer.evaluator):
+            run |= getattr(part, "describe", dict)()
         run |= trainer.model.describe_training() | getattr(trainer.views, "describe", dict)()
         return dict(json.loads(json.dumps(run, default=str)))  # as read from a manifest
 
@@ -159,9 +168,11 @@ class Checkpointer:
                 f"{checkpoint} was written by a different run: {', '.join(strict)}; resume with the original settings, "
                 "or pass resume_changed=True (the result will match neither run)"
             )
-        if not changes:
-            return []
-        return [f"resuming is not exact: {checkpoint} was written with {', '.join(changes.values())}"]
+        inexact = [change for name, change in changes.items() if name not in HARMLESS_KEYS]
+        harmless = [change for name, change in changes.items() if name in HARMLESS_KEYS]
+        if harmless:
+            logger.warning("%s was written with %s", checkpoint, ", ".join(harmless))
+        return [f"resuming is not exact: {checkpoint} was written with {', '.join(inexact)}"] if inexact else []
 
     def is_done(self, checkpoint: Path, max_steps: int) -> bool:
         """Whether a checkpoint's run has ended: no step is left, or early stopping with these settings ended it.
@@ -172,7 +183,7 @@ class Checkpointer:
         state = TrainerState.load_from_json(str(checkpoint / STATE))
         settings = saved_run(checkpoint).get("callbacks", self.run["callbacks"])
         done = state.global_step >= max_steps or (stopped_early(state) and settings == self.run["callbacks"])
-        others = [change for name, change in self.changes.items() if name not in INCIDENTAL_KEYS]
+        others = [change for name, change in self.changes.items() if name not in (*INCIDENTAL_KEYS, *HARMLESS_KEYS)]
         if done and others and not self.trainer.args.resume_changed:
             raise InputError(
                 f"{checkpoint} is the last checkpoint of a run that finished with other settings: {', '.join(others)}; "

@@ -216,9 +216,12 @@ class FMICLTrainer(Trainer):
                     return self.load_finished(checkpoint)
             try:
                 with self.graceful_stop.handle_signals():
-                    return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+                    output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
             except UnpicklingError as error:  # a file that matches the manifest but has invalid content
                 raise InputError(f"{checkpoint} cannot be read: a file is corrupted or contains code") from error
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
+                self.state.best_global_step = self.state.global_step  # its checkpoint is missing
+            return output
 
     def hold_output_dir(self, resume_from_checkpoint: str | bool | None = None) -> AbstractContextManager[None]:
         """A context within which no other process trains into the output folder.
@@ -445,8 +448,13 @@ class FMICLTrainer(Trainer):
             model.reshard()
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """With save_strategy="best" the base class saves only if this is True; a pending signal needs a checkpoint."""
-        return super()._determine_best_metric(metrics, trial) or self.graceful_stop.stopped_by != 0
+        """With save_strategy="best" the base class saves only if this is True; a pending signal needs a checkpoint.
+
+        A new best step is saved even if no save is due, because its weights could not be loaded at the end."""
+        is_new_best = super()._determine_best_metric(metrics, trial)
+        if is_new_best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return is_new_best or self.graceful_stop.stopped_by != 0
 
     # Saving and loading
 

@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import torch
+import xxhash
 from datasets.fingerprint import Hasher
 from PIL import Image
 from torch import Tensor
@@ -27,7 +28,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import hub_revision, load_named_dataset, translate_dataset_errors
+from fmicl_text.loading import cache_of, hub_revision, load_named_dataset, translate_dataset_errors
 from fmicl_text.vision.augmentations import Draw, crop_boxes
 
 FOLDERS_HINT = "; a folder must contain one subfolder of images per class, and at least two classes"
@@ -75,6 +76,10 @@ class LabeledImages:
         """Input of `views.ImageViews` for the given rows: pixels, uint8 [B, C, H, W], not yet cropped."""
         return self.pixels[torch.as_tensor(rows)]
 
+    def fingerprint(self) -> str:
+        """A hash of the pixels and labels."""
+        return str(Hasher.hash([self.labels.tolist(), list(self.pixels.shape), self.pixels.numpy().tobytes()]))
+
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of the pixels in [0, 1], per channel."""
         return mean_and_std(self.pixels)
@@ -91,6 +96,7 @@ class ImageFiles:
         channels: 1 for grayscale, 3 for RGB.
         source, skipped: As in `LabeledImages`.
         folders: Folders from which image files may be read; see `image_folders`.
+        hashes: A hash of each encoded image, uint64 [N].
     """
 
     rows: Any
@@ -100,10 +106,16 @@ class ImageFiles:
     source: str
     skipped: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def take(self, rows: slice) -> ImageFiles:
         """A slice of the images."""
-        return replace(self, rows=self.rows.select(range(len(self.labels))[rows]), labels=self.labels[rows])
+        selected = self.rows.select(range(len(self.labels))[rows])
+        return replace(self, rows=selected, labels=self.labels[rows], hashes=self.hashes[rows])
+
+    def fingerprint(self) -> str:
+        """A hash of the encoded images and the labels."""
+        return str(Hasher.hash([self.labels.tolist(), self.channels, self.hashes.tobytes()]))
 
     def decode(self, rows: Sequence[int], transform: Callable[[Image.Image, int], Tensor]) -> Tensor:
         """transform(image, row) of the given rows, stacked; several rows are decoded in parallel."""
@@ -186,10 +198,8 @@ class TrainingRows(Dataset):
         self.epoch = epoch
 
     def fingerprint(self) -> str:
-        """A hash of all labels and of 100 evenly spaced images."""
-        rows = torch.linspace(0, len(self) - 1, 100).long().tolist()
-        pixels = self.images.for_views(rows, self.size, None, ())
-        return str(Hasher.hash([self.images.labels.tolist(), self.size, self.crop, pixels.numpy().tobytes()]))
+        """A hash of the images, their labels and the settings."""
+        return str(Hasher.hash([self.images.fingerprint(), self.size, self.crop]))
 
     def __len__(self) -> int:
         return len(self.images.labels)
@@ -262,7 +272,9 @@ def load_images(
             rows = datasets.load_dataset("imagefolder", data_dir=train_file, split="train")
             image_column = "image"
         elif train_file.endswith(".parquet") and Path(train_file).is_file():
-            rows = datasets.load_dataset("parquet", data_files=glob.escape(train_file), split="train")
+            rows = datasets.load_dataset(
+                "parquet", data_files=glob.escape(train_file), split="train", cache_dir=cache_of(train_file)
+            )
         else:
             raise InputError(f"train_file={train_file}: no such folder or .parquet file")
     for argument, column in (("image_column", image_column), ("label_column", label_column)):
@@ -282,12 +294,12 @@ def load_images(
     if (commit := hub_revision(rows)) is not None:
         source = f"{source} @{commit}"
     folders = image_folders(rows, str(train_file or dataset_name))
-    kept, skipped, pixels = read_all(images, image_column, channels, source, folders)
+    kept, skipped, pixels, hashes = read_all(images, image_column, channels, source, folders)
     labels = torch.tensor([names[classes[i]] for i in kept])
     if pixels is not None:
         return LabeledImages(pixels, labels, source, tuple(skipped))
     readable = images.select(kept) if skipped else images
-    return ImageFiles(readable, image_column, labels, channels, source, tuple(skipped), folders)
+    return ImageFiles(readable, image_column, labels, channels, source, tuple(skipped), folders, hashes)
 
 
 def image_folders(rows: Any, name: str) -> tuple[str, ...]:
@@ -322,14 +334,15 @@ def column_kind(rows: Any, column: str) -> str:
 
 def read_all(
     rows: Any, column: str, channels: int, source: str, folders: tuple[str, ...] = ()
-) -> tuple[list[int], list[str], Tensor | None]:
+) -> tuple[list[int], list[str], Tensor | None, np.ndarray]:
     """Read every image once.
 
     Returns:
-        Indices of the images that can be read, names of the others, and pixels [N, C, H, W], or None if the images
-        differ in size or are larger than `LARGEST`.
+        Indices of the N images that can be read; names of the others; pixels [N, C, H, W], or None if the images
+        differ in size or are larger than `LARGEST`; and a hash of each encoded image, uint64 [N].
     """
     kept: list[int] = []
+    hashes: list[int] = []
     skipped: list[str] = []
     pixels: list[Tensor] | None = []
     size = None
@@ -341,6 +354,7 @@ def read_all(
             skipped.append(encoded["path"] or f"row {i + 1}")
             continue
         kept.append(i)
+        hashes.append(xxhash.xxh3_64_intdigest(encoded["bytes"] or Path(encoded["path"]).read_bytes()))
         size = size or image.size
         if pixels is not None and image.size == size and max(size) <= LARGEST:
             pixels.append(to_tensor(image))
@@ -348,7 +362,7 @@ def read_all(
             pixels = None
     if not kept:
         raise InputError(f"{source}: none of {len(rows)} images can be read")
-    return kept, skipped, None if pixels is None else torch.stack(pixels)
+    return kept, skipped, None if pixels is None else torch.stack(pixels), np.array(hashes, np.uint64)
 
 
 def decode_image(

@@ -46,6 +46,10 @@ class KNNEvaluator:
         )
         return train, test
 
+    def describe(self) -> dict[str, str]:
+        """A hash of the evaluation data, which is compared when a run is resumed."""
+        return {"evaluation_data": self.test.fingerprint()}
+
     def __call__(self, encoder: ImageEncoder) -> dict[str, float]:
         train, test = self.features(encoder)
         ((_, accuracy),) = knn_accuracies(train, self.train.labels, test, self.test.labels, KS[-1:]).items()

@@ -48,15 +48,14 @@ USUAL = {
     "vision_fmicl.py": "--train_file images.parquet --held_out 8 --architecture resnet-8-small --head_dim 8"
     " --image_size 16 --per_device_train_batch_size 8 --max_steps 2 --use_cpu True --disable_tqdm True"
     " --output_dir out --overwrite_output_dir True",
-    "sts.py": "--model bert --pooling mean --output out/results.json",
-    "mteb_sts.py": "--model bert --pooling mean --tasks STSBenchmark --output out/results.json",
-    "geometry.py": "--output out/geometry.json",
-    "image_probe.py": "--model vit --images images.parquet --held_out 8 --image_size 16 --output out/results.json",
-    "loss_benchmark.py": "--sizes 8 --dim 4 --repeats 1 --output out/results.json",
-    "views_benchmark.py": "--batch 4 --size 8 --source 8 --rounds 1 --output out/results.json",
-    "throughput.py": "--model bert --train_file train.txt --batch_size 4 --steps 1 --rounds 1"
-    " --output out/results.json",
-    "batch_memory.py": "--batches 4 --mini_batch_size 2 --output out/results.json",
+    "sts.py": "--model bert --pooling mean --output out/scores.json",
+    "mteb_sts.py": "--model bert --pooling mean --tasks STSBenchmark --output out/scores.json",
+    "geometry.py": "--output out/scores.json",
+    "image_probe.py": "--model vit --images images.parquet --held_out 8 --image_size 16 --output out/scores.json",
+    "loss_benchmark.py": "--sizes 8 --dim 4 --repeats 1 --output out/scores.json",
+    "views_benchmark.py": "--batch 4 --size 8 --source 8 --rounds 1 --output out/scores.json",
+    "throughput.py": "--model bert --train_file train.txt --batch_size 4 --steps 1 --rounds 1 --output out/scores.json",
+    "batch_memory.py": "--batches 4 --mini_batch_size 2 --output out/scores.json",
     "fmicl-text push": "",
     "fmicl-text compare": "",
 }

@@ -97,8 +97,10 @@ def test_a_best_one_that_is_gone_is_told_of(bert_folder, tmp_path):
     with pytest.raises(Interrupted):
         cut.train()
     shutil.rmtree(tmp_path / "checkpoint-2")
+    trainer = early(bert_folder, tmp_path, patience=99, max_steps=8)
     with pytest.warns(UserWarning, match="checkpoint-2, the best checkpoint so far, is missing"):
-        early(bert_folder, tmp_path, patience=99, max_steps=8).train(resume_from_checkpoint="auto")
+        trainer.train(resume_from_checkpoint="auto")
+    assert trainer.state.best_global_step == 8  # whose weights the run ends with
 
 
 def test_a_finished_run_whose_folder_has_moved_ends_with_its_best(bert_folder, tmp_path):
@@ -149,3 +151,76 @@ def test_a_patience_given_now_counts_and_is_told_of(bert_folder, tmp_path, step)
     ):
         longer.train(resume_from_checkpoint="auto")
     assert longer.state.global_step == 14
+
+
+class Remember(TrainerCallback):
+    """The weights after each step."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.weights[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
+
+
+BETWEEN = {"eval_steps": 1, "save_steps": 4, "max_steps": 8, "patience": 99}
+
+
+def peak(encoder):
+    """Scores that are highest at the third evaluation."""
+    peak.calls += 1
+    return {"sts_spearman": -abs(peak.calls - 3.0)}
+
+
+def test_a_best_step_between_two_saves_is_the_result(bert_folder, tmp_path):
+    peak.calls, remember = 0, Remember()
+    trainer = early(bert_folder, tmp_path, **BETWEEN)
+    trainer.evaluator = peak
+    trainer.add_callback(remember)
+    trainer.train()
+    assert trainer.state.best_global_step == 3 and same(weights(trainer), remember.weights[3])
+    assert [path.name for path in checkpoints.checkpoints_in(tmp_path)] == ["checkpoint-3", "checkpoint-8"]
+
+
+@pytest.mark.parametrize("stopped_at", [2, 3, 5])
+def test_a_stop_does_not_change_the_result(bert_folder, tmp_path, stopped_at):
+    results = []
+    for stops in ([], [stopped_at]):
+        peak.calls = 0
+        for step in [*stops, None]:
+            trainer = early(bert_folder, tmp_path / str(len(stops)), **BETWEEN)
+            trainer.evaluator = peak
+            if step is None:
+                trainer.train(resume_from_checkpoint="auto")
+            else:
+                with pytest.raises(Interrupted):
+                    cut_short(trainer, step).train()
+        results.append((trainer.state.best_global_step, weights(trainer)))
+    assert results[0][0] == results[1][0] == 3 and same(results[0][1], results[1][1])
+
+
+def test_a_best_checkpoint_that_is_gone_at_the_end_is_not_the_result(bert_folder, tmp_path):
+    class Remove(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 7:
+                shutil.rmtree(tmp_path / "checkpoint-2")
+
+    falling.calls = 0
+    trainer = early(bert_folder, tmp_path, patience=9, max_steps=8)
+    trainer.add_callback(Remove())
+    with pytest.warns(UserWarning, match=r"checkpoint-2 .*last weights"):
+        trainer.train()
+    assert trainer.state.best_global_step == 8
+
+
+def test_steps_given_at_a_resume_count(bert_folder, tmp_path):
+    with pytest.raises(Interrupted):
+        cut_short(make_trainer(bert_folder, tmp_path, evaluate=True, **SAVING), 4).train()
+    changed = SAVING | {"save_steps": 5, "eval_steps": 1, "logging_steps": 2, "save_total_limit": 9}
+    trainer = make_trainer(bert_folder, tmp_path, evaluate=True, **changed)
+    with pytest.warns(UserWarning, match="eval_steps .* -> 1"):
+        trainer.train(resume_from_checkpoint="auto")
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints_in(tmp_path)] == [2, 4, 5, 8]
+    later = [entry for entry in trainer.state.log_history if entry["step"] > 4]
+    assert [entry["step"] for entry in later if "eval_sts_spearman" in entry] == [5, 6, 7, 8]
+    assert [entry["step"] for entry in later if "loss" in entry] == [6, 8]

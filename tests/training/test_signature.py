@@ -1,0 +1,146 @@
+"""The resume signature: everything that decides the weights is compared when a run is resumed."""
+
+import json
+import os
+import shutil
+import warnings
+
+import datasets
+import pytest
+
+from fmicl_text import FMICLTrainer, InputError, TextContrastiveModel, build_text_encoder
+from fmicl_text.evaluation.evaluator import STSEvaluator
+from fmicl_text.text.data import load_training_text
+from fmicl_text.text.tokenization import training_rows
+from fmicl_text.training import checkpointer
+from fmicl_text.training.checkpoint import MANIFEST, find_checkpoint, validate_checkpoint
+from tests.support import SAVING, make_trainer, sentences, sts_pairs, trained
+
+
+@pytest.fixture
+def train_file(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("\n".join(sentences(40)), encoding="utf-8")
+    return path
+
+
+def file_trainer(model, output_dir, train_file, max_seq_length=16, tokenize_once=True, streaming=False, **settings):
+    """A trainer of a text file, as the recipe builds it."""
+    encoder = build_text_encoder(model, pooling="mean")
+    data = load_training_text(str(train_file), streaming=streaming)
+    rows, collator = training_rows(data, encoder.tokenizer, max_seq_length, tokenize_once)
+    args = make_trainer(model, output_dir, **SAVING, **settings).args
+    return FMICLTrainer(TextContrastiveModel(encoder), args, train_dataset=rows, data_collator=collator)
+
+
+def messages(resume):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resume()
+    return " ".join(str(one.message) for one in caught)
+
+
+def resume(trainer):
+    return messages(lambda: trainer.train(resume_from_checkpoint=str(trainer.args.output_dir) + "/checkpoint-6"))
+
+
+def edit_keeping_times(path, text):
+    """As `cp -p`, rsync and tar replace a file."""
+    before = path.stat()
+    path.write_text(text, encoding="utf-8")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("tokenize_once, streaming", [(True, False), (False, False), (False, True)])
+def test_another_length_is_reported(bert_folder, tmp_path, train_file, tokenize_once, streaming):
+    how = {"tokenize_once": tokenize_once, "streaming": streaming}
+    file_trainer(bert_folder, tmp_path / "out", train_file, **how).train()
+    assert resume(file_trainer(bert_folder, tmp_path / "out", train_file, **how)) == ""
+    again = file_trainer(bert_folder, tmp_path / "out", train_file, max_seq_length=5, **how)
+    if tokenize_once:
+        with pytest.raises(InputError, match="data"):
+            resume(again)
+    else:
+        assert "max_seq_length 16 -> 5" in resume(again)
+
+
+@pytest.mark.parametrize("tokenize_once, streaming", [(True, False), (False, False), (False, True)])
+def test_another_content_with_the_same_time_is_other_data(bert_folder, tmp_path, train_file, tokenize_once, streaming):
+    how = {"tokenize_once": tokenize_once, "streaming": streaming}
+    file_trainer(bert_folder, tmp_path / "out", train_file, **how).train()
+    edit_keeping_times(train_file, "\n".join(sentences(41)[1:]))
+    with pytest.raises(InputError, match="data "):
+        resume(file_trainer(bert_folder, tmp_path / "out", train_file, **how))
+
+
+def test_the_cache_is_keyed_by_content(tmp_path, train_file):
+    for suffix, text in ((".txt", "{}\n"), (".csv", "text\n{}\n"), (".jsonl", '{{"text": "{}"}}\n')):
+        path = tmp_path / f"data{suffix}"
+        path.write_text(text.format("a dog"))
+        assert load_training_text(str(path)).dataset[0]["text"] == "a dog"
+        edit_keeping_times(path, text.format("a cat"))
+        assert load_training_text(str(path)).dataset[0]["text"] == "a cat", suffix
+
+
+def test_the_cache_of_a_dataset_folder_is_keyed_by_content(tmp_path):
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "train.csv"
+    path.write_text("text\na dog\n")
+    assert load_training_text(dataset_name=str(tmp_path / "data")).dataset[0]["text"] == "a dog"
+    edit_keeping_times(path, "text\na cat\n")
+    assert load_training_text(dataset_name=str(tmp_path / "data")).dataset[0]["text"] == "a cat"
+
+
+def test_a_cached_file_is_found_again(tmp_path, train_file):
+    first = load_training_text(str(train_file)).dataset
+    again = load_training_text(str(train_file)).dataset
+    assert first.cache_files == again.cache_files
+    copy = shutil.copy2(train_file, tmp_path / "copy.txt")
+    assert load_training_text(str(copy)).dataset[:] == first[:]
+
+
+def test_other_evaluation_data_are_reported(bert_folder, tmp_path):
+    def trainer(pairs):
+        one = make_trainer(bert_folder, tmp_path / "out", evaluate=True, **SAVING)
+        one.evaluator = STSEvaluator(datasets.Dataset.from_list(pairs), progress=False)
+        return one
+
+    pairs = list(sts_pairs())
+    trainer(pairs).train()
+    assert resume(trainer(pairs)) == ""
+    changed = [*pairs[:-1], pairs[-1] | {"score": 2.5}]
+    assert "evaluation_data" in resume(trainer(changed))
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "fmicl_text"])
+def test_other_versions_are_reported(bert_folder, tmp_path, library, monkeypatch):
+    make_trainer(bert_folder, tmp_path, **SAVING).train()
+    versions = checkpointer.library_versions()
+    monkeypatch.setattr(checkpointer, "library_versions", lambda: versions | {library: "0.1"})
+    assert f"{library} {versions[library]} -> 0.1" in resume(make_trainer(bert_folder, tmp_path, **SAVING))
+    finished = make_trainer(bert_folder, tmp_path, **SAVING)
+    messages(lambda: finished.train(resume_from_checkpoint="auto"))  # a finished run is still finished
+    assert finished.state.global_step == 8
+
+
+def test_other_intervals_are_reported_as_harmless(bert_folder, tmp_path, caplog):
+    make_trainer(bert_folder, tmp_path, **SAVING | {"save_total_limit": 9}).train()
+    said = resume(make_trainer(bert_folder, tmp_path, **SAVING | {"save_steps": 4, "save_total_limit": 9}))
+    assert "save_steps 2 -> 4" in caplog.text and said == ""
+
+
+def test_a_manifest_is_of_a_known_format_and_describes_its_run(bert_folder, tmp_path):
+    trained(make_trainer(bert_folder, tmp_path, **SAVING))
+    path = tmp_path / "checkpoint-8" / MANIFEST
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"run": {}}))
+    assert "does not describe its run" in str(validate_checkpoint(tmp_path / "checkpoint-8"))
+    path.write_text(json.dumps(manifest | {"format": 99}))
+    assert "99" in str(validate_checkpoint(tmp_path / "checkpoint-8"))
+    checkpoint, skipped = find_checkpoint(tmp_path, "auto")
+    assert checkpoint == tmp_path / "checkpoint-6" and "99" in skipped[0]
+    del manifest["format"]
+    path.write_text(json.dumps(manifest))
+    assert validate_checkpoint(tmp_path / "checkpoint-8") is not None
+    path.write_text("[" * 100_000)
+    assert validate_checkpoint(tmp_path / "checkpoint-8") is not None
