@@ -62,12 +62,39 @@ def resume_command(checkpoint: str) -> str:
     if LAUNCH in os.environ:
         program, *rest = json.loads(os.environ[LAUNCH])["command"]
         words = [executable(program), *rest]
-    elif (arguments := launcher_arguments(psutil.Process().parents())) is not None:
-        words = [executable("accelerate"), "launch", *arguments]
     else:
-        words = [executable("python"), *sys.argv]
+        words = launched_command(psutil.Process().parents()) or [executable("python"), *sys.argv]
     words = without(words, "--overwrite_output_dir", "--resume_from_checkpoint")
     return shlex.join([*words, "--resume_from_checkpoint", checkpoint])
+
+
+def launched_command(parents: Sequence[psutil.Process]) -> list[str] | None:
+    """The command of `accelerate launch` or `torchrun` that started this script; None without one. A launcher of
+    another script, which started this one by itself, does not count."""
+    for parent in parents:
+        with contextlib.suppress(psutil.Error):
+            command = parent.cmdline()
+            for program, arguments in (
+                ([executable("accelerate"), "launch"], launch_arguments(command)),
+                ([executable("torchrun")], torchrun_arguments(command)),
+            ):
+                if arguments is not None and any(runs_this_script(word) for word in arguments):
+                    return [*program, *arguments]
+    return None
+
+
+def torchrun_arguments(command: list[str]) -> list[str] | None:
+    """The arguments after `torchrun`, in any of its spellings; None for another command."""
+    for i, word in enumerate(command):
+        if Path(word).name == "torchrun" or word == "torch.distributed.run":
+            return command[i + 1 :]
+    return None
+
+
+def runs_this_script(word: str) -> bool:
+    """Whether a word of a command is the path of the running script, or its module."""
+    script = Path(sys.argv[0])
+    return Path(word).name == script.name or word.rpartition(".")[2] == script.stem
 
 
 def executable(name: str) -> str:
@@ -78,12 +105,13 @@ def executable(name: str) -> str:
 
 
 def without(words: list[str], *flags: str) -> list[str]:
-    """A command without some flags and their values."""
+    """A command without some flags, spelled with underscores or dashes, and their values."""
     kept: list[str] = []
     dropping = False
     for word in words:
         name, _, value = word.partition("=")
-        dropping = (name in flags and not value) or (dropping and not word.startswith("--"))
-        if not dropping and name not in flags:
+        is_flag = name.startswith("--") and f"--{name[2:].replace('-', '_')}" in flags
+        dropping = (is_flag and not value) or (dropping and not word.startswith("--"))
+        if not dropping and not is_flag:
             kept.append(word)
     return kept

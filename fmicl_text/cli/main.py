@@ -49,6 +49,15 @@ SUBCOMMANDS = {
 
 def main() -> None:
     """Run the sub-command that the command line names."""
+    try:
+        run_subcommand()
+    except KeyboardInterrupt:  # while modules are imported
+        print(f"{program_name('fmicl-text')}: stopped by SIGINT", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_subcommand() -> None:
+    """As `main`."""
     name, *arguments = sys.argv[1:] or [""]
     if name in ("-h", "--help"):
         print(usage())

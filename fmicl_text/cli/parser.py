@@ -6,10 +6,11 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from fmicl_text.cli.checks import check_filled
 from fmicl_text.cli.help import recipe_help
 from fmicl_text.cli.main import find_yaml, program_name
+from fmicl_text.cli.streams import Stopped, raise_signals
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.training.args import FMICLTrainingArguments
 
@@ -31,21 +33,32 @@ FLAGS: set[str] = set()  # names of the options of this command line, for messag
 
 @contextmanager
 def cli_errors(program: str | None = None) -> Iterator[None]:
-    """Print an `InputError` in one line on stderr and exit with status 2; print `Interrupted` likewise and exit with
-    128 + the signal number, as shells do. Other exceptions keep their traceback.
+    """Print an `InputError` in one line on stderr and exit with status 2. After a signal, in training or outside of it,
+    print one line and exit with 128 + the signal number, as shells do. Other exceptions keep their traceback.
 
     Args:
         program: Name of the script; see `program_name`.
     """
     program = program_name(program)
     try:
-        yield
+        with raise_signals():
+            yield
     except InputError as error:
         print(f"{program}: error: {add_dashes(' '.join(str(error).split()), FLAGS)}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        print(f"{program}: {stop}", file=sys.stderr)
-        sys.exit(128 + stop.signal_number)
+        end_by_signal(program, str(stop), stop.signal_number)
+    except Stopped as stop:
+        end_by_signal(program, str(stop), stop.number)
+    except KeyboardInterrupt:
+        end_by_signal(program, str(Stopped(signal.SIGINT)), signal.SIGINT)
+
+
+def end_by_signal(program: str, message: str, number: int) -> NoReturn:
+    """Print a line and exit with 128 + the signal number."""
+    with suppress(OSError):  # the terminal or the pipe is closed
+        print(f"{program}: {message}", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
 
 
 def add_dashes(message: str, flags: Collection[str]) -> str:

@@ -1,11 +1,13 @@
-"""Graceful stop on SIGTERM and SIGINT: all processes finish the same step, save a checkpoint and end training."""
+"""Graceful stop on SIGTERM, SIGINT, SIGHUP: all processes finish the same step, save a checkpoint and end training."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -17,15 +19,59 @@ from fmicl_text.training.ranks import any_rank
 if TYPE_CHECKING:
     from fmicl_text.training.trainer import FMICLTrainer
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Where a program raises SIGPIPE for a write to a closed pipe, as `cli_errors` does, it ends training likewise.
+HANDLED = (*SIGNALS, signal.SIGPIPE)
 
 
-def ignore_signals_in_worker(worker_init_fn: Callable[[int], None] | None, worker: int) -> None:
-    """Initialize a DataLoader worker that ignores SIGTERM and SIGINT: the step in progress still needs its batch."""
+def ignore_signals_in_worker(worker_init_fn: Callable[[int], None] | None, parent: int, worker: int) -> None:
+    """Initialize a DataLoader worker that ignores signals while its parent runs: the step in progress still needs its
+    batch. The parent kills its workers when training ends; see `Workers`.
+
+    Args:
+        worker_init_fn: The DataLoader's own initialization.
+        parent: Process ID of the parent.
+        worker: Number of the worker.
+    """
+
+    def ignore(number: int, frame: Any) -> None:
+        if os.getppid() != parent:
+            os._exit(128 + number)
+
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, ignore)
     if worker_init_fn is not None:
         worker_init_fn(worker)
+
+
+class Workers:
+    """The worker processes of a DataLoader, which can be killed even if they are stuck."""
+
+    def __init__(self) -> None:
+        self.processes: list[Any] = []
+
+    def watch(self, loader: Any) -> None:
+        """Remember the workers that a DataLoader starts, and let them ignore signals."""
+        start = loader._get_iterator
+
+        def start_and_remember() -> Any:
+            iterator = start()
+            self.processes = list(getattr(iterator, "_workers", []))
+            return iterator
+
+        loader._get_iterator = start_and_remember
+        loader.worker_init_fn = partial(ignore_signals_in_worker, loader.worker_init_fn, os.getpid())
+
+    def kill(self) -> None:
+        """Kill the workers that still run. Torch's handler of SIGCHLD would report them as an error."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main_thread else None
+        for process in self.processes:
+            process.kill()
+            process.join()
+        self.processes = []
+        if in_main_thread:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 class GracefulStop(TrainerCallback):
@@ -36,29 +82,41 @@ class GracefulStop(TrainerCallback):
     Attributes:
         received: Number of the signal that this process received, or 0.
         stopped_by: Number of the signal on which all processes have agreed, or 0.
+        workers: The workers that load the training data.
     """
 
     def __init__(self, trainer: FMICLTrainer) -> None:
         self.trainer = trainer
+        self.workers = Workers()
         self.received = self.stopped_by = 0
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Record the first SIGTERM or SIGINT instead of raising it. A signal that arrived too late for a checkpoint
-        is raised again at the end. Signals that are ignored, as in background jobs of a shell, stay ignored."""
+        """Record the first signal instead of raising it. A second SIGTERM or SIGINT kills the workers, which may be
+        stuck, and has its usual effect. A signal that arrived too late for a checkpoint is raised again at the end.
+        Signals that are ignored, as in background jobs of a shell, stay ignored."""
         if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
-            yield
+            try:
+                yield
+            finally:
+                self.workers.kill()
             return
-        before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
+        before: dict[int, Any] = {number: signal.getsignal(number) or signal.SIG_DFL for number in HANDLED}
         before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
 
         def restore() -> None:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+        def end(number: int, frame: Any) -> None:
+            restore()
+            self.workers.kill()
+            signal.raise_signal(number)
+
         def record(number: int, frame: Any) -> None:
             self.received = number
-            restore()
+            for other in before:  # a closed terminal sends SIGHUP and fails writes: that is not a second request
+                signal.signal(other, end if other in (signal.SIGTERM, signal.SIGINT) else signal.SIG_IGN)
 
         for number in before:
             signal.signal(number, record)
@@ -69,6 +127,7 @@ class GracefulStop(TrainerCallback):
                 signal.raise_signal(self.received)
         finally:
             restore()
+            self.workers.kill()
             self.received = self.stopped_by = 0
 
     def agree(self, broken: torch.Tensor | None = None) -> bool:

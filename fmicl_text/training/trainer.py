@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from numbers import Number
 from pathlib import Path
 from pickle import UnpicklingError
@@ -48,7 +47,7 @@ from fmicl_text.training.checkpointer import Checkpointer
 from fmicl_text.training.metrics import TrainingMetrics
 from fmicl_text.training.output_dir import OutputDir, create_folder, remove_empty
 from fmicl_text.training.sampler import SeededLengthSampler
-from fmicl_text.training.signals import GracefulStop, ignore_signals_in_worker
+from fmicl_text.training.signals import GracefulStop
 
 
 class FMICLTrainer(Trainer):
@@ -84,8 +83,8 @@ class FMICLTrainer(Trainer):
     throughput, and the number of skipped steps, if any.
 
     `train(resume_from_checkpoint=...)` takes a folder, or True or "auto" for the latest valid checkpoint ("auto" starts
-    from scratch if there is none). On SIGTERM and SIGINT all processes finish the same step, save a checkpoint and
-    raise `Interrupted`.
+    from scratch if there is none). On SIGTERM, SIGINT and SIGHUP all processes finish the same step, save a checkpoint
+    and raise `Interrupted`.
 
     Attributes:
         metadata: Facts for the model card and the run record that the trainer cannot know; see `hub.run_record`.
@@ -246,8 +245,7 @@ class FMICLTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """As in the base class; workers ignore signals that end training because the last step needs their batch."""
         loader: Any = super().get_train_dataloader()
-        inner = getattr(loader, "base_dataloader", loader)
-        inner.worker_init_fn = partial(ignore_signals_in_worker, inner.worker_init_fn)
+        self.graceful_stop.workers.watch(getattr(loader, "base_dataloader", loader))
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:

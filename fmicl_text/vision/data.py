@@ -191,11 +191,12 @@ class TrainingRows(Dataset):
     """
 
     def __init__(self, images: Images, size: int, crop: Crop, seed: int) -> None:
-        self.images, self.size, self.crop, self.seed, self.epoch = images, size, crop, seed, 0
+        self.images, self.size, self.crop, self.seed = images, size, crop, seed
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()  # persistent workers have copies of this object
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer at the start of an epoch, counted from 0."""
-        self.epoch = epoch
+        self.epoch.fill_(epoch)
 
     def fingerprint(self) -> str:
         """A hash of the images, their labels and the settings."""
@@ -205,7 +206,7 @@ class TrainingRows(Dataset):
         return len(self.images.labels)
 
     def __getitem__(self, i: int) -> Tensor:
-        return self.images.for_views([i], self.size, self.crop, (self.seed, self.epoch))[0]
+        return self.images.for_views([i], self.size, self.crop, (self.seed, int(self.epoch)))[0]
 
 
 def collate_images(rows: list[Tensor]) -> dict[str, Tensor]:

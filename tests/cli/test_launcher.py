@@ -62,6 +62,23 @@ def test_the_resume_command(monkeypatch):
     monkeypatch.setattr(psutil.Process, "parents", lambda process: [Parent("sh"), Parent(*launched)])
     expected = "accelerate launch --cpu r.py --output_dir 'my run' --resume_from_checkpoint a/checkpoint-5"
     assert resume_command("a/checkpoint-5") == expected
+    for torchrun in (("python", "/bin/torchrun"), ("python", "-m", "torch.distributed.run")):
+        launched = (
+            *torchrun,
+            "--nproc_per_node",
+            "2",
+            "r.py",
+            "--overwrite-output-dir",
+            "--resume-from-checkpoint",
+            "a",
+        )
+        monkeypatch.setattr(psutil.Process, "parents", lambda process, launched=launched: [Parent(*launched)])
+        assert resume_command("auto") == "torchrun --nproc_per_node 2 r.py --resume_from_checkpoint auto"
+    for launched in (("accelerate", "launch", "sweep.py"), ("torchrun", "sweep.py", "--overwrite_output_dir")):
+        monkeypatch.setattr(psutil.Process, "parents", lambda process, launched=launched: [Parent(*launched)])
+        assert resume_command("auto") == "python r.py --alpha 4 --resume_from_checkpoint auto"  # of another script
+    monkeypatch.setattr(sys, "argv", ["r.py", "--overwrite-output-dir=True", "--alpha", "4"])
+    assert resume_command("auto") == "python r.py --alpha 4 --resume_from_checkpoint auto"
     started = {
         "command": ["fmicl-text", "train", "--num_processes", "2", "--alpha", "4"],
         "launcher": ["--num_processes", "2"],

@@ -3,7 +3,9 @@
 import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,6 +16,8 @@ from fmicl_text.errors import Interrupted
 from fmicl_text.training import checkpoint as checkpoints
 from fmicl_text.training import checkpointer
 from tests.support import SAVING, Signal, make_trainer, one_fast, same, sentences, weights
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -206,3 +210,53 @@ def test_workers_outlive_a_signal_to_all_processes(bert_folder, tmp_path):
     with pytest.raises(Interrupted, match="after step 2"):
         trainer.train()
     assert not psutil.Process().children()
+
+
+STUCK = """
+import os, signal, sys, time
+from tests.support import make_trainer, sentences
+from datasets import Dataset
+
+class Stuck(list):
+    def __getitem__(self, i):
+        if i == 40:
+            open(sys.argv[2] + "/stuck", "w").close()
+            while True:
+                time.sleep(1000)
+        return {"text": f"a {i}"}
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from fmicl_text.text.collator import TextViewCollator
+    trainer = make_trainer(sys.argv[1], sys.argv[2], max_steps=60, dataloader_num_workers=2)
+    trainer.data_collator = TextViewCollator(trainer.model.encoder.tokenizer, ["text"], 16)
+    trainer.train_dataset = Stuck([0] * 64)
+    trainer.train()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [["INT", "INT"], ["TERM", "TERM"], ["HUP", "TERM"], ["KILL"]])
+def test_a_worker_that_is_stuck_does_not_keep_a_run_alive(bert_folder, tmp_path, numbers):
+    (tmp_path / "stuck.py").write_text(STUCK)
+    command = [sys.executable, str(tmp_path / "stuck.py"), bert_folder, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (tmp_path / "stuck").exists())
+    workers = psutil.Process(run.pid).children()
+    for number in numbers:  # to the group, as a terminal sends it
+        os.kill(run.pid, signal.SIGKILL) if number == "KILL" else os.killpg(run.pid, getattr(signal, f"SIG{number}"))
+        time.sleep(0.5)
+    run.wait(timeout=30)
+    if numbers == ["KILL"]:  # no parent could end the workers: any signal does
+        for worker in workers:
+            worker.terminate()
+    psutil.wait_procs(workers, timeout=20)
+    assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+
+
+def wait_for(condition, seconds=60):
+    until = time.time() + seconds
+    while not condition():
+        assert time.time() < until
+        time.sleep(0.05)

@@ -1,12 +1,14 @@
 """The image model in the trainer: new views in every micro-step, a head that is stored only in checkpoints."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.training.trainer import FMICLTrainer
-from fmicl_text.vision.data import LabeledImages, TrainingRows, collate_images
+from fmicl_text.vision.data import ImageFiles, LabeledImages, TrainingRows, collate_images, load_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel, encode_images, projection_head
 from fmicl_text.vision.views import ImageViews, plain_view
@@ -106,3 +108,36 @@ def test_features_do_not_depend_on_the_batch_or_change_the_mode():
 def test_mini_batches_are_not_supported():
     with pytest.raises(ValueError, match=r"mini_batch_size=2 .*: batch normalization"):
         VisionTrainingArguments("runs/x", mini_batch_size=2)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_persistent_workers_draw_the_crops_of_each_epoch(tmp_path, resumed):
+    """Image files, whose crops are drawn by the workers: 3 epochs of 3 steps, with and without workers."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        folder = tmp_path / "images" / f"class{i % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        size = (20 + i % 2, 24)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    files = load_images(str(tmp_path / "images"))
+    assert isinstance(files, ImageFiles)
+    found = []
+    for name, workers in (("none", 0), ("two", 2)):
+        args = VisionTrainingArguments(
+            str(tmp_path / name),
+            per_device_train_batch_size=8,
+            max_steps=9,
+            eval_strategy="no",
+            save_strategy="steps",
+            save_steps=4,
+            save_total_limit=9,
+            dataloader_num_workers=workers,
+            dataloader_persistent_workers=workers > 0,
+        )
+        for again in (False, True)[: 1 + (resumed and workers > 0)]:
+            rows = TrainingRows(files, 16, (0.2, 1.0), seed=0)
+            views = ImageViews("cifar", 16, MEAN, STD)
+            trainer = FMICLTrainer(model(), args, train_dataset=rows, data_collator=collate_images, views=views)
+            trainer.train(resume_from_checkpoint=str(tmp_path / name / "checkpoint-4") if again else None)
+        found.append(trainer.model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
