@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
 
 import xxhash
 
+DISK_FULL = "No space left on device"
 WORK_DIR = ".fmicl_text"  # subfolder of an output folder for the lock and for incomplete files; all of it is ours
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, was raised because the disk is full or a quota is exceeded. Libraries written in
+    Rust raise other types than OSError, and torch's archive writer only names its source file."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(sign in str(error) for sign in (DISK_FULL, "os error 28", "Disk quota exceeded", "inline_container.cc")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def content_hash(path: str | Path) -> str:
@@ -48,6 +62,10 @@ def write_atomic(path: Path, content: str) -> None:
     """Write a text file atomically: after an interruption, the file has either its old or its new content."""
     temporary = path.with_name(f".{path.name}.unfinished")
     temporary.unlink(missing_ok=True)  # it may be a symbolic link
-    temporary.write_text(content, encoding="utf-8")
-    sync(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(content, encoding="utf-8")
+        sync(temporary)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from yaml import YAMLError
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import content_hash
+from fmicl_text.files import DISK_FULL, content_hash, is_disk_full
 
 # Override a model's own sentence_bert_config.json, which could ask to unpickle weights or to run third-party kernels.
 NO_CODE = {"weights_only": True, "allow_all_kernels": False}
@@ -114,6 +114,26 @@ def refuse_links(folder: str | Path) -> None:
 
 
 @contextmanager
+def explain_full_cache(dataset: Any = None) -> Iterator[None]:
+    """Within this context, an error because the disk is full names the cache of `datasets`.
+
+    Args:
+        dataset: A dataset whose `map` is called. Its temporary file, which `datasets` leaves there, is removed.
+    """
+    folders = {Path(file["filename"]).parent for file in getattr(dataset, "cache_files", [])}
+    before = {path for folder in folders for path in folder.glob("tmp*")}
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError) or not is_disk_full(error):
+            raise
+        for path in {path for folder in folders for path in folder.glob("tmp*")} - before:
+            path.unlink(missing_ok=True)
+        cache = datasets.config.HF_DATASETS_CACHE
+        raise InputError(f"{DISK_FULL}: data is cached in {cache}; set HF_DATASETS_CACHE to another disk") from error
+
+
+@contextmanager
 def translate_dataset_errors(explain: Callable[[BaseException], str]) -> Iterator[None]:
     """Within this context, errors of `datasets` are raised as `InputError`, and its log, which repeats them, is silent.
 
@@ -124,7 +144,8 @@ def translate_dataset_errors(explain: Callable[[BaseException], str]) -> Iterato
     verbosity = datasets.utils.logging.get_verbosity()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
     try:
-        yield
+        with explain_full_cache():
+            yield
     except InputError:
         raise
     except _DATASET_ERRORS as error:

@@ -60,6 +60,7 @@ TRAINING_SECTIONS: dict[str, dict[str, str | None]] = {
         "save_strategy": "When to save a checkpoint: no, steps, epoch or best.",
         "save_steps": "Save a checkpoint every N steps.",
         "save_total_limit": None,
+        "check_disk_space": None,
         "resume_from_checkpoint": "Checkpoint to resume from; True: the latest; auto: the latest, if there is one.",
         "resume_changed": None,
     },

@@ -26,6 +26,7 @@ from fmicl_text.cli.help import recipe_help
 from fmicl_text.cli.main import find_yaml, program_name
 from fmicl_text.cli.streams import Stopped, raise_signals
 from fmicl_text.errors import InputError, Interrupted
+from fmicl_text.files import DISK_FULL, is_disk_full
 from fmicl_text.training.args import FMICLTrainingArguments
 
 FLAGS: set[str] = set()  # names of the options of this command line, for messages
@@ -52,6 +53,12 @@ def cli_errors(program: str | None = None) -> Iterator[None]:
         end_by_signal(program, str(stop), stop.number)
     except KeyboardInterrupt:
         end_by_signal(program, str(Stopped(signal.SIGINT)), signal.SIGINT)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        where = getattr(error, "filename", None)
+        print(f"{program}: error: {DISK_FULL}{f': {where}' if where else ''}", file=sys.stderr)
+        sys.exit(2)
 
 
 def end_by_signal(program: str, message: str, number: int) -> NoReturn:

@@ -24,6 +24,7 @@ from fmicl_text.errors import InputError
 from fmicl_text.files import content_hash
 from fmicl_text.loading import (
     cache_of,
+    explain_full_cache,
     hub_revision,
     load_named_dataset,
     stream_fingerprint,
@@ -307,7 +308,8 @@ def _drop_blank(dataset: Any, columns: tuple[str, ...]) -> Any:
     progress = {"desc": "Dropping blank rows"} if isinstance(dataset, datasets.Dataset) else {}
     features = datasets.Features({name: datasets.Value("string") for name in columns})
     selected = dataset.select_columns(list(columns)).with_format("arrow")
-    return selected.map(_strip, batched=True, features=features, **progress).with_format(None)
+    with explain_full_cache(dataset):
+        return selected.map(_strip, batched=True, features=features, **progress).with_format(None)
 
 
 def _strip(table: pa.Table) -> pa.Table:

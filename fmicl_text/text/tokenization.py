@@ -15,6 +15,7 @@ from datasets.fingerprint import Hasher
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from fmicl_text.loading import explain_full_cache
 from fmicl_text.text.collator import TextViewCollator, TokenCollator, check_max_seq_length, text_id, tokenizer_state
 from fmicl_text.text.data import TextData
 
@@ -37,7 +38,7 @@ def tokenize_dataset(
         max_seq_length: Longer texts are truncated to this many tokens.
 
     Raises:
-        InputError: max_seq_length exceeds the model's maximum.
+        InputError: max_seq_length exceeds the model's maximum, or the disk is full.
 
     Returns:
         A dataset with the columns input_ids (C lists of int32), token_type_ids (C lists of int8, if the tokenizer
@@ -48,9 +49,10 @@ def tokenize_dataset(
     tokenize = partial(_tokenize, tokenizer=tokenizer, columns=list(columns), max_seq_length=max_seq_length)
     # The default fingerprint of map pickles the tokenizer, and the pickle of a fast one changes with its first call.
     state = [dataset._fingerprint, tokenizer_state(tokenizer), list(columns), max_seq_length, _FORMAT]
-    tokens = dataset.with_format("arrow").map(
-        tokenize, batched=True, new_fingerprint=Hasher.hash(state), desc="Tokenizing"
-    )
+    with explain_full_cache(dataset):
+        tokens = dataset.with_format("arrow").map(
+            tokenize, batched=True, new_fingerprint=Hasher.hash(state), desc="Tokenizing"
+        )
     return tokens.with_format(None)
 
 

@@ -129,6 +129,10 @@ class FMICLTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Skip (and count) steps with a non-finite loss or gradient."},
     )
+    check_disk_space: bool = field(
+        default=True,
+        metadata={"help": "Raise an error before training if the disk has too little space for the checkpoints."},
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Overwrite an existing run in output_dir."})
 
     per_device_train_batch_size: int = field(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -56,8 +57,9 @@ HARMLESS_KEYS = ("save_strategy", "save_steps")
 RESUME_KEYS_STRICT = (
     *("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data", "adapters_over"),
 )
-PER_WEIGHT = 3.5  # size of a checkpoint relative to the weights: weights, Adam's two moments, a margin
-MODEL_ONLY = 1.5
+# Bytes per element of quantized weights, which are saved in float32: a uint8 contains two 4-bit weights.
+SAVED_BYTES = {torch.uint8: 8, torch.int8: 4}
+MARGIN = 1.05  # for tokenizer, scheduler, random states and records, in addition to the weights
 
 
 class Checkpointer:
@@ -114,18 +116,32 @@ class Checkpointer:
         """
         args, folder = self.trainer.args, self.output_dir
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-        if args.save_strategy == "no":
+        if not args.check_disk_space:
             return
-        weights = sum(weight.numel() * weight.element_size() for weight in self.trainer.model.parameters())
-        to_come = max(1, (args.save_total_limit or 1) + 1 - len(checkpoints_in(folder)))
+        encoder, checkpoint = self.sizes()
         place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        needed = to_come * (MODEL_ONLY if args.save_only_model else PER_WEIGHT) * weights
+        to_come = max(1, (args.save_total_limit or 1) + 1 - len(checkpoints_in(folder)))
+        needed = encoder + (0 if args.save_strategy == "no" else to_come * checkpoint)
         free = shutil.disk_usage(place).free
         if free < needed:
+            what = "the encoder needs" if args.save_strategy == "no" else f"{to_come} checkpoints need"
             raise InputError(
-                f"output_dir={folder}: {to_come} checkpoints need about {needed / 2**20:.0f} MiB, but the disk has "
-                f"only {free / 2**20:.0f} MiB left; reduce save_total_limit or set save_only_model=True"
+                f"output_dir={folder}: {what} about {needed / 2**20:.0f} MiB in total, but the disk has only "
+                f"{free / 2**20:.0f} MiB left; reduce save_total_limit, or set save_only_model=True or "
+                "check_disk_space=False"
             )
+
+    def sizes(self) -> tuple[float, float]:
+        """The sizes of the saved encoder and of a checkpoint, in bytes. Adapters are merged into the encoder, quantized
+        weights are saved in float32, and the optimizer has a state of the weights that are trained."""
+        model, args = self.trainer.model, self.trainer.args
+        encoder = other = 0
+        for name, weight in model.state_dict().items():
+            size = weight.numel() * SAVED_BYTES.get(weight.dtype, weight.element_size())
+            encoder, other = (encoder + size, other) if model.is_exported(name) else (encoder, other + size)
+        trained = sum(weight.numel() * weight.element_size() for weight in model.parameters() if weight.requires_grad)
+        optimizer = 0.0 if args.save_only_model else trained * optimizer_state_ratio(self.trainer)
+        return MARGIN * encoder, MARGIN * (encoder + other + optimizer)
 
     def resume_signature(self) -> dict[str, Any]:
         """Everything that a resumed run must share with this one to end with the same weights."""
@@ -281,6 +297,26 @@ class Checkpointer:
         else:
             warnings.warn(f"{best} is corrupted ({problem}): using the last weights instead of the best", stacklevel=2)
             state.best_global_step = state.global_step
+
+
+def optimizer_state_ratio(trainer: Any) -> float:
+    """The size of the optimizer's state relative to the weights, measured in one step of a small weight; 2, as for
+    Adam, if it cannot be built for one."""
+    weight = torch.nn.Parameter(torch.ones(64, 64))
+    weight.grad = torch.ones_like(weight)
+    given: Any = trainer.optimizer_cls_and_kwargs
+    if trainer.optimizer is not None:
+        given = type(trainer.optimizer), trainer.optimizer.defaults
+    try:
+        with torch.random.fork_rng(devices=[]):
+            kind, kwargs = given or trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("model", "params")}
+            optimizer = kind([weight], **kwargs)
+            optimizer.step()
+    except Exception:  # any type, by third-party optimizers
+        return 2.0
+    state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+    return sum(value.numel() * value.element_size() for value in state) / (weight.numel() * weight.element_size())
 
 
 def has_several_shards(rows: Any) -> bool:

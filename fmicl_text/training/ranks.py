@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fmicl_text.errors import InputError
+from fmicl_text.files import DISK_FULL, is_disk_full
 
 T = TypeVar("T")
 
@@ -51,6 +52,11 @@ def run_on_all_ranks(function: Callable[[], None]) -> str | None:
     failure = None
     try:
         function()
-    except (OSError, SafetensorError, RuntimeError, InputError) as error:  # a full disk raises any of the first three
-        failure = str(getattr(error, "strerror", None) or str(error).strip().splitlines()[0])
+    except Exception as error:
+        if is_disk_full(error):
+            failure = DISK_FULL
+        elif isinstance(error, OSError | SafetensorError | RuntimeError | InputError):
+            failure = str(getattr(error, "strerror", None) or str(error).strip().splitlines()[0])
+        else:
+            raise
     return next((reason for reason in gather_object([failure]) if reason), None)

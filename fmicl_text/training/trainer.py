@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +24,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import move_files
+from fmicl_text.files import DISK_FULL, is_disk_full, move_files
 from fmicl_text.hub.model_card import write_card
 from fmicl_text.hub.run_record import run_record, scores_at
 from fmicl_text.hub.upload import BackgroundPush, create_repository, push
@@ -478,7 +479,14 @@ class FMICLTrainer(Trainer):
         The base class would write the wrapper's state dict, and a pickle of the arguments that can contain a token."""
         place = Path(str(output_dir or self.args.output_dir))
         temporary = place / UNFINISHED / "encoder"
-        self.write_encoder(temporary)
+        try:
+            self.write_encoder(temporary)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            remove_empty([temporary.parent, temporary.parent.parent])
+            if is_disk_full(error):
+                raise InputError(f"{place} could not be written: {DISK_FULL}") from error
+            raise
         if self.args.should_save:
             move_files(temporary, place)
             remove_empty([temporary.parent, temporary.parent.parent])
