@@ -15,6 +15,7 @@ views of an image (--images), or rows with the same index (--embeddings). eval/R
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import zipfile
 import zlib
@@ -39,6 +40,7 @@ from fmicl_text.evaluation.plots import plot_geometry
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, write_json
 from fmicl_text.evaluation.sts import POSITIVE_SCORE, embed_pairs, load_pairs
 from fmicl_text.evaluation.synthetic import SYNTHETIC
+from fmicl_text.files import check_regular
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.data import load_training_text
@@ -85,13 +87,15 @@ def parse_args() -> argparse.Namespace:
         parser.error("--images requires --model: an image model, or the name of an architecture (random weights)")
     if args.after_head and not args.images:
         parser.error("--after_head requires --images")
-    check_output("--output", args.output)
-    check_plot("--plot", args.plot, args.images, args.text, args.file)
+    read = [args.images, args.text, args.file, *(named_model(name)[1] for name in args.embeddings or ())]
+    check_output("--output", args.output, *read)
+    check_plot("--plot", args.plot, *read)
     args.model = args.model or [f"bundled={ENCODER}"]
     args.text = args.text or str(SENTENCES)
     return args
 
 
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
 Views = tuple[str, dict[str, Any], Tensor, Tensor]  # name, metadata, x and y [N, D]
 
 
@@ -160,16 +164,29 @@ def image_views(args: argparse.Namespace) -> Iterator[Views]:
         yield name, data | {"layer": "projection head" if args.after_head else "encoder"}, x, y
 
 
+def check_array_sizes(path: str) -> None:
+    """Raise `ValueError` if an array of an .npz file is larger, by its header, than its content."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                number = 1 if np.lib.format.read_magic(file) == (1, 0) else 2
+                shape, _, dtype = getattr(np.lib.format, f"read_array_header_{number}_0")(file)
+                if math.prod(shape) * dtype.itemsize > member.file_size:
+                    raise ValueError(f"{member.filename} claims to have the shape {shape} in {member.file_size} bytes")
+
+
 def file_views(args: argparse.Namespace) -> Iterator[Views]:
     """Yield the arrays x and y of each --embeddings file."""
     for name, path in map(named_model, args.embeddings):
+        check_regular(path, f"--embeddings {path}")
         try:
+            check_array_sizes(path)
             with np.load(path, allow_pickle=False) as arrays:
                 sides = [arrays[side] for side in ("x", "y")]
             if kinds := [side.dtype.name for side in sides if side.dtype.kind not in "fiu"]:
                 raise TypeError(f"expected numbers, got {kinds[0]}")
             x, y = (torch.from_numpy(side).float() for side in sides)
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, LookupError, TypeError, EOFError, MemoryError, RuntimeError, *ZIP_ERRORS) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"--embeddings {path}: expected an .npz file with arrays x and y ({reason})") from error
         if x.ndim != 2 or x.shape != y.shape or len(x) < 2 or x.shape[1] < 1:

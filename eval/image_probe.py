@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
-    check_output("--output", args.output)
+    check_output("--output", args.output, args.images)
     digits = args.images == "digits"
     args.held_out = args.held_out or (360 if digits else 5000)
     args.image_size = args.image_size or (16 if digits else 32)

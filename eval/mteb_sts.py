@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{flag}: the same {flag.removesuffix('s')} is given twice")
     if args.cache and args.cache.is_file():
         parser.error(f"--cache {args.cache}: expected a folder, got a file")
-    check_output("--output", args.output)
+    check_output("--output", args.output, args.cache)
     return args
 
 

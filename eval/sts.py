@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
             parser.error(f"--{flag}: the same {flag.removesuffix('s')} is given twice")
     if args.file and (args.tasks or args.split):
         parser.error("--file cannot be combined with --tasks or --split")
-    check_output("--output", args.output)
+    check_output("--output", args.output, args.file, args.data_dir)
     args.split = args.split or "test"
     args.tasks = args.tasks or [task for task, splits in STS_TASKS.items() if args.split in splits]
     return args

@@ -100,7 +100,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.precision == "fp16" and not torch.cuda.is_available():
         parser.error("--precision fp16 needs a GPU")
-    check_output("--output", args.output)
+    check_output("--output", args.output, args.train_file)
     return args
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+import stat
 from pathlib import Path
+from typing import Any
 
 import xxhash
+
+from fmicl_text.errors import InputError
 
 DISK_FULL = "No space left on device"
 WORK_DIR = ".fmicl_text"  # subfolder of an output folder for the lock and for incomplete files; all of it is ours
@@ -23,6 +28,34 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def check_regular(path: str | Path, source: str) -> None:
+    """Raise `InputError` for a pipe or a device, which reading would wait for, or never end.
+
+    Args:
+        path: A file, which may be missing.
+        source: The argument, which begins the message.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # reading it will fail with a better message
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{source} is a pipe or a device, not a file")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{path}: nested too deeply") from error
 
 
 def content_hash(path: str | Path) -> str:

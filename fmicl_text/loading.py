@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import textwrap
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -16,25 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetGenerationError, DatasetsError
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import logging as transformers_logging
-from yaml import YAMLError
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import DISK_FULL, content_hash, is_disk_full
+from fmicl_text.files import DISK_FULL, content_hash, is_disk_full, read_json
 
 # Override a model's own sentence_bert_config.json, which could ask to unpickle weights or to run third-party kernels.
 NO_CODE = {"weights_only": True, "allow_all_kernels": False}
-
-# Exceptions of load_dataset for invalid input. ValueError: undecodable bytes, the errors of pandas and Arrow, unknown
-# configs and splits. OSError: missing files, files that are not gzip, no connection to the Hub. EOFError, zlib.error:
-# corrupted gzip. RuntimeError: a dataset that is a script. YAMLError: the README of a dataset. UnpicklingError: pickles
-# in archives. LookupError, StopIteration: NUL characters in column names and in JSON lines.
-_DATASET_ERRORS = (
-    *(DatasetsError, ValueError, OSError, EOFError, zlib.error, RuntimeError, YAMLError, pickle.UnpicklingError),
-    *(LookupError, StopIteration),
-)
 
 
 def resolve_model_path(model_name_or_path: str) -> str:
@@ -43,10 +32,30 @@ def resolve_model_path(model_name_or_path: str) -> str:
     Raises:
         InputError: It is the path of a folder that does not exist.
     """
-    folder = Path(model_name_or_path).expanduser()
-    if model_name_or_path.startswith((".", "~", "/")) and not folder.is_dir():
+    folder = os.path.expanduser(model_name_or_path)
+    if model_name_or_path.startswith((".", "~", "/")) and not os.path.isdir(folder):
         raise InputError(f"model_name_or_path={model_name_or_path}: no such folder")
-    return str(folder) if folder.is_dir() else model_name_or_path
+    check_model_folder(folder, f"model_name_or_path={model_name_or_path}")
+    return folder if os.path.isdir(folder) else model_name_or_path
+
+
+def check_model_folder(folder: str, source: str) -> None:
+    """Check that an index of sharded weights names only files in its own folder.
+
+    Args:
+        folder: A folder, or the name of a model on the Hub.
+        source: The argument, which begins the message.
+
+    Raises:
+        InputError: It names a file elsewhere.
+    """
+    if not os.path.isdir(folder):
+        return
+    for path in (*Path(folder).glob("*.index.json"), *Path(folder).glob("*/*.index.json")):
+        with translate_loading_errors(f"{source}: {path.name}"):
+            names = set(read_json(path)["weight_map"].values())
+        if outside := sorted(name for name in names if Path(name).name != name):
+            raise InputError(f"{source}: {path.name} names {outside[0]!r}, which is outside the folder and is not read")
 
 
 @contextmanager
@@ -74,6 +83,8 @@ def loading_error_message(error: BaseException) -> str:
             "it requires custom Python code, which is not run by default: review the code and, if you trust it, pass "
             "trust_remote_code=True"
         )
+    if "ignore_mismatched_sizes" in message:
+        return "its weights do not have the shapes that its config.json specifies"
     if isinstance(error, pickle.UnpicklingError):
         return "its weights are corrupted, or a pickle that could run code, and are not loaded: use model.safetensors"
     clear = isinstance(error, OSError | ValueError | ImportError | RuntimeError)
@@ -146,9 +157,9 @@ def translate_dataset_errors(explain: Callable[[BaseException], str]) -> Iterato
     try:
         with explain_full_cache():
             yield
-    except InputError:
+    except (InputError, Warning):  # a Warning is raised where filters turn warnings into errors
         raise
-    except _DATASET_ERRORS as error:
+    except Exception as error:  # for invalid files, any type; see `translate_loading_errors`
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
         raise InputError(textwrap.shorten(explain(cause or error), width=400)) from error
     finally:
@@ -163,7 +174,7 @@ def cache_of(path: str | Path) -> str:
 
 def stream_fingerprint(name: str, config: str | None) -> str | None:
     """The content of a streamed dataset: a hash of a local folder, or the commits on the Hub; None if unknown."""
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return content_hash(name)
     files: Any = datasets.load_dataset_builder(name, config).config.data_files
     commits = [list(found) for one in (files or {}).values() for found in one.origin_metadata]
@@ -177,7 +188,7 @@ def load_named_dataset(name: str, config: str | None, split: str, streaming: boo
         InputError: The README of a local folder references files outside the folder.
     """
     cache_dir = None
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         cache_dir = None if streaming else cache_of(name)
         inside = os.path.realpath(name) + os.sep
         data_files: Any = datasets.load_dataset_builder(name, config).config.data_files
@@ -195,7 +206,7 @@ def hub_revision(dataset: Any) -> str | None:
 
 def hub_name(name_or_path: str) -> str | None:
     """The name of a model on the Hub; None for a folder."""
-    return None if not name_or_path or Path(name_or_path).expanduser().exists() else name_or_path
+    return None if not name_or_path or os.path.exists(os.path.expanduser(name_or_path)) else name_or_path
 
 
 def hub_commit(model: Any) -> str | None:

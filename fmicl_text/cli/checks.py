@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fmicl_text.errors import InputError
+from fmicl_text.files import read_json
 
 PLOTS: dict[str, bytes | tuple[bytes, ...]] = {
     ".png": b"\x89PNG",
@@ -19,8 +19,11 @@ PLOTS: dict[str, bytes | tuple[bytes, ...]] = {
 
 
 def check_filled(arguments: Sequence[str]) -> None:
-    """Raise `InputError` for an empty argument, typically from an unset shell variable."""
+    """Raise `InputError` for an empty argument, typically from an unset shell variable, and for text that no file can
+    store: a NUL character, or bytes that are not UTF-8."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
+        if "\0" in argument or (not argument.isascii() and any("\ud800" <= char <= "\udfff" for char in argument)):
+            raise InputError(f"{argument!r} is not accepted: expected UTF-8 without NUL characters")
         if argument.startswith("--") and argument.partition("=")[1:] == ("=", ""):
             raise InputError(f"{argument[:-1]} is empty")
         if not argument:
@@ -47,13 +50,19 @@ def positive_number(text: str) -> float:
     return number
 
 
-def check_output(flag: str, path: Path | None) -> None:
+def check_output(flag: str, path: Path | None, *data: str | Path | None) -> None:
     """Raise `InputError` unless a JSON file of results can be written to a path. Checked early, so that no long
-    computation is lost. An existing file is replaced only if one of the eval scripts wrote it."""
+    computation is lost.
+
+    Args:
+        flag: Name of the flag, for the message.
+        path: Its value. An existing file is replaced, but not the record of a run or another JSON object.
+        data: Files and folders that the program reads. An existing file among them is not replaced.
+    """
     if path is None:
         return
     check_writable(flag, path)
-    if path.is_file() and not wrote_results(path):
+    if path.is_file() and (is_among(path, data) or is_other_json(path)):
         raise InputError(f"{flag} {path}: the file exists and was not written by an evaluation; choose another name")
 
 
@@ -62,7 +71,7 @@ def check_plot(flag: str, path: Path | None, *data: str | Path | None) -> None:
 
     Args:
         flag: Name of the flag, for the message.
-        path: Its value.
+        path: Its value. An existing file is replaced if it is a plot of the same type.
         data: Files and folders that the program reads. An existing file among them is not replaced.
     """
     if path is None:
@@ -73,10 +82,15 @@ def check_plot(flag: str, path: Path | None, *data: str | Path | None) -> None:
     if path.is_file():
         with open(path, "rb") as file:
             start = file.read(16).lstrip()
-        is_plot = not start or start.startswith(PLOTS[path.suffix.lower()])
-        is_data = any(path.resolve().is_relative_to(Path(one).resolve()) for one in data if one is not None)
-        if is_data or not is_plot:
+        if is_among(path, data) or (start and not start.startswith(PLOTS[path.suffix.lower()])):
             raise InputError(f"{flag} {path}: the file exists and is not a plot of this program; choose another name")
+
+
+def is_among(path: Path, data: Iterable[str | Path | None]) -> bool:
+    """Whether a file is one of some files, or data in one of some folders, where .json files may be results."""
+    found = [Path(one).resolve() for one in data if one is not None]
+    in_folder = path.suffix.lower() != ".json" and any(path.resolve().is_relative_to(folder) for folder in found)
+    return in_folder or path.resolve() in found
 
 
 def check_writable(flag: str, path: Path) -> None:
@@ -89,12 +103,11 @@ def check_writable(flag: str, path: Path) -> None:
         raise InputError(f"{flag} {path}: not writable ({error.strerror})") from error
 
 
-def wrote_results(path: Path) -> bool:
-    """Whether a file is empty, or contains results of an eval script: a list of scores, or a benchmark."""
+def is_other_json(path: Path) -> bool:
+    """Whether a file is a JSON object that no evaluation wrote, such as the record of a run or the config of a model.
+    Scores are written as lists, benchmarks as objects with versions."""
     try:
-        content = json.loads(path.read_bytes() or b"[]")
-    except (ValueError, RecursionError):
+        content = read_json(path)
+    except ValueError:
         return False
-    if isinstance(content, list):
-        return all(isinstance(one, dict) and not one.keys().isdisjoint(("metrics", "missing")) for one in content)
-    return content == {} or ("versions" in content and "log_history" not in content)  # not the record of a run
+    return isinstance(content, dict) and bool(content) and ("versions" not in content or "log_history" in content)

@@ -105,7 +105,7 @@ def find_yaml(name: str, folder: str) -> Path:
     ('text', 'bert-base-kl.yaml')
     """
     path = Path(name)
-    if path.exists() or path.name != name:
+    if os.path.exists(path) or path.name != name:
         return path
     return next(shipped("recipes").glob(f"{folder}/{name}.yaml"), path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from fmicl_text.cli.help import recipe_help
 from fmicl_text.cli.main import find_yaml, program_name
 from fmicl_text.cli.streams import Stopped, raise_signals
 from fmicl_text.errors import InputError, Interrupted
-from fmicl_text.files import DISK_FULL, is_disk_full
+from fmicl_text.files import DISK_FULL, check_regular, is_disk_full
 from fmicl_text.training.args import FMICLTrainingArguments
 
 FLAGS: set[str] = set()  # names of the options of this command line, for messages
@@ -45,7 +46,7 @@ def cli_errors(program: str | None = None) -> Iterator[None]:
         with raise_signals():
             yield
     except InputError as error:
-        print(f"{program}: error: {add_dashes(' '.join(str(error).split()), FLAGS)}", file=sys.stderr)
+        print(f"{program}: error: {add_dashes(printable(str(error)), FLAGS)}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
         end_by_signal(program, str(stop), stop.signal_number)
@@ -66,6 +67,12 @@ def end_by_signal(program: str, message: str, number: int) -> NoReturn:
     with suppress(OSError):  # the terminal or the pipe is closed
         print(f"{program}: {message}", file=sys.stderr, flush=True)
     sys.exit(128 + number)
+
+
+def printable(message: str) -> str:
+    """A message in one line, with control characters, which a terminal would obey, as escapes."""
+    line = " ".join(message.split())
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def add_dashes(message: str, flags: Collection[str]) -> str:
@@ -126,10 +133,19 @@ class ArgumentParser(HfArgumentParser):
         return recipe_help(self, self.groups, everything=False) if self.groups else super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        args = list(sys.argv[1:] if args is None else args)
+        args = self.with_underscores(list(sys.argv[1:] if args is None else args))
         check_filled(args)
         FLAGS.update(action.dest for action in self._actions if action.option_strings)
         return super().parse_known_args(args, namespace)
+
+    def with_underscores(self, args: Sequence[str]) -> list[str]:
+        """A command line whose flags are spelled with underscores, if the parser knows them so."""
+        flags, spelled = self.flags(), []
+        for word in args:
+            name, equals, value = word.partition("=")
+            underscored = f"--{name[2:].replace('-', '_')}"
+            spelled.append(f"{underscored}{equals}{value}" if name.startswith("--") and underscored in flags else word)
+        return spelled
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
@@ -168,7 +184,7 @@ def parse_groups(
         InputError: An unknown key or flag, or a value that is not accepted. The message names it.
     """
     parser = ArgumentParser(description=description, groups=groups)
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = parser.with_underscores(list(sys.argv[1:] if argv is None else argv))
     check_filled(argv)
     on_command_line, _ = parser.parse_known_args(argv)
     from_file: list[str] = []
@@ -190,10 +206,20 @@ def parse_groups(
     find_own_modules(on_command_line)
     try:
         parsed = parser.parse_dict(vars(namespace))
-        get_reporting_integration_callbacks(parsed[-1].report_to)  # raises for a logger that is not installed
+        check_loggers(parsed[-1].report_to)
         return parsed
     except (ValueError, TypeError, ArithmeticError, ImportError, RuntimeError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+def check_loggers(report_to: list[str]) -> None:
+    """Raise `InputError` for a logger that is unknown or not installed."""
+    for name in report_to:
+        try:
+            for logger in get_reporting_integration_callbacks([name]):
+                logger()
+        except (RuntimeError, ImportError) as error:
+            raise InputError(f"--report_to {name}: {' '.join(str(error).split())}") from error
 
 
 def find_own_modules(on_command_line: Namespace) -> None:
@@ -210,8 +236,8 @@ def check_json(namespace: Namespace) -> None:
         if isinstance(value, str) and value.startswith("{"):
             try:
                 json.loads(value)
-            except ValueError as error:
-                raise InputError(f"--{name} {value}: {error}") from error
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"--{name} {value:.80}: {error}") from error
 
 
 def check_optimizer(args: FMICLTrainingArguments, own: tuple[type[Any], dict[str, Any]] | None = None) -> None:
@@ -228,6 +254,7 @@ def check_optimizer(args: FMICLTrainingArguments, own: tuple[type[Any], dict[str
     layer: Any = torch.nn.Linear(1, 1)
     try:
         kind, kwargs = own or Trainer.get_optimizer_cls_and_kwargs(args, layer)
+        check_optim_args(args, layer, kwargs)
         if "model" in kwargs or "params" in kwargs:  # depends on the layers of the model
             return
         schedule_kwargs: Any = args.lr_scheduler_kwargs
@@ -239,6 +266,19 @@ def check_optimizer(args: FMICLTrainingArguments, own: tuple[type[Any], dict[str
         given = {name: getattr(args, name) for name in names if getattr(args, name)}
         asked = " ".join(f"--{name} {getattr(value, 'value', value)}" for name, value in given.items())
         raise InputError(f"{asked}: {' '.join(str(error).split())}") from error
+
+
+def check_optim_args(args: FMICLTrainingArguments, layer: Any, kwargs: Mapping[str, Any]) -> None:
+    """Raise `InputError` for an option in --optim_args that has no effect on the optimizer."""
+    given = str(args.optim_args or "").replace(" ", "")
+    parts = [part for part in given.split(",") if part]
+    for part in parts:
+        others = copy.copy(args)
+        others.optim_args = ",".join(other for other in parts if other != part) or None
+        if Trainer.get_optimizer_cls_and_kwargs(others, layer)[1] == kwargs:
+            raise InputError(
+                f"--optim_args {part}: has no effect with --optim {getattr(args.optim, 'value', args.optim)}"
+            )
 
 
 def check_needs_dataset(namespace: Namespace, **defaults: str | None) -> None:
@@ -269,6 +309,7 @@ def yaml_flags(path: Path, known: Mapping[str, bool]) -> list[str]:
     Raises:
         InputError: The file does not exist, is not a flat mapping, or has an unknown or duplicate key.
     """
+    check_regular(path, f"--config {path}")
     try:
         text = path.read_text(encoding="utf-8")
         settings = yaml.load(text, LoaderWithoutAliases)

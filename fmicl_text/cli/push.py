@@ -10,6 +10,7 @@ in once with `hf auth login`, or set HF_TOKEN.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fmicl_text.cli.parser import ArgumentParser, cli_errors
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--create_pr", action="store_true", help="open a pull request")
     parser.add_argument("--exist_ok", action="store_true", help="do not fail if the repository exists")
     args = parser.parse_args()
-    if not args.folder.is_dir():
+    if not os.path.isdir(args.folder):
         parser.error(f"{args.folder}: no such folder")
     if args.dry_run:
         check_repo_id(args.repo_id)

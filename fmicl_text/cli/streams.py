@@ -43,7 +43,11 @@ class Output:
     def write(self, text: str) -> int:
         """As of the stream."""
         with self.discard_if_closed():
-            self.stream.write(text)
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError:  # a file name that is not UTF-8, or a terminal that is not
+                encoding = self.stream.encoding or "ascii"
+                self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:

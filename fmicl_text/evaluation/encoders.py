@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import NO_CODE, hub_commit, translate_loading_errors
+from fmicl_text.files import read_json
+from fmicl_text.loading import NO_CODE, check_model_folder, hub_commit, translate_loading_errors
 from fmicl_text.text.collator import check_max_seq_length
 from fmicl_text.text.model import require_tokenizer, set_pooling
 
@@ -40,12 +41,13 @@ def open_encoder(
         InputError: The model cannot be loaded, requires custom code, has no tokenizer, has no pooling layer to replace,
             or, if `strict`, does not specify its pooling; or `max_seq_length` exceeds the model's maximum.
     """
-    folder = Path(model).expanduser()
-    if model.startswith((".", "~", "/")) and not folder.is_dir():
+    folder = os.path.expanduser(model)
+    if model.startswith((".", "~", "/")) and not os.path.isdir(folder):
         raise InputError(f"model={model}: no such folder")
+    check_model_folder(folder, f"model={model}")
     with translate_loading_errors(f"model={model}"):
         encoder = SentenceTransformer(
-            str(folder) if folder.is_dir() else model,
+            folder if os.path.isdir(folder) else model,
             revision=revision,
             device="cuda" if torch.cuda.is_available() else "cpu",
             trust_remote_code=False,
@@ -110,7 +112,7 @@ def encoder_metadata(model: str, encoder: SentenceTransformer, pooling: str | No
 def training_metadata(folder: Path) -> dict[str, Any]:
     """{trained: {objective, seed, head}} from the results.json of a recipe's output folder; {} for other folders."""
     try:
-        run = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        run = read_json(folder / "results.json")
         return {"trained": {key: run[key] for key in ("objective", "seed")} | {"head": run["settings"].get("head")}}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}  # not a folder, or a results.json of another program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import write_atomic
+from fmicl_text.files import check_regular, read_json, write_atomic
 
 PACKAGES = ("fmicl_text", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "scipy", "mteb")
 SEVEN_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
@@ -86,7 +87,7 @@ def named_model(argument: str) -> tuple[str, str]:
         InputError: The name or the model is empty.
     """
     name, equals, model = argument.partition("=")
-    if not equals or Path(argument).exists():
+    if not equals or os.path.exists(argument):
         return argument, argument
     if not (name and model):
         raise InputError(f"{argument}: must be NAME=MODEL or MODEL")
@@ -177,13 +178,14 @@ def load_results(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: The file cannot be read, has another format, or contains no score.
     """
+    check_regular(path, str(path))
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_json(path)
         kept = [result for result in results if "metrics" in result]
         score_rows(kept)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not a result file of eval/sts.py or eval/mteb_sts.py ({error})") from error

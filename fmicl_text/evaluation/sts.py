@@ -17,6 +17,7 @@ from torch import Tensor
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.correlation import pair_correlations
 from fmicl_text.evaluation.geometry import alignment, uniformity
+from fmicl_text.files import check_regular
 
 COLUMNS = ("sentence1", "sentence2", "score")
 SENTEVAL_CELLS = (5, 6, 4)  # positions of COLUMNS in a line of SentEval's sts-*.csv
@@ -36,10 +37,11 @@ def load_pairs(path: str | Path) -> Dataset:
     Raises:
         InputError: The file cannot be read or is invalid. The message names the line.
     """
+    check_regular(path, str(path))
     try:
         content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if content.startswith(b"PAR1"):
         return checked_pairs(parquet_rows(path, content), path, unit="row")
     return checked_pairs(text_rows(path, content), path)
@@ -107,7 +109,7 @@ def parquet_rows(path: str | Path, content: bytes) -> Iterator[Row]:
         rows = table.select(COLUMNS).to_pylist()
     except InputError:
         raise
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # OSError, UnicodeDecodeError: corrupted pages
+    except Exception as error:  # of any type, for corrupted pages
         raise InputError(f"{path}: {(str(error).splitlines() or [type(error).__name__])[0]}") from error
     for number, row in enumerate(rows, start=1):
         if wrong := [name for name in COLUMNS[:2] if not isinstance(row[name], str | None)]:

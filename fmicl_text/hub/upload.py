@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from fmicl_text.errors import InputError
+from fmicl_text.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def files_to_push(folder: Path) -> list[str]:
 def module_folders(folder: Path) -> list[str]:
     """Folders of a SentenceTransformer's modules, except the first, which is in the folder itself."""
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        modules = read_json(folder / "modules.json")
         names = [str(module["path"]) for module in modules if module["path"]]
     except FileNotFoundError:
         return []
@@ -241,5 +242,6 @@ def retry_command(
     folder: Path, repo_id: str, private: bool | None = None, revision: str | None = None, create_pr: bool = False
 ) -> str:
     """The command that pushes the folder again."""
-    flags = [" --private"] * bool(private) + [f" --revision {revision}"] * bool(revision) + [" --create_pr"] * create_pr
-    return f"fmicl-text push {folder} {repo_id} --exist_ok{''.join(flags)}"
+    revision_flag = f" --revision {shlex.quote(revision)}" if revision else ""
+    flags = [" --private"] * bool(private) + [revision_flag] + [" --create_pr"] * create_pr
+    return f"fmicl-text push {shlex.quote(str(folder))} {shlex.quote(repo_id)} --exist_ok{''.join(flags)}"

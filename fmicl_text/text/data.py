@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 from datasets.packaged_modules.json.json import JsonConfig
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import content_hash
+from fmicl_text.files import check_regular, content_hash
 from fmicl_text.loading import (
     cache_of,
     explain_full_cache,
@@ -214,7 +215,7 @@ def text_columns(
     columns = _select_columns(features, text_column, source)
     for name in columns:
         if (kind := _kind(features[name])) not in (*_STRINGS, "null"):
-            if kind == "Json" and Path(source).is_file():  # the loader's type for columns of mixed types
+            if kind == "Json" and os.path.isfile(source):  # the loader's type for columns of mixed types
                 kind = f"mixed types ({_first_fault(source, name)})"
             raise InputError(f"{source}: column {name!r} must contain strings, got {kind}")
     return columns
@@ -249,7 +250,8 @@ def _kind(feature: Any) -> str:
 def _read_file(train_file: str, streaming: bool) -> Any:
     """The rows of a local file as `datasets` reads them."""
     suffix = _suffix(train_file)
-    if Path(train_file).is_dir():
+    check_regular(train_file, f"train_file={train_file}")
+    if os.path.isdir(train_file):
         raise InputError(f"train_file={train_file} is a folder; expected one file: {_ACCEPTED}")
     if suffix not in _LOADERS or train_file.lower().endswith(".parquet.gz"):
         raise InputError(f"train_file={train_file}: unsupported file type; expected {_ACCEPTED}")
@@ -264,10 +266,22 @@ def _read_file(train_file: str, streaming: bool) -> Any:
     dataset = datasets.load_dataset(
         builder, data_files=data_files, split="train", streaming=streaming, cache_dir=cache_dir, **options
     )
+    names = list(_features(dataset))
+    if builder == "csv" and len(names) == 1 and (found := _other_separator(names[0], suffix)):
+        expected = {".csv": "commas", ".tsv": "tabs"}[suffix]
+        raise InputError(
+            f"{train_file}: its only column is {names[0]!r}; separate cells by {expected}, not by {found!r}"
+        )
     # If every row has more cells than the header, pandas takes the first cell for an index and shifts the others.
     if builder == "csv" and "__index_level_0__" in _features(dataset):
         raise InputError(f"{train_file}: line 2 has more cells than the header{_CELL_HINTS[suffix]}")
     return dataset
+
+
+def _other_separator(header: str, suffix: str) -> str | None:
+    """Another separator than that of the file type in a header of one cell, such as `id;text` in a .csv file."""
+    others = {".csv": ";|\t", ".tsv": ";|,"}[suffix]
+    return next((separator for separator in others if separator in header), None)
 
 
 def _check_block_starts(train_file: str) -> None:
@@ -336,7 +350,7 @@ def _duplicate_share(dataset: datasets.Dataset) -> float:
 
 def _file_error_message(train_file: str, error: BaseException) -> str:
     """The reason for an error of the loader, with the line number if the file can be read line by line."""
-    if not Path(train_file).exists():
+    if not os.path.exists(train_file):
         return f"train_file={train_file}: no such file"
     # Messages of the loaders for csv, jsonl, txt and parquet. If they change, the loader's message is shown instead.
     no_rows = ("No columns to parse", "corresponds to no data", "at least one example", "BatchSize must be greater")
@@ -374,9 +388,9 @@ def _first_fault(train_file: str, column: str | None = None) -> str | None:
 
 def _hub_error_message(name: str, config: str | None, split: str, error: BaseException) -> str:
     """The reason why a dataset on the Hub, or a dataset folder, cannot be loaded."""
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return f"dataset_name={name} is a file: pass it as train_file"
-    if name.startswith((".", "/", "~")) and not Path(name).exists():
+    if name.startswith((".", "/", "~")) and not os.path.exists(name):
         return f"dataset_name={name}: no such folder"
     reason = str(error).partition("Example of usage")[0]
     if isinstance(error, ConnectionError):

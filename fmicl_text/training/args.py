@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import is_liger_kernel_available
 
 from fmicl_text.losses.contrastive import (
     IN_BATCH,
@@ -30,6 +31,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("finite and at least 0", lambda n: 0 <= n < math.inf, ("learning_rate", "weight_decay", "max_grad_norm")),
     ("finite and above 0", lambda n: 0 < n < math.inf, ("num_train_epochs", "adam_epsilon")),
     ("finite and above 0", lambda n: 0 < n < math.inf, ("logging_steps", "eval_steps", "save_steps")),
+    ("finite and at least 0", lambda n: 0 <= n < math.inf, ("warmup_steps", "eval_delay")),
     ("at least 0", lambda n: n >= 0, ("dataloader_num_workers",)),
     ("at least 2", lambda n: n >= 2, ("per_device_train_batch_size",)),
     ("at least 1", lambda n: n >= 1, ("gradient_accumulation_steps", "save_total_limit", "dataloader_prefetch_factor")),
@@ -37,6 +39,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("in [0, 1)", lambda n: 0 <= n < 1, ("adam_beta1", "adam_beta2")),
     ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, ("seed", "data_seed")),
 )
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FIXED_ARGUMENTS = {
     "auto_find_batch_size": False,  # the batch size changes the objective; mini_batch_size saves memory instead
     "enable_jit_checkpoint": False,  # SIGTERM already saves an exact checkpoint
@@ -45,6 +48,7 @@ FIXED_ARGUMENTS = {
     "dataloader_drop_last": True,  # a last batch of one has no negative
     "logging_nan_inf_filter": False,  # it would hide non-finite losses
     "neftune_noise_alpha": None,
+    "label_smoothing_factor": 0.0,  # there are no labels
     "remove_unused_columns": False,  # the collator reads the text
 }
 
@@ -178,6 +182,23 @@ class FMICLTrainingArguments(TrainingArguments):
                 value = getattr(self, name)
                 if value is not None and not accepts(value):
                     raise ValueError(f"{name} must be {words}, got {value}")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{item.name} must be below 2^63, got {value}")
+        if (mode := self.torch_compile_mode) is not None and mode not in COMPILE_MODES:
+            raise ValueError(f"torch_compile_mode must be one of {', '.join(COMPILE_MODES)}; got {mode}")
+        for name in (
+            "dataloader_persistent_workers",
+            "dataloader_multiprocessing_context",
+            "dataloader_prefetch_factor",
+        ):
+            if getattr(self, name, None) and not self.dataloader_num_workers:
+                raise ValueError(f"{name}={getattr(self, name)} needs dataloader_num_workers above 0")
+        if self.use_liger_kernel and not is_liger_kernel_available():
+            raise ValueError("use_liger_kernel=True requires liger-kernel: pip install liger-kernel")
+        if self.fsdp and self.world_size == 1:
+            raise ValueError(f"fsdp={self.fsdp} needs several processes: start them with `accelerate launch`")
         if (backend := self.torch_compile_backend) is not None and backend.upper() not in DynamoBackend.list():
             accepted = ", ".join(DynamoBackend.list()).lower()
             raise ValueError(f"torch_compile_backend must be one of {accepted}; got {backend}")

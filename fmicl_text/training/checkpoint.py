@@ -18,7 +18,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import WORK_DIR, sync
+from fmicl_text.files import WORK_DIR, read_json, sync
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ def move_into_place(folder: Path, place: Path) -> None:
 def wrote_checkpoint(checkpoint: Path) -> bool:
     """Whether a folder has a manifest, as every checkpoint of this package has. Nothing else is ever deleted."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        manifest = read_json(checkpoint / MANIFEST)
+    except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.keys() >= {"format", "files"}
 
@@ -101,7 +101,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 def validate_checkpoint(checkpoint: Path) -> str | None:
     """A description of the first problem of a checkpoint; None if every file matches the manifest."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(checkpoint / MANIFEST)
         files, run, number = manifest["files"], dict(manifest["run"]), manifest.get("format")
         for name, expected in files.items():
             path = checkpoint / name
@@ -114,7 +114,7 @@ def validate_checkpoint(checkpoint: Path) -> str | None:
                     return f"{name} has changed"
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # also other JSON
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # also other JSON
         return f"its {MANIFEST} cannot be read"
     if STATE not in files:
         return f"{STATE} is missing"
@@ -165,7 +165,7 @@ def latest_valid_checkpoint(output_dir: Path) -> Path | None:
 
 def saved_run(checkpoint: Path) -> dict[str, Any]:
     """The resume signature of the run that wrote a checkpoint."""
-    return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["run"])
+    return dict(read_json(checkpoint / MANIFEST)["run"])
 
 
 def stopped_early(state: TrainerState) -> bool:

@@ -6,7 +6,6 @@ replaces or deletes only what a run of this package wrote.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from transformers import TrainingArguments
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import WORK_DIR, move_files
+from fmicl_text.files import WORK_DIR, move_files, read_json
 from fmicl_text.loading import refuse_links
 from fmicl_text.training.checkpoint import checkpoints_in, find_checkpoint, remove_checkpoint, step_of, wrote_checkpoint
 from fmicl_text.training.ranks import on_main_process
@@ -121,8 +120,8 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        results = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        results = read_json(path)
+    except ValueError:
         return None
     ours = isinstance(results, dict) and isinstance(results.get("settings"), dict) and "objective" in results
     return results if ours or results == {} else None

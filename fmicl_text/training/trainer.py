@@ -140,17 +140,21 @@ class FMICLTrainer(Trainer):
         self.micro_step = 0
         self.views_checked = False
         new_folders = create_folder(args.output_dir)  # the base class would fail for a link to a missing folder
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=None if evaluator is None else [],  # the base class requires one to evaluate during training
-            data_collator=data_collator,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
-        )
-        remove_empty(new_folders)  # until training begins
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=None if evaluator is None else [],  # required by the base class to evaluate
+                data_collator=data_collator,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            )
+        except (ValueError, RuntimeError, ImportError) as error:  # arguments that do not go together
+            raise InputError(" ".join(str(error).split())) from error
+        finally:
+            remove_empty(new_folders)  # until training begins
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         for callback in (

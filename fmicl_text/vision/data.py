@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from fmicl_text.errors import InputError
+from fmicl_text.files import check_regular
 from fmicl_text.loading import cache_of, hub_revision, load_named_dataset, translate_dataset_errors
 from fmicl_text.vision.augmentations import Draw, crop_boxes
 
@@ -260,7 +261,9 @@ def load_images(
         got = f"train_file={train_file} and dataset_name={dataset_name}"
         raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
     source = str(train_file or f"{dataset_name} [{dataset_split}]")
-    is_folder = train_file is not None and Path(train_file).is_dir()
+    if train_file is not None:
+        check_regular(train_file, f"train_file={train_file}")
+    is_folder = train_file is not None and os.path.isdir(train_file)
 
     def explain(error: BaseException) -> str:
         no_images = any(sign in str(error) for sign in NO_ROWS)
@@ -272,7 +275,7 @@ def load_images(
         elif is_folder:
             rows = datasets.load_dataset("imagefolder", data_dir=train_file, split="train")
             image_column = "image"
-        elif train_file.endswith(".parquet") and Path(train_file).is_file():
+        elif train_file.endswith(".parquet") and os.path.isfile(train_file):
             rows = datasets.load_dataset(
                 "parquet", data_files=glob.escape(train_file), split="train", cache_dir=cache_of(train_file)
             )

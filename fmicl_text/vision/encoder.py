@@ -189,7 +189,7 @@ def pixel_statistics(
     try:
         processor = AutoImageProcessor.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except Exception as error:  # of any type, for an invalid preprocessor_config.json
         if "trust_remote_code" in str(error):
             logger.warning("%s: its image processor is custom Python code, which is not run", model_name_or_path)
         return None

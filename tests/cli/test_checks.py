@@ -13,16 +13,12 @@ OURS = {
     "a file that does not exist": None,
     "an empty file": "",
     "scores": json.dumps([{"name": "a", "metrics": {}, "versions": {}}, {"missing": "no such file"}]),
+    "text": "what an earlier run wrote",
     "a benchmark": json.dumps({"settings": {}, "versions": {}, "rows": []}),
 }
 THEIRS = {
-    "sentence pairs": "score\tsentence1\tsentence2\n1\ta\tb\n",
-    "lines of JSON": '{"text": "a"}\n{"text": "b"}\n',
     "another JSON file": '{"model_type": "bert"}',
-    "another list": '[{"text": "a"}]',
     "the record of a run": json.dumps({"objective": "fmicl-kl", "versions": {}, "log_history": []}),
-    "deep JSON": "[" * 100_000,
-    "bytes": "\ud800",
 }
 
 
@@ -42,6 +38,20 @@ def test_other_files_are_not_replaced(tmp_path, text):
     for output in (path, tmp_path / "link"):
         with pytest.raises(InputError, match=rf"^--output {output}: "):
             check_output("--output", output)
+
+
+@pytest.mark.parametrize("text", OURS.values(), ids=OURS)
+def test_what_is_read_is_not_replaced(tmp_path, text):
+    path = tmp_path / "pairs.tsv"
+    path.write_text(text or "")
+    (tmp_path / "link").symlink_to(path)
+    for output in (path, tmp_path / "link", tmp_path / "." / "pairs.tsv"):
+        for data in (path, tmp_path, str(path)):
+            with pytest.raises(InputError, match=r"^--output "):
+                check_output("--output", output, None, data)
+    for name in ("new.json", "old.json"):
+        check_output("--output", tmp_path / name, tmp_path)
+        (tmp_path / name).write_text("[]")
 
 
 def test_plots(tmp_path, monkeypatch):

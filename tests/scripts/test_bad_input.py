@@ -10,14 +10,17 @@ makes, after `USUAL` flags, so that a case contains only the error: of a flag gi
 import gc
 import gzip
 import hashlib
+import io
 import json
 import logging
 import math
+import os
 import re
 import runpy
 import shlex
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -91,6 +94,13 @@ FILES = {
     "word.tsv": HEADER + "1\ta\tb\nsix\tc\td\n",
     "equal.tsv": HEADER + "1\ta\tb\n1\tc\td\n",
     "low.tsv": HEADER + "1\ta\tb\n2\tc\td\n",
+    "semicolon.csv": "id;text\n1;a dog\n2;the cat\n" + "3;a b\n" * 9,
+    "pipe.tsv": "id|text\n1|a dog\n2|the cat\n" + "3|a b\n" * 9,
+    "commas.tsv": "id,text\n1,a dog\n2,the cat\n" + "3,a b\n" * 9,
+    "zero.yaml": 'train_file: "a\\0b.txt"\n',
+    "surrogate.yaml": 'train_file: "a\\ud800b.txt"\n',
+    "deep.json": "[" * 100_000,
+    "escape/config.json": json.dumps({"model_type": "\x1b[31mred"}),
     "cells.tsv": HEADER + "1\ta\tb\n2\tc\n",
     "columns.tsv": "grade\tleft\tright\n1\ta\tb\n",
     "empty.yaml": "",
@@ -164,6 +174,15 @@ CASES = {
         "--train_file repo/simcse_fmicl.py": "--train_file repo/simcse_fmicl.py .txt",
         "--train_file repo/geometry.png": "--train_file repo/geometry.png .txt",
         "--train_file repo/model.safetensors": "--train_file repo/model.safetensors .txt",
+        "--train_file semicolon.csv": "semicolon.csv id;text commas",
+        "--train_file pipe.tsv": "pipe.tsv id|text tabs",
+        "--train_file commas.tsv": "commas.tsv id,text tabs",
+        "--train_file fifo.txt": "--train_file fifo.txt pipe",
+        "--train_file fifo.txt --streaming True": "--train_file fifo.txt pipe",
+        "--train_file /dev/zero": "--train_file /dev/zero device",
+        f"--train_file {'a' * 300}.txt": ("--train_file", "no such"),
+        "--train_file \udcff.txt": "UTF-8",
+        "--train-file none.txt": ("--train_file", "none.txt", "no such"),
         "--dataset_name nobody/nothing": "--train_file train.txt --dataset_name nobody/nothing",
         "--dataset_config plain": "--dataset_config --dataset_name",
         "--dataset_split dev": "--dataset_split --dataset_name",
@@ -189,12 +208,35 @@ CASES = {
         "--sts_dev_file columns.tsv": "columns.tsv sentence1 sentence2 score grade left right",
         "--sts_dev_file lists.parquet": ("lists.parquet", "row 1", "sentence1", "['a']"),
         "--sts_dev_file cut.parquet": "cut.parquet parquet",
+        "--sts_dev_file fifo.txt": "fifo.txt pipe",
+        f"--sts_dev_file {'a' * 300}": ("too long",),
         "--sts_dev_file repo/README.md": "repo/README.md sentence1",
         "--sts_dev_file repo/LICENSE": "repo/LICENSE sentence1",
         "--sts_dev_file repo/simcse_fmicl.py": "repo/simcse_fmicl.py sentence1",
         "--sts_dev_file repo/geometry.png": ("repo/geometry.png", "line 1", "UTF-8"),
         "--sts_dev_file repo/model.safetensors": ("repo/model.safetensors", "line 1", "UTF-8"),
         # model
+        f"--model_name_or_path {'a' * 300}": "--model_name_or_path",
+        "--model_name_or_path ~nobody": ("--model_name_or_path", "~nobody", "no such"),
+        "--model_name_or_path escape": "--model_name_or_path escape",
+        "--model_name_or_path bert_outside": "--model_name_or_path bert_outside ../bert/model.safetensors",
+        "--model_name_or_path bert_other_sizes": "--model_name_or_path bert_other_sizes shapes",
+        "--model_name_or_path bert_deep_config": "--model_name_or_path bert_deep_config",
+        # arguments of transformers
+        "--label_smoothing_factor 0.1": "--label_smoothing_factor 0.1",
+        "--fsdp full_shard": ("--fsdp", "accelerate launch"),
+        "--eval_delay nan": "--eval_delay nan finite",
+        "--warmup_steps 1e400": "--warmup_steps inf finite",
+        "--optim_args foo=1": "--optim_args foo=1 --optim",
+        "--torch_compile_mode x": "--torch_compile_mode x default",
+        f"--per_device_train_batch_size {LARGE}": f"--per_device_train_batch_size {LARGE} 2^63",
+        "--report_to wandb": "--report_to wandb",
+        "--dataloader_persistent_workers True": "--dataloader_persistent_workers --dataloader_num_workers",
+        "--dataloader-prefetch-factor 2": "--dataloader_prefetch_factor --dataloader_num_workers",
+        "--use_liger_kernel True": "--use_liger_kernel",
+        "--config zero.yaml": "UTF-8 NUL",
+        "--config surrogate.yaml": "UTF-8",
+        "--config fifo.txt": "--config fifo.txt pipe",
         "--model_name_or_path ./none": ("--model_name_or_path", "./none", "no such"),
         "--model_name_or_path nobody/nothing": "--model_name_or_path nobody/nothing connect",
         "--model_name_or_path ''": "--model_name_or_path empty",
@@ -409,6 +451,11 @@ CASES = {
         "--file dev.tsv --batch_size 0": "--batch_size 0 1",
         f"--file dev.tsv --batch_size {LARGE}": f"--batch_size {LARGE} 2^63",
         "--file dev.tsv --max_seq_length 999": "--max_seq_length 999 40",
+        "--file fifo.txt": "fifo.txt pipe",
+        "--file dev.tsv --max-seq-length 999": "--max_seq_length 999 40",
+        "--file dev.tsv --model bert_outside": "--model bert_outside ../bert/model.safetensors",
+        "--file dev.tsv --output dev.tsv": "--output dev.tsv",
+        "--file dev.tsv --output out/none.json/x": "--output out/none.json/x",
         "--file dev.tsv --output none/r.json": "--output none/r.json folder",
         "--file dev.tsv --output out": "--output out folder",
         "--file dev.tsv --output /proc/r.json": "--output /proc/r.json",
@@ -455,6 +502,10 @@ CASES = {
         f"--embeddings e.npz --seed {LARGE}": f"--seed {LARGE} 2^63",
         "--embeddings e.npz --divergence chi": "--divergence chi kl",
         "--embeddings e.npz --flow": ("4 pairs", "200"),
+        "--embeddings lies.npz": ("--embeddings lies.npz", "shape"),
+        "--embeddings fifo.txt": "--embeddings fifo.txt pipe",
+        "--embeddings e.npz --output e.npz": "--output e.npz",
+        "--file dev.tsv --output dev.tsv": "--output dev.tsv",
         "--embeddings e.npz --plot out/p.txt": "--plot out/p.txt .png",
         "--embeddings e.npz --plot none/p.png": "--plot none/p.png folder",
         "--embeddings e.npz --output /proc/r.json": "--output /proc/r.json",
@@ -559,6 +610,8 @@ CASES = {
         "empty_folder": "empty_folder directory",
         "empty.json": "empty.json eval/sts.py",
         "object.json": "object.json score",
+        "deep.json": "deep.json eval/sts.py",
+        "fifo.txt": "fifo.txt pipe",
         "numbers.json": "numbers.json eval/sts.py",
         "nothing.json": "nothing.json score",
         "repo/README.md": "repo/README.md eval/sts.py",
@@ -606,13 +659,15 @@ def work(material):
     copy = folder.parent / "copy of material"
     if not copy.exists() or contents(copy) != whole:
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(folder, copy)
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("fifo.txt"))
+        os.mkfifo(copy / "fifo.txt")
     return copy
 
 
 def make_texts(folder):
     (folder / "train.txt").write_text("\n".join(sentences(40)))
     (folder / "single.txt").write_text("a dog\n")
+    os.mkfifo(folder / "fifo.txt")
     rows = [f"{i / 3}\t{a}\t{b}\n" for i, (a, b) in enumerate(zip(sentences(12, 1), sentences(12, 2), strict=True))]
     (folder / "dev.tsv").write_text(HEADER + "".join(rows))
     pairs = {"sentence1": [["a"], ["b"]], "sentence2": ["c", "d"], "score": [1.0, 2.0]}
@@ -635,6 +690,11 @@ def make_models(folder):
         damaged(folder, model, "odd_config", "config.json", json.dumps(config | {"hidden_size": "wide"}).encode())
         damaged(folder, model, "no_weights", "model.safetensors", None)
         damaged(folder, model, "cut_weights", "model.safetensors", weights[:-100])
+        damaged(folder, model, "deep_config", "config.json", b"[" * 100_000)
+        wide = json.dumps(config | {"intermediate_size": 24}).encode()
+        damaged(folder, model, "other_sizes", "config.json", wide)
+        index = {"weight_map": {"weight": f"../{model}/model.safetensors"}}
+        damaged(folder, model, "outside", "model.safetensors.index.json", json.dumps(index).encode())
         damaged(folder, model, "text_weights", "model.safetensors", b"no weights at all, only text")
     tokenizer = json.loads((folder / "bert" / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] |= {"dog": 9999}
@@ -689,6 +749,11 @@ def make_arrays(folder):
     for name, (first, second) in arrays.items():
         np.savez(folder / f"{name}.npz", x=first, y=second)
     np.savez(folder / "other_names.npz", a=x, b=x)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**12, 64)})
+    with zipfile.ZipFile(folder / "lies.npz", "w") as archive:
+        for name in ("x.npy", "y.npy"):
+            archive.writestr(name, header.getvalue() + bytes(64))
     np.save(folder / "one_array.npy", x)
     (folder / "cut.npz").write_bytes((folder / "e.npz").read_bytes()[:-100])
 

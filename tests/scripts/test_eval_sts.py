@@ -291,7 +291,7 @@ def with_other_width(folder: Path) -> None:
         (without_tokenizer, "tokenizer files are missing"),
         (without_weights, "no file named model.safetensors"),
         (with_cut_weights, "Error while deserializing header"),
-        (with_other_width, "ignore_mismatched_sizes"),
+        (with_other_width, "shapes"),
         (with_nan, ", pairs.tsv: 40 of 40 pairs have no cosine: embeddings contain NaN"),
         (with_one_point, ", pairs.tsv: the cosines of all 40 pairs are equal: Spearman and Pearson are undefined"),
     ],
