@@ -19,6 +19,7 @@ from fmicl_text.cli.recipe import (
     check_processes,
     claim_output_dir,
     end_together,
+    input_hashes,
     print_rank0,
     run_training,
     save_run,
@@ -79,7 +80,8 @@ def main() -> None:
         evaluator=STSEvaluator(pairs, progress=args.process_index == 0 and not args.disable_tqdm),
     )
     before = trainer.run_evaluator()
-    trainer.metadata = {"settings": settings, "before": before, "data": data.metadata(), "scored_on": scored}
+    trainer.metadata = {"settings": settings, "inputs": input_hashes(settings), "before": before}
+    trainer.metadata |= {"data": data.metadata(), "scored_on": scored}
     with trainer.hold_output_dir(args.resume_from_checkpoint):
         run_training(trainer)
         after = trainer.run_evaluator()

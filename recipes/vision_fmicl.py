@@ -20,6 +20,7 @@ from fmicl_text.cli.recipe import (
     check_processes,
     claim_output_dir,
     end_together,
+    input_hashes,
     print_rank0,
     run_training,
     save_run,
@@ -100,6 +101,7 @@ def main() -> None:
     metadata = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped)}
     trainer.metadata = {
         "settings": settings,
+        "inputs": input_hashes(settings),
         "before": before,
         "data": metadata,
         "scored_on": scored_on(f"{len(test.labels)} held-out images of {Path(images.source).name}"),

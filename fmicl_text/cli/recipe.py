@@ -15,7 +15,7 @@ from fmicl_text.cli.launcher import launcher_arguments, launcher_processes, resu
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
-from fmicl_text.files import move_files
+from fmicl_text.files import content_hash, move_files
 from fmicl_text.hub.model_card import CARD, write_card, wrote_card
 from fmicl_text.hub.run_record import run_record
 from fmicl_text.training.args import FMICLTrainingArguments
@@ -93,7 +93,17 @@ def is_finished(output_dir: Any, settings: Mapping[str, Any], defaults: Mapping[
         return False
     saved, now = results["settings"], json.loads(json.dumps(dict(settings)))
     known = [name for name in defaults if name not in INCIDENTAL and not name.startswith(INCIDENTAL_PREFIXES)]
-    return all(same_setting(saved.get(name, defaults[name]), now.get(name, defaults[name])) for name in known)
+    same = all(same_setting(saved.get(name, defaults[name]), now.get(name, defaults[name])) for name in known)
+    if not same or not isinstance(recorded := results.get("inputs", {}), dict):
+        return False
+    found = input_hashes(settings)
+    return all(found.get(name, value) == value for name, value in recorded.items())
+
+
+def input_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files of data that settings name, by setting."""
+    files = {name: settings.get(name) for name in ("train_file", "sts_dev_file")}
+    return {name: content_hash(path) for name, path in files.items() if path and os.path.isfile(path)}
 
 
 def same_setting(saved: Any, now: Any) -> bool:

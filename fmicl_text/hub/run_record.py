@@ -36,7 +36,7 @@ def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
 
     Args:
         trainer: A `FMICLTrainer`. Its `metadata` adds facts that the trainer does not know: settings, before (metrics
-            before training), data and scored_on.
+            before training), data, scored_on, and inputs, the hashes of files that the settings name.
         after: Metrics of the encoder in its current state.
     """
     args, state = trainer.args, trainer.state
@@ -66,6 +66,7 @@ def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
         "scored_on": metadata["scored_on"],
         "data": metadata["data"],
         "settings": metadata["settings"],
+        "inputs": metadata.get("inputs", {}),
         "versions": library_versions(),
         "log_history": history,
     }

@@ -15,7 +15,7 @@ from datasets.fingerprint import Hasher
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from fmicl_text.loading import explain_full_cache
+from fmicl_text.loading import explain_full_cache, translate_dataset_errors
 from fmicl_text.text.collator import TextViewCollator, TokenCollator, check_max_seq_length, text_id, tokenizer_state
 from fmicl_text.text.data import TextData
 
@@ -77,16 +77,27 @@ class RepeatedStream(IterableDataset):
     Args:
         stream: The stream.
         content: Identifies its content and order; None if unknown.
+        source: Name of the data in messages.
+
+    Raises:
+        InputError: While it is read, for a row that cannot be read.
     """
 
-    def __init__(self, stream: datasets.IterableDataset, content: str | None = None) -> None:
-        self.stream, self.content = stream, content
+    def __init__(
+        self, stream: datasets.IterableDataset, content: str | None = None, source: str = "train_dataset"
+    ) -> None:
+        self.stream, self.content, self.source = stream, content, source
 
     def fingerprint(self) -> str | None:
         """Identifies the content and order of the rows; None if unknown."""
         return self.content
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        with translate_dataset_errors(lambda error: f"{self.source} cannot be read: {type(error).__name__}: {error}"):
+            yield from self.rows()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows, without translation of errors."""
         for epoch in count():
             self.stream.set_epoch(epoch)
             rows = iter(self.stream)
@@ -106,5 +117,5 @@ def training_rows(
         return tokenize_dataset(data.dataset, tokenizer, data.columns, max_seq_length), TokenCollator(tokenizer)
     rows: Any = data.dataset
     if isinstance(rows, datasets.IterableDataset):
-        rows = RepeatedStream(rows, data.fingerprint)
+        rows = RepeatedStream(rows, data.fingerprint, data.source)
     return rows, TextViewCollator(tokenizer, data.columns, max_seq_length)

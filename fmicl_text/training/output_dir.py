@@ -7,6 +7,7 @@ replaces or deletes only what a run of this package wrote.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +23,14 @@ from transformers import TrainingArguments
 from fmicl_text.errors import InputError
 from fmicl_text.files import WORK_DIR, move_files, read_json
 from fmicl_text.loading import refuse_links
-from fmicl_text.training.checkpoint import checkpoints_in, find_checkpoint, remove_checkpoint, step_of, wrote_checkpoint
+from fmicl_text.training.checkpoint import (
+    UNFINISHED,
+    checkpoints_in,
+    find_checkpoint,
+    remove_checkpoint,
+    step_of,
+    wrote_checkpoint,
+)
 from fmicl_text.training.ranks import on_main_process
 
 RESULTS_FILE, SETTINGS_FILE, CURVE_FILE = "results.json", "settings.yaml", "training_curve.png"
@@ -223,18 +231,21 @@ def unlock_folder(lock: BaseFileLock) -> None:
 
 
 def complete_save(output_dir: Any) -> None:
-    """Complete the final save of a run that was killed while it moved its files into the output folder.
+    """Complete the final save of a run that was killed while it moved its files into the output folder, and delete the
+    other unfinished files of a killed run.
 
     Raises:
         InputError: Another process is training into the folder, or it is not writable.
     """
     folder = resolve_output_dir(output_dir)
-    if not (folder / COMPLETE).is_dir():
+    if not (folder / COMPLETE).is_dir() and not (folder / UNFINISHED).is_dir():
         return
     refuse_links(folder)
     lock = lock_folder(output_dir)
     try:
-        move_files(folder / COMPLETE, folder)
+        if (folder / COMPLETE).is_dir():
+            move_files(folder / COMPLETE, folder)
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     except OSError as error:
         raise InputError(f"output_dir={output_dir} is not writable: {error.strerror}") from error
     finally:

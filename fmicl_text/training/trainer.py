@@ -221,6 +221,11 @@ class FMICLTrainer(Trainer):
             try:
                 with self.graceful_stop.handle_signals():
                     output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+            except InputError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                reason = str(error).strip().splitlines()[-1].partition("InputError: ")[2]  # after its traceback
+                raise InputError(reason) from error
             except UnpicklingError as error:  # a file that matches the manifest but has invalid content
                 raise InputError(f"{checkpoint} cannot be read: a file is corrupted or contains code") from error
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:

@@ -6,7 +6,7 @@ import pytest
 
 from fmicl_text import FMICLTrainingArguments, InputError
 from fmicl_text.cli.parser import default_settings
-from fmicl_text.cli.recipe import check_processes, claim_output_dir, is_finished, run_training, save_run
+from fmicl_text.cli.recipe import check_processes, claim_output_dir, input_hashes, is_finished, run_training, save_run
 from fmicl_text.errors import Interrupted
 from tests.support import SAVING, Signal, make_trainer
 
@@ -107,6 +107,19 @@ def test_a_finished_run_is_known_after_an_upgrade_and_by_another_path(tmp_path, 
         assert is_finished(tmp_path, {"train_file": path, "new_option": 7}, defaults)
     assert not is_finished(tmp_path, {"train_file": "train.txt", "new_option": 8}, defaults)
     assert not is_finished(tmp_path, {"train_file": "other.txt"}, defaults)
+
+
+def test_a_finished_run_of_other_data_is_another_run(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("old")
+    settings = {"train_file": str(path)}
+    (tmp_path / "results.json").write_text(
+        json.dumps({"objective": "fmicl-kl", "settings": settings, "inputs": input_hashes(settings)})
+    )
+    defaults = DEFAULTS | {"train_file": None}
+    assert is_finished(tmp_path, settings, defaults)
+    path.write_text("new")
+    assert not is_finished(tmp_path, settings, defaults)
 
 
 @pytest.mark.parametrize("text", ["[", "[" * 100_000, "5", '{"settings": 5}', '{"settings": [1]}'])

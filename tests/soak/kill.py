@@ -1,6 +1,6 @@
 """Kill training at random times, resume it, and compare it bit for bit with an uninterrupted run.
 
-    python tests/soak/kill.py                    # text, vision: 20 SIGKILLs each; two processes: one rank killed
+    python tests/soak/kill.py                    # text, vision: 20 SIGKILLs each; seven more kinds of runs: 6 each
     python tests/soak/kill.py --kills 5 --only vision
 
 Kills are at random times of a run, including its start; every fourth waits for a save. The exit status is 1 if a
@@ -31,6 +31,7 @@ import torch
 from safetensors.torch import load_file
 
 from fmicl_text.cli.recipe import RESULTS_FILE  # imports the modules of the recipes once, before the forks
+from fmicl_text.quickstart import ENCODER, PAIRS, SENTENCES
 from fmicl_text.training.checkpoint import UNFINISHED, checkpoints_in
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,16 +44,32 @@ RUNS = {
     "text": ("simcse_fmicl.py", f"{SMALL} {TEXT}".split()),
     "vision": ("vision_fmicl.py", f"{SMALL} {IMAGES}".split()),
 }
+SHORT = f"{SMALL} --max_steps 12 --save_steps 2 --eval_steps 2 --per_device_train_batch_size 16 --max_seq_length 16"
+SHORT += f" --model_name_or_path {ENCODER} --pooling mean --gamma 10 --alpha 4096 --sts_dev_file {PAIRS}"
+SENTENCES_FILE = f"--train_file {SENTENCES}"
+MORE = {  # killed fewer times
+    "stream, workers, accumulation": f"{SENTENCES_FILE} --streaming True --dataloader_num_workers 2 "
+    "--gradient_accumulation_steps 2",
+    "mini-batches, length groups": f"{SENTENCES_FILE} --mini_batch_size 4 --train_sampling_strategy group_by_length",
+    "triplets": "--train_file triplets.csv",
+    "early stopping": f"{SENTENCES_FILE} --early_stopping_patience 2 --max_steps 30",
+    "save_strategy best": f"{SENTENCES_FILE} --save_strategy best",
+    "LoRA, head": f"{SENTENCES_FILE} --lora_rank 4 --head simcse",
+}
+RUNS |= {name: ("simcse_fmicl.py", f"{SHORT} {flags}".split()) for name, flags in MORE.items()}
+MOCO_V3 = "--method mocov3 --max_steps 12 --save_steps 2 --eval_strategy no --per_device_train_batch_size 64"
+RUNS["MoCo v3"] = ("vision_fmicl.py", f"{SMALL} {MOCO_V3}".split())
 
 
-def start(recipe: str, flags: list[str], log: Path) -> int:
-    """Fork a process that runs a recipe as a main program; returns its process ID."""
+def start(recipe: str, flags: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Fork a process that runs a recipe as a main program, after `prepare`; returns its process ID."""
     if (child := os.fork()) > 0:
         return child
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
+    prepare()
     sys.argv = [recipe, *flags]
     status = 0
     try:
@@ -166,7 +183,14 @@ def kill_and_resume(name: str, kills: int, seed: int, folder: Path) -> bool:
         + (f"NOT EQUAL: {', '.join(wrong)}" if wrong else "weights, optimizer and log equal"),
         flush=True,
     )
-    return not wrong and in_saves > 0
+    return not wrong and (in_saves > 0 or kills < 20)
+
+
+def write_triplets(path: Path) -> None:
+    """Write 200 triplets of the bundled sentences."""
+    lines = SENTENCES.read_text(encoding="utf-8").splitlines()
+    rows = [", ".join(f'"{lines[(i + k) % 600]}"' for k in (0, 1, 300)).replace('", "', '","') for i in range(200)]
+    path.write_text("\n".join(["sent0,sent1,hard_neg", *rows]), encoding="utf-8")
 
 
 def launch(folder: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -205,7 +229,7 @@ def kill_one_rank(folder: Path) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, help="default: 20, and 6 for the shorter runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=[*RUNS, "ranks"])
     args = parser.parse_args()
@@ -214,10 +238,11 @@ def main() -> int:
     for name in [*RUNS, "ranks"]:
         if args.only in (None, name):
             with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder)
-                good.append(
-                    kill_one_rank(path) if name == "ranks" else kill_and_resume(name, args.kills, args.seed, path)
-                )
+                path, kills = Path(folder), args.kills or (20 if name in ("text", "vision") else 6)
+                os.chdir(path)
+                write_triplets(path / "triplets.csv")
+                good.append(kill_one_rank(path) if name == "ranks" else kill_and_resume(name, kills, args.seed, path))
+                os.chdir(ROOT)
     return 0 if all(good) else 1
 
 

@@ -5,7 +5,9 @@ import warnings
 import pytest
 from datasets import Dataset
 
-from fmicl_text.text.tokenization import RepeatedStream
+from fmicl_text import FMICLTrainer, InputError, TextContrastiveModel, build_text_encoder
+from fmicl_text.text.data import load_training_text
+from fmicl_text.text.tokenization import RepeatedStream, training_rows
 from tests.support import SAVING, make_trainer, sentences
 
 
@@ -31,3 +33,20 @@ def test_the_workers_of_one_shard_or_of_a_table_do_not_matter(bert_folder, tmp_p
         trainer_of_shards(bert_folder, tmp_path / "stream", 1, workers=2).checkpointer.choose("auto")
         settings = SAVING | {"max_steps": 4, "dataloader_num_workers": 2}
         make_trainer(bert_folder, tmp_path / "table", **settings).checkpointer.choose("auto")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_row_of_a_stream_that_cannot_be_read_is_one_line(bert_folder, tmp_path, workers):
+    """In the second block that the loader reads, so that the start is valid."""
+    line = '{"text": "a dog"}\n'
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(f'{{"text": "a {i}"}}\n' for i in range(2**20 // len(line) * 12)) + "{oops}\n")
+    data = load_training_text(str(path), streaming=True)
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    rows, collator = training_rows(data, encoder.tokenizer, 8, tokenize_once=False)
+    rows.stream = rows.stream.skip(2**20 // len(line) * 12 - 40)
+    args = make_trainer(bert_folder, tmp_path / "out", max_steps=20, dataloader_num_workers=workers).args
+    trainer = FMICLTrainer(TextContrastiveModel(encoder), args, train_dataset=rows, data_collator=collator)
+    with pytest.raises(InputError, match=r"^\S*train\.jsonl cannot be read: ") as error:
+        trainer.train()
+    assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
