@@ -24,6 +24,8 @@ test-fast: .venv/ready
 soak: .venv/ready
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[soak]'
 	$(OFFLINE) $(BIN)/python tests/soak/kill.py
+	$(OFFLINE) $(BIN)/python tests/soak/kill_files.py
+	$(OFFLINE) $(BIN)/python tests/soak/fuzz_flags.py
 	$(OFFLINE) $(BIN)/python tests/soak/memory.py
 	$(OFFLINE) $(BIN)/python tests/soak/files.py
 	$(OFFLINE) $(BIN)/python tests/soak/fuzz_readers.py --seconds 300

@@ -58,11 +58,13 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: nested too deeply") from error
 
 
-def content_hash(path: str | Path) -> str:
-    """A hash of the content of a file, or of the names and contents of all files below a folder."""
-    digest, path = xxhash.xxh3_128(), Path(path)
-    for file in sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]:
-        digest.update(os.fsencode(f"{file.relative_to(path)}\0{file.stat().st_size}\0"))
+def content_hash(*files: str | Path, root: str | None = None) -> str:
+    """A hash of the contents of files, in this order, and of their paths relative to `root`; without it, only of their
+    suffixes."""
+    digest = xxhash.xxh3_128()
+    for file in files:
+        name = Path(file).suffix if root is None else os.path.relpath(file, root)
+        digest.update(os.fsencode(f"{name}\0{os.path.getsize(file)}\0"))
         with open(file, "rb") as content:
             while block := content.read(2**20):
                 digest.update(block)

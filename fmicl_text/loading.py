@@ -166,19 +166,35 @@ def translate_dataset_errors(explain: Callable[[BaseException], str]) -> Iterato
         datasets.utils.logging.set_verbosity(verbosity)
 
 
-def cache_of(path: str | Path) -> str:
-    """The cache folder of `datasets` for the content of a local file or folder. By default, the cache is keyed by path
-    and modification time, which `cp -p`, rsync and tar preserve."""
-    return os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content", content_hash(path))
+def cache_of(*files: str, root: str | None = None) -> str:
+    """The cache folder of `datasets` for the content of local files. By default, the cache is keyed by path and
+    modification time, which `cp -p`, rsync and tar preserve."""
+    return os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content", content_hash(*files, root=root))
 
 
 def stream_fingerprint(name: str, config: str | None) -> str | None:
-    """The content of a streamed dataset: a hash of a local folder, or the commits on the Hub; None if unknown."""
+    """The content of a streamed dataset: a hash of the files of a local folder, or the commits on the Hub; None if
+    unknown."""
     if os.path.isdir(name):
-        return content_hash(name)
+        return content_hash(*local_files(name, config), root=name)
     files: Any = datasets.load_dataset_builder(name, config).config.data_files
     commits = [list(found) for one in (files or {}).values() for found in one.origin_metadata]
     return json.dumps(commits) if commits else None
+
+
+def local_files(name: str, config: str | None) -> list[str]:
+    """The data files of a dataset in a local folder.
+
+    Raises:
+        InputError: Its README references files outside the folder.
+    """
+    inside = os.path.realpath(name) + os.sep
+    data_files: Any = datasets.load_dataset_builder(name, config).config.data_files
+    files = [file for file in chain.from_iterable((data_files or {}).values()) if "://" not in file]
+    for file in files:
+        if not os.path.realpath(file).startswith(inside):
+            raise InputError(f"dataset_name={name} references {file}, which is outside the folder and is not read")
+    return sorted(files)
 
 
 def load_named_dataset(name: str, config: str | None, split: str, streaming: bool = False) -> Any:
@@ -187,14 +203,8 @@ def load_named_dataset(name: str, config: str | None, split: str, streaming: boo
     Raises:
         InputError: The README of a local folder references files outside the folder.
     """
-    cache_dir = None
-    if os.path.isdir(name):
-        cache_dir = None if streaming else cache_of(name)
-        inside = os.path.realpath(name) + os.sep
-        data_files: Any = datasets.load_dataset_builder(name, config).config.data_files
-        for file in chain.from_iterable((data_files or {}).values()):
-            if "://" not in file and not os.path.realpath(file).startswith(inside):
-                raise InputError(f"dataset_name={name} references {file}, which is outside the folder and is not read")
+    files = local_files(name, config) if os.path.isdir(name) else []
+    cache_dir = cache_of(*files, root=name) if files and not streaming else None
     return datasets.load_dataset(name, config, split=split, streaming=streaming, cache_dir=cache_dir)
 
 

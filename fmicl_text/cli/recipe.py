@@ -75,12 +75,20 @@ def claim_output_dir(args: FMICLTrainingArguments, settings: Mapping[str, Any], 
     """
 
     def check() -> bool:
+        for name in ("train_file", "dataset_name"):
+            check_outside(args.output_dir, f"{name}={settings.get(name)}", settings.get(name))
         complete_save(args.output_dir)
         finished = bool(args.resume_from_checkpoint) and is_finished(args.output_dir, settings, defaults)
         check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, finished)
         return finished
 
     return on_main_process(check)
+
+
+def check_outside(output_dir: Any, source: str, data: Any) -> None:
+    """Raise `InputError` if the output folder is in a folder of training data, which would read it as data."""
+    if data and os.path.isdir(data) and resolve_output_dir(output_dir).is_relative_to(Path(data).resolve()):
+        raise InputError(f"output_dir={output_dir} is in the folder of {source}, and would be read as data")
 
 
 def is_finished(output_dir: Any, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
@@ -165,7 +173,7 @@ def write_record(trainer: FMICLTrainer, after: Mapping[str, float], files: Path)
         run["log_history"], files / CURVE_FILE, f"{trainer.loss.objective_name}, seed {args.seed}", score
     )
     if not (folder / CARD).exists() or wrote_card(folder / CARD):
-        write_card(run, files, trainer.hub_model_id or folder.name)
+        write_card(run, files, trainer.hub_model_id or folder.resolve().name)
     write_json(files / RESULTS_FILE, run)
     shutil.rmtree(folder / COMPLETE, ignore_errors=True)
     files.rename(folder / COMPLETE)

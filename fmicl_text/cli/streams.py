@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 ENDS = (signal.SIGHUP, signal.SIGPIPE)
+# Control characters. Progress bars move the cursor up, and libraries color their messages.
+CONTROL = re.compile(r"(?P<shown>[\t\n\r]|\x1b\[(?:[0-9;]*m|A))|[\x00-\x1f\x7f-\x9f]")
 
 
 class Stopped(Exception):
@@ -41,13 +44,14 @@ class Output:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """As of the stream."""
+        """As of the stream. Control characters, which files of others may contain, are written as escapes."""
+        shown = CONTROL.sub(lambda match: match["shown"] or match[0].encode("unicode_escape").decode(), text)
         with self.discard_if_closed():
             try:
-                self.stream.write(text)
+                self.stream.write(shown)
             except UnicodeEncodeError:  # a file name that is not UTF-8, or a terminal that is not
                 encoding = self.stream.encoding or "ascii"
-                self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+                self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:

@@ -31,6 +31,12 @@ def test_any_text_can_be_printed(tmp_path, encoding):
     assert (tmp_path / "out").read_text(encoding=encoding) == expected
 
 
+def test_control_characters_in_output_are_escaped(capsys):
+    with cli_errors("program"):
+        print("\x1b[2Ja\x1b]0;title\x07b\tc\r\x9b1J\x1b[1;31mred\x1b[A")
+    assert capsys.readouterr().out == "\\x1b[2Ja\\x1b]0;title\\x07b\tc\r\\x9b1J\x1b[1;31mred\x1b[A\n"
+
+
 def test_the_command_to_retry_a_push_is_quoted(tmp_path):
     folder = tmp_path / "my run; rm -rf x"
     words = shlex.split(retry_command(folder, "a/b", private=True, revision="$(id)"))

@@ -96,6 +96,7 @@ FILES = {
     "low.tsv": HEADER + "1\ta\tb\n2\tc\td\n",
     "semicolon.csv": "id;text\n1;a dog\n2;the cat\n" + "3;a b\n" * 9,
     "pipe.tsv": "id|text\n1|a dog\n2|the cat\n" + "3|a b\n" * 9,
+    "texts/train.csv": "text\na dog\nthe cat\n",
     "commas.tsv": "id,text\n1,a dog\n2,the cat\n" + "3,a b\n" * 9,
     "zero.yaml": 'train_file: "a\\0b.txt"\n',
     "surrogate.yaml": 'train_file: "a\\ud800b.txt"\n',
@@ -311,6 +312,7 @@ CASES = {
         "--torch_compile_backend nosuch": "--torch_compile_backend nosuch inductor",
         # output
         "--output_dir ''": "--output_dir empty",
+        "--dataset_name texts --output_dir texts/out": "--output_dir texts/out --dataset_name texts",
         "--output_dir few.txt": "--output_dir few.txt",
         "--output_dir few.txt/new": "--output_dir few.txt/new",
         "--output_dir /proc --overwrite_output_dir False": "--output_dir /proc",

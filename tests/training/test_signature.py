@@ -91,6 +91,15 @@ def test_the_cache_of_a_dataset_folder_is_keyed_by_content(tmp_path):
     assert load_training_text(dataset_name=str(tmp_path / "data")).dataset[0]["text"] == "a cat"
 
 
+def test_a_row_that_moves_to_another_file_is_seen(tmp_path):
+    """As an image does that is moved to the folder of another class."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"text\n{name}\n")
+    first = load_training_text(dataset_name=str(tmp_path)).dataset["text"][:]
+    (tmp_path / "a.csv").rename(tmp_path / "c.csv")
+    assert first == ["a", "b"] and load_training_text(dataset_name=str(tmp_path)).dataset["text"][:] == ["b", "a"]
+
+
 def test_a_cached_file_is_found_again(tmp_path, train_file):
     first = load_training_text(str(train_file)).dataset
     again = load_training_text(str(train_file)).dataset
