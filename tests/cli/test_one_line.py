@@ -33,7 +33,7 @@ def test_any_text_can_be_printed(tmp_path, encoding):
 
 def test_control_characters_in_output_are_escaped(capsys):
     with cli_errors("program"):
-        print("\x1b[2Ja\x1b]0;title\x07b\tc\r\x9b1J\x1b[1;31mred\x1b[A")
+        sys.stdout.write("\x1b[2Ja\x1b]0;title\x07b\tc\r\x9b1J\x1b[1;31mred\x1b[A\n")
     assert capsys.readouterr().out == "\\x1b[2Ja\\x1b]0;title\\x07b\tc\r\\x9b1J\x1b[1;31mred\x1b[A\n"
 
 
