@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from fmicl_text.errors import InputError
 from fmicl_text.loading import loading_error_message
 
 TRAINING_FILE = "training_only.safetensors"  # in a checkpoint: weights that are not part of the encoder
+
+
+# Entries of a model's config that do not affect its output.
+NOT_COMPARED = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
 class ContrastiveModel(nn.Module):
@@ -70,8 +76,10 @@ class ContrastiveModel(nn.Module):
 
     def describe_training(self) -> dict[str, Any]:
         """Settings of the model that affect training and are not stored in the weights of a checkpoint."""
-        dropout = {name: value for name, value in self.backbone.config.to_dict().items() if "drop" in name}
-        return dropout | self.describe()
+        config = {name: value for name, value in self.backbone.config.to_dict().items() if name not in NOT_COMPARED}
+        dropout = {name: value for name, value in config.items() if "drop" in name}
+        others = json.dumps({name: value for name, value in config.items() if name not in dropout}, default=str)
+        return dropout | self.describe() | {"config": hashlib.sha256(others.encode()).hexdigest()[:16]}
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
         """Write the encoder to a folder, with the weights in `state`, a state dict of this module."""
@@ -123,7 +131,12 @@ class ContrastiveModel(nn.Module):
         own = self.state_dict()
         state: dict[str, Tensor] = {}
         if self.loads_exported:
-            state = {f"encoder.{name}": weight for name, weight in self.open_encoder(folder).state_dict().items()}
+            try:
+                encoder = self.open_encoder(folder)
+            except InputError as error:
+                reason = str(error).removeprefix(f"model_name_or_path={folder}: ")
+                raise InputError(f"resume_from_checkpoint={folder}: {reason}") from error
+            state = {f"encoder.{name}": weight for name, weight in encoder.state_dict().items()}
         else:
             own = {name: weight for name, weight in own.items() if not self.is_exported(name)}
         if (file := Path(folder) / TRAINING_FILE).is_file():

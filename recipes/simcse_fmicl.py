@@ -19,6 +19,7 @@ from fmicl_text.cli.recipe import (
     check_processes,
     claim_output_dir,
     end_together,
+    finished_message,
     input_hashes,
     print_rank0,
     run_training,
@@ -40,7 +41,7 @@ def main() -> None:
     check_processes(args)
     settings = resolved_settings(model_args, data_args, args)
     if claim_output_dir(args, settings, default_settings(model_args, data_args, args)):
-        print_rank0(args, f"{args.output_dir} already contains this finished run; nothing to do")
+        print_rank0(args, finished_message(args))
         return
 
     set_seed(args.seed)

@@ -6,6 +6,7 @@ import argparse
 import math
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fmicl_text.errors import InputError
@@ -62,7 +63,7 @@ def check_output(flag: str, path: Path | None, *data: str | Path | None) -> None
     if path is None:
         return
     check_writable(flag, path)
-    if path.is_file() and (is_among(path, data) or is_other_json(path)):
+    if path.is_file() and (is_among(path, data) or is_other_json(path) or is_of_a_model(path)):
         raise InputError(f"{flag} {path}: the file exists and was not written by an evaluation; choose another name")
 
 
@@ -101,6 +102,17 @@ def check_writable(flag: str, path: Path) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()  # permission bits do not cover root and read-only file systems
     except OSError as error:
         raise InputError(f"{flag} {path}: not writable ({error.strerror})") from error
+
+
+def is_of_a_model(path: Path) -> bool:
+    """Whether a file is in the folder of a model and is not a list of scores."""
+    folder = path.resolve().parent
+    if not any((folder / name).is_file() for name in ("config.json", "modules.json")):
+        return False
+    with suppress(ValueError):
+        content = read_json(path)
+        return not (isinstance(content, list) and all("metrics" in one or "missing" in one for one in content))
+    return path.stat().st_size > 0
 
 
 def is_other_json(path: Path) -> bool:

@@ -21,6 +21,8 @@ from accelerate.commands.launch import launch_command_parser
 
 from fmicl_text.cli.main import LAUNCH
 
+SHELLS = ("sh", "bash", "dash", "zsh", "fish", "csh", "tcsh", "ksh")
+
 
 def launcher_arguments(parents: Sequence[psutil.Process]) -> list[str] | None:
     """The arguments of `accelerate launch`, in this process or in the command of a parent process; None without it."""
@@ -57,30 +59,40 @@ def launcher_processes(arguments: list[str] | None) -> int:
     return 1
 
 
-def resume_command(checkpoint: str) -> str:
-    """The command that started this run, with --resume_from_checkpoint set to a checkpoint or to `auto`."""
+def resume_command(checkpoint: str, overwrite: bool = False) -> str:
+    """The command that started this run, with --resume_from_checkpoint set to a checkpoint or to `auto`.
+
+    Args:
+        checkpoint: The checkpoint, or `auto`.
+        overwrite: Whether overwrite_output_dir was set, which may be in the file of --config.
+    """
     if LAUNCH in os.environ:
         program, *rest = json.loads(os.environ[LAUNCH])["command"]
         words = [executable(program), *rest]
     else:
         words = launched_command(psutil.Process().parents()) or [executable("python"), *sys.argv]
     words = without(words, "--overwrite_output_dir", "--resume_from_checkpoint")
+    if overwrite and any(word.partition("=")[0] == "--config" for word in words):
+        words += ["--overwrite_output_dir", "False"]
     return shlex.join([*words, "--resume_from_checkpoint", checkpoint])
 
 
 def launched_command(parents: Sequence[psutil.Process]) -> list[str] | None:
     """The command of `accelerate launch` or `torchrun` that started this script; None without one. A launcher of
     another script, which started this one by itself, does not count."""
+    last = None
     for parent in parents:
         with contextlib.suppress(psutil.Error):
             command = parent.cmdline()
+            if command and Path(command[0]).name not in SHELLS and any(runs_this_script(word) for word in command[1:]):
+                last = command  # mpirun, deepspeed, srun, torch.distributed.launch, timeout, ...
             for program, arguments in (
                 ([executable("accelerate"), "launch"], launch_arguments(command)),
                 ([executable("torchrun")], torchrun_arguments(command)),
             ):
                 if arguments is not None and any(runs_this_script(word) for word in arguments):
                     return [*program, *arguments]
-    return None
+    return last
 
 
 def torchrun_arguments(command: list[str]) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -35,10 +36,17 @@ from fmicl_text.training.ranks import on_main_process
 from fmicl_text.training.trainer import FMICLTrainer
 
 # Settings that do not affect the result of a run, and beginnings of their names.
-INCIDENTAL = ("output_dir", "block_size", "activation_checkpointing", "save_total_limit", "save_only_model")
+INCIDENTAL = ("output_dir", "block_size", "activation_checkpointing", "tokenize_once", "check_disk_space", "local_rank")
 INCIDENTAL_PREFIXES = (
     *("logging_", "log_", "hub_", "push_to_hub", "report_to", "run_name", "disable_tqdm", "project", "trackio_"),
-    *("dataloader_", "resume_", "overwrite_output_dir", "skip_memory_metrics", "include_num_input_tokens_seen"),
+    *("dataloader_", "resume_", "overwrite_output_dir", "skip_memory_metrics", "include_", "save_", "ddp_", "do_"),
+    *(
+        "per_device_eval_batch_size",
+        "eval_accumulation_steps",
+        "eval_do_concat",
+        "prediction_loss",
+        "torch_empty_cache",
+    ),
 )
 
 
@@ -78,7 +86,8 @@ def claim_output_dir(args: FMICLTrainingArguments, settings: Mapping[str, Any], 
         for name in ("train_file", "dataset_name"):
             check_outside(args.output_dir, f"{name}={settings.get(name)}", settings.get(name))
         complete_save(args.output_dir)
-        finished = bool(args.resume_from_checkpoint) and is_finished(args.output_dir, settings, defaults)
+        finished = bool(args.resume_from_checkpoint)
+        finished = finished and is_finished(args.output_dir, settings, defaults, args.world_size)
         check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, finished)
         return finished
 
@@ -91,7 +100,9 @@ def check_outside(output_dir: Any, source: str, data: Any) -> None:
         raise InputError(f"output_dir={output_dir} is in the folder of {source}, and would be read as data")
 
 
-def is_finished(output_dir: Any, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+def is_finished(
+    output_dir: Any, settings: Mapping[str, Any], defaults: Mapping[str, Any], processes: int | None = None
+) -> bool:
     """Whether the results in an output folder are those of a run with these settings."""
     try:
         results = read_results(resolve_output_dir(output_dir))
@@ -102,6 +113,7 @@ def is_finished(output_dir: Any, settings: Mapping[str, Any], defaults: Mapping[
     saved, now = results["settings"], json.loads(json.dumps(dict(settings)))
     known = [name for name in defaults if name not in INCIDENTAL and not name.startswith(INCIDENTAL_PREFIXES)]
     same = all(same_setting(saved.get(name, defaults[name]), now.get(name, defaults[name])) for name in known)
+    same = same and processes in (None, results.get("processes", processes))
     if not same or not isinstance(recorded := results.get("inputs", {}), dict):
         return False
     found = input_hashes(settings)
@@ -109,9 +121,20 @@ def is_finished(output_dir: Any, settings: Mapping[str, Any], defaults: Mapping[
 
 
 def input_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files of data that settings name, by setting."""
-    files = {name: settings.get(name) for name in ("train_file", "sts_dev_file")}
-    return {name: content_hash(path) for name, path in files.items() if path and os.path.isfile(path)}
+    """Hashes of the files and folders that settings name, by setting. Of folders above 1 GiB, only the names, sizes and
+    times of the files count."""
+    found = {}
+    for name in ("train_file", "sts_dev_file", "dataset_name", "model_name_or_path"):
+        path = settings.get(name)
+        if path and os.path.isfile(path):
+            found[name] = content_hash(path)
+        elif path and os.path.isdir(path):
+            files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+            status = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            small = sum(size for _, size, _ in status) < 2**30
+            content = content_hash(*files, root=str(path)) if small else str(status)
+            found[name] = hashlib.sha256(content.encode()).hexdigest()
+    return found
 
 
 def same_setting(saved: Any, now: Any) -> bool:
@@ -134,7 +157,8 @@ def run_training(trainer: FMICLTrainer) -> None:
         if trainer.args.save_only_model:  # such a checkpoint cannot be resumed from
             raise
         latest = stop.checkpoint == checkpoints_in(stop.checkpoint.parent)[-1]
-        message = f"{stop}. To resume: {resume_command('auto' if latest else str(stop.checkpoint))}"
+        command = resume_command("auto" if latest else str(stop.checkpoint), trainer.args.overwrite_output_dir)
+        message = f"{stop}. To resume: {command}"
         raise Interrupted(message, stop.signal_number, stop.checkpoint) from stop
 
 
@@ -174,11 +198,18 @@ def write_record(trainer: FMICLTrainer, after: Mapping[str, float], files: Path)
     )
     if not (folder / CARD).exists() or wrote_card(folder / CARD):
         write_card(run, files, trainer.hub_model_id or folder.resolve().name)
-    write_json(files / RESULTS_FILE, run)
+    card = {"card": content_hash(files / CARD)} if (files / CARD).is_file() else {}
+    write_json(files / RESULTS_FILE, run | card)
     shutil.rmtree(folder / COMPLETE, ignore_errors=True)
     files.rename(folder / COMPLETE)
     move_files(folder / COMPLETE, folder)
     shutil.rmtree(folder / UNFINISHED)
+
+
+def finished_message(args: FMICLTrainingArguments) -> str:
+    """What is printed if there is nothing to train."""
+    push = f"; to upload it: fmicl-text push {args.output_dir} {args.hub_model_id or 'you/name'}"
+    return f"{args.output_dir} already contains this finished run; nothing to do{push if args.push_to_hub else ''}"
 
 
 def print_rank0(args: FMICLTrainingArguments, message: str) -> None:

@@ -17,8 +17,8 @@ ENDS = (signal.SIGHUP, signal.SIGPIPE)
 CONTROL = re.compile(r"(?P<shown>[\t\n\r]|\x1b\[(?:[0-9;]*m|A))|[\x00-\x1f\x7f-\x9f]")
 
 
-class Stopped(Exception):
-    """A signal ended the program outside of training.
+class Stopped(BaseException):
+    """A signal ended the program outside of training. Not an Exception, which the loaders translate.
 
     Args:
         number: Number of the signal.
@@ -65,7 +65,7 @@ class Output:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
+            if error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT):
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,17 @@ LABELS = {  # title and explanation of panels
     "uniformity": ("Uniformity of training batches", "log mean Gaussian potential, lower: embeddings more spread out"),
 }
 MIN_SMOOTHED = 6  # logged values; fewer are not smoothed
+
+
+def save_figure(figure: Figure, path: str | Path, **options: Any) -> None:
+    """Write a figure to a file, which keeps its old content if the disk is full."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+    try:
+        figure.savefig(temporary, **options)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def plot_training_curve(
@@ -60,7 +72,7 @@ def plot_training_curve(
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axis.set_xlim(*step_range(panels))
     figure.suptitle(title)
-    figure.savefig(path, dpi=100, metadata={"Software": "fmicl_text"})
+    save_figure(figure, path, dpi=100, metadata={"Software": "fmicl_text"})
 
 
 def is_metric(key: str) -> bool:
@@ -151,7 +163,7 @@ def plot_scores(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     axis.set_ylabel("Spearman x 100, or the metric in parentheses" if named else "Spearman x 100")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(handles=handles, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def cell_numbers(cell: str) -> tuple[float, float]:
@@ -204,7 +216,7 @@ def plot_geometry(
         axis.legend(fontsize="small")
     figure.legend(handles=encoders, loc="outside lower center", ncols=min(len(views), 8))
     figure.suptitle(title)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def plot_linear_fit(axis: Axes, fit: Mapping[str, Any], color: str, name: str) -> None:
@@ -246,4 +258,4 @@ def plot_scaling(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str
         title_panel(axis, name, explanation)
     figure.axes[0].legend(fontsize="small")
     figure.suptitle(title)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)

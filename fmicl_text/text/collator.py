@@ -46,7 +46,7 @@ class TextViewCollator:
     def describe(self) -> dict[str, Any]:
         """Settings that affect the batches, which are compared when a run is resumed."""
         settings = {"columns": list(self.columns), "max_seq_length": self.max_seq_length}
-        return settings | {"tokenizer": Hasher.hash(tokenizer_state(self.tokenizer))}
+        return settings | describe_padding(self.tokenizer) | {"tokenizer": Hasher.hash(tokenizer_state(self.tokenizer))}
 
     def __call__(self, rows: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
         texts = [[row[column] for column in self.columns] for row in rows]
@@ -69,6 +69,10 @@ class TokenCollator:
     """
 
     tokenizer: PreTrainedTokenizerBase
+
+    def describe(self) -> dict[str, Any]:
+        """Settings that affect the batches, which are compared when a run is resumed. The rows contain the others."""
+        return describe_padding(self.tokenizer)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         names = [name for name in rows[0] if name not in ("text_ids", "length")]
@@ -106,6 +110,11 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
         rules = tokenizer.get_vocab(), tokenizer.init_kwargs
     options = tokenizer.model_input_names, tokenizer.truncation_side, tokenizer.split_special_tokens
     return [type(tokenizer).__qualname__, *options, rules]
+
+
+def describe_padding(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """How a tokenizer pads."""
+    return {"padding_side": tokenizer.padding_side, "pad_token_id": tokenizer.pad_token_id}
 
 
 def text_id(text: str) -> int:

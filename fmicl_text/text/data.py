@@ -144,7 +144,11 @@ def load_training_text(
         usable = usable if max_train_samples is None else usable.take(max_train_samples)
         usable = usable if shuffle_seed is None else usable.shuffle(seed=shuffle_seed, buffer_size=_STREAM_BUFFER)
         content = content_hash(train_file) if train_file else stream_fingerprint(str(dataset_name), dataset_config)
-        rows = None if content is None else f"{content} {dataset_split} {columns} {max_train_samples} {shuffle_seed}"
+        rows = (
+            None
+            if content is None
+            else f"{content} {dataset_config} {dataset_split} {columns} {max_train_samples} {shuffle_seed}"
+        )
         return TextData(usable, columns, None, None, source, rows)
     num_skipped = len(raw) - len(usable)
     if max_train_samples is not None:

@@ -39,6 +39,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("in [0, 1)", lambda n: 0 <= n < 1, ("adam_beta1", "adam_beta2")),
     ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, ("seed", "data_seed")),
 )
+CHECKPOINTING_OPTIONS = {"use_reentrant", "preserve_rng_state", "determinism_check", "context_fn", "debug"}
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FIXED_ARGUMENTS = {
     "auto_find_batch_size": False,  # the batch size changes the objective; mini_batch_size saves memory instead
@@ -195,6 +196,8 @@ class FMICLTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name, None) and not self.dataloader_num_workers:
                 raise ValueError(f"{name}={getattr(self, name)} needs dataloader_num_workers above 0")
+        if unknown := set(self.gradient_checkpointing_kwargs or {}) - CHECKPOINTING_OPTIONS:
+            raise ValueError(f"gradient_checkpointing_kwargs does not accept {sorted(unknown)[0]!r}")
         if self.use_liger_kernel and not is_liger_kernel_available():
             raise ValueError("use_liger_kernel=True requires liger-kernel: pip install liger-kernel")
         if self.fsdp and self.world_size == 1:

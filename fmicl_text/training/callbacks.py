@@ -91,8 +91,29 @@ class ResumeCallback(TrainerCallback):
         for callback in self.trainer.callback_handler.callbacks:
             vars(callback).update(settings.get(type(callback).__name__, {}))
         state.compute_steps(args, state.max_steps)
+        if checkpointer.changes:
+            apply_optimizer_settings(self.trainer, kwargs["optimizer"], kwargs["lr_scheduler"])
         args.eval_on_start = args.eval_on_start and state.global_step == 0
         checkpointer.locate_best()
+
+
+def apply_optimizer_settings(trainer: FMICLTrainer, optimizer: Any, scheduler: Any) -> None:
+    """Set the options of an optimizer whose state, and with it their old values, was loaded from a checkpoint."""
+    args, saved = trainer.args, trainer.checkpointer.saved
+    given: Any = trainer.optimizer_cls_and_kwargs
+    kwargs = (given or trainer.get_optimizer_cls_and_kwargs(args, trainer.model))[1]  # type: ignore[arg-type]
+    old, new = float(saved.get("learning_rate", args.learning_rate)), float(args.learning_rate)
+    for i, group in enumerate(optimizer.param_groups):
+        group.update({name: value for name, value in kwargs.items() if name in group and name not in ("lr", "params")})
+        if i == 0 or group.get("weight_decay"):  # biases and norms are in groups without
+            group["weight_decay"] = args.weight_decay
+        for name in ("lr", "initial_lr"):
+            if name in group and old:
+                group[name] = group[name] * new / old
+    inner = getattr(scheduler, "scheduler", scheduler)
+    for name in ("base_lrs", "_last_lr"):
+        if old and getattr(inner, name, None):
+            setattr(inner, name, [rate * new / old for rate in getattr(inner, name)])
 
 
 class FiniteCheckCallback(TrainerCallback):

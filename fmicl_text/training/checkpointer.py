@@ -32,6 +32,7 @@ from fmicl_text.training.checkpoint import (
     stopped_early,
     validate_checkpoint,
     write_manifest,
+    wrote_checkpoint,
 )
 from fmicl_text.training.ranks import on_main_process, run_on_all_ranks
 
@@ -48,6 +49,7 @@ RESUME_KEYS = (  # arguments that affect the final weights
     *("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end", "metric_for_best_model"),
     "greater_is_better",
 )
+ACCELERATOR_KEYS = ("split_batches", "even_batches", "use_seedable_sampler")
 # Entries of the resume signature that may differ when a finished run is started again.
 VERSIONS = ("torch", "transformers", "fmicl_text")
 INCIDENTAL_KEYS = ("threads", "dataloader_num_workers", "callbacks", *VERSIONS)
@@ -76,6 +78,7 @@ class Checkpointer:
         self.trainer = trainer
         self.resumed_from: Path | None = None
         self.run: dict[str, Any] = {}  # the resume signature
+        self.saved: dict[str, Any] = {}  # the signature of the checkpoint
         self.changes: dict[str, str] = {}  # entries that differ from the checkpoint's signature, as text
 
     @property
@@ -148,6 +151,8 @@ class Checkpointer:
         trainer, args, rows = self.trainer, self.trainer.args, self.trainer.train_dataset
         run: dict[str, Any] = {name: getattr(args, name, None) for name in (*RESUME_KEYS, *HARMLESS_KEYS)}
         run |= {"objective_name": trainer.loss.objective_name} | trainer.loss.hyperparameters
+        accelerator: Any = args.accelerator_config
+        run |= {name: getattr(accelerator, name) for name in ACCELERATOR_KEYS}
         run |= {"processes": args.world_size, "precision": trainer.accelerator.mixed_precision}
         run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
         run |= {"dataloader_num_workers": args.dataloader_num_workers} if has_several_shards(rows) else {}
@@ -175,9 +180,16 @@ class Checkpointer:
         """
         if saved.get("save_only_model"):
             raise InputError(f"{checkpoint} contains the model only (save_only_model=True) and cannot be resumed from")
+        self.saved = saved
         now = self.run | {"save_only_model": False}  # does not affect the weights
         differing = [name for name, value in now.items() if saved.get(name, value) != value]
         self.changes = changes = {name: f"{name} {saved[name]} -> {self.run[name]}" for name in differing}
+        is_plateau = "reduce_lr_on_plateau" in changes.get("lr_scheduler_type", "")
+        if other := changes.get("optim") or (changes["lr_scheduler_type"] if is_plateau else None):
+            raise InputError(
+                f"{checkpoint} contains the state of another optimizer or schedule: {other}; resume with the original "
+                "one, or start a new run from its weights"
+            )
         strict = [changes[name] for name in RESUME_KEYS_STRICT if name in changes]
         if strict and not self.trainer.args.resume_changed:
             raise InputError(
@@ -233,8 +245,8 @@ class Checkpointer:
         """Write everything but the manifest into a temporary folder; `place` is where the checkpoint will be."""
         trainer, args, state = self.trainer, self.trainer.args, self.trainer.state
         trainer.write_encoder(folder, training_only=True)
-        best = self.folder(state.best_global_step or -1)
-        if best == place or best.is_dir():
+        best, known = self.folder(state.best_global_step or -1), state.best_model_checkpoint
+        if best == place or (best.is_dir() and (known is None or not Path(known).is_dir())):
             state.best_model_checkpoint = str(best)
         if not args.save_only_model:
             trainer._save_optimizer_and_scheduler(str(folder))
@@ -263,7 +275,8 @@ class Checkpointer:
         move_into_place(folder, place)
         limit = args.save_total_limit or sys.maxsize
         best = Path(str(self.trainer.state.best_model_checkpoint))
-        now, found = self.trainer.state.global_step, checkpoints_in(place.parent)
+        now = self.trainer.state.global_step
+        found = [path for path in checkpoints_in(place.parent) if wrote_checkpoint(path)]
         older = [path for path in found if step_of(path) < now]
         others = [path for path in older if path != best]
         kept = max(0, limit - 1 - (len(older) - len(others)))

@@ -21,7 +21,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 from transformers import TrainingArguments
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import WORK_DIR, move_files, read_json
+from fmicl_text.files import WORK_DIR, content_hash, move_files, read_json
+from fmicl_text.hub.model_card import CARD, wrote_card
+from fmicl_text.hub.model_card import RESULTS_FOLDER as EVAL_RESULTS
 from fmicl_text.loading import refuse_links
 from fmicl_text.training.checkpoint import (
     UNFINISHED,
@@ -38,6 +40,7 @@ SETTINGS_MARK = "# Settings of a run of fmicl_text."  # first line of settings.y
 CURVE_MARK = b"fmicl_text"  # in the metadata of training_curve.png
 LOCK_FILE = f"{WORK_DIR}/lock"
 COMPLETE = f"{WORK_DIR}/complete"  # the final files of a run, moved to the output folder when all are written
+OF_A_RECORD = {"objective", "settings", "versions", "log_history"}  # keys of results.json
 MODEL_FILES = ("config.json", "modules.json")  # each marks a folder as a model
 OF_A_MODEL = (  # patterns of other names that saving an encoder writes
     *("model*.safetensors", "model.safetensors.index.json", "config_sentence_transformers.json", "[0-9]_[A-Z]*"),
@@ -107,6 +110,10 @@ def read_contents(folder: Path) -> Contents:
         contents.foreign.append(RESULTS_FILE)
     if SETTINGS_FILE in names and not wrote_settings(folder / SETTINGS_FILE, results):
         contents.foreign.append(SETTINGS_FILE)
+    if EVAL_RESULTS in names and results is None:
+        contents.foreign.append(EVAL_RESULTS)
+    if results and CARD in names and edited_card(folder / CARD, results):
+        contents.foreign.append(CARD)
     if CURVE_FILE in names and results is None and CURVE_MARK not in read_start(folder / CURVE_FILE):
         contents.foreign.append(CURVE_FILE)
     if not contents.model:
@@ -131,8 +138,14 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         results = read_json(path)
     except ValueError:
         return None
-    ours = isinstance(results, dict) and isinstance(results.get("settings"), dict) and "objective" in results
+    ours = isinstance(results, dict) and isinstance(results.get("settings"), dict) and results.keys() >= OF_A_RECORD
     return results if ours or results == {} else None
+
+
+def edited_card(path: Path, results: Mapping[str, Any]) -> bool:
+    """Whether a model card has changed since a run wrote it. Pushes write it again."""
+    recorded, pushed = results.get("card"), results["settings"].get("push_to_hub")
+    return bool(recorded and not pushed and wrote_card(path) and content_hash(path) != recorded)
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -177,7 +190,7 @@ def check_output_dir(output_dir: Any, resume_from: str | bool | None, overwrite:
         tempfile.TemporaryFile(dir=place).close()  # permission bits do not cover root and read-only file systems
         if folder.is_dir():
             refuse_links(folder)
-        checkpoint, _ = find_checkpoint(folder, resume_from)
+        checkpoint, _ = find_checkpoint(folder, None if finished else resume_from)
     except OSError as error:
         raise InputError(f"output_dir={output_dir} is not readable and writable: {error.strerror}") from error
     own = checkpoint is not None and checkpoint.resolve().parent == folder
@@ -291,17 +304,22 @@ class OutputDir:
 
     Attributes:
         held: Whether this process, or the main process for it, holds the lock.
-        used: Whether the trainer has trained into the folder.
+        used: The folder, if the trainer has trained into it.
     """
 
     def __init__(self, args: TrainingArguments) -> None:
         self.args = args
-        self.held = self.used = False
+        self.held = False
+        self.used: Path | None = None
         self.lock: BaseFileLock | None = None  # in the main process
 
     @contextmanager
-    def hold(self, resume_from: str | bool | None) -> Iterator[None]:
+    def hold(self, resume_from: str | bool | None, check: bool = True) -> Iterator[None]:
         """Within this context, no other process trains into the folder. Nested contexts have no effect.
+
+        Args:
+            resume_from: The argument `resume_from_checkpoint`.
+            check: Whether the content of the folder is checked, unless this trainer has trained into it.
 
         Raises:
             InputError: See `check_output_dir`.
@@ -309,8 +327,8 @@ class OutputDir:
         if self.held:
             yield
             return
-        created = on_main_process(lambda: self.acquire(resume_from))
-        self.held = self.used = True
+        created = on_main_process(lambda: self.acquire(resume_from, check))
+        self.held, self.used = True, resolve_output_dir(self.args.output_dir) if check else self.used
         failed = True
         try:
             yield
@@ -321,10 +339,10 @@ class OutputDir:
                 unlock_folder(self.lock)
                 remove_empty(created if failed else [])
 
-    def acquire(self, resume_from: str | bool | None) -> list[Path]:
+    def acquire(self, resume_from: str | bool | None, check: bool) -> list[Path]:
         """Check the folder, create it and lock it. Returns the folders that were created."""
         args: Any = self.args
-        if not self.used:
+        if check and self.used != resolve_output_dir(args.output_dir):
             complete_save(args.output_dir)
             check_output_dir(args.output_dir, resume_from, args.overwrite_output_dir)
         created = create_folder(args.output_dir, WORK_DIR)

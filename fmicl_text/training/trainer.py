@@ -485,9 +485,16 @@ class FMICLTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the encoder into a folder, whose files are replaced only when all new ones are complete.
 
+        Raises:
+            InputError: Without `output_dir`: another process is training into the trainer's folder, or it contains
+                another run or model. The disk is full.
+
         The base class would write the wrapper's state dict, and a pickle of the arguments that can contain a token."""
+        if output_dir is None and not self.output_dir.held:
+            with self.output_dir.hold(None, check=not _internal_call):
+                return self.save_model(None, _internal_call)
         place = Path(str(output_dir or self.args.output_dir))
-        temporary = place / UNFINISHED / "encoder"
+        temporary = place / UNFINISHED / f"encoder-{os.getpid()}"
         try:
             self.write_encoder(temporary)
         except Exception as error:

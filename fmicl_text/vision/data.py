@@ -273,7 +273,9 @@ def load_images(
         if train_file is None:
             rows = load_named_dataset(str(dataset_name), None, dataset_split)
         elif is_folder:
-            rows = datasets.load_dataset("imagefolder", data_dir=train_file, split="train")
+            metadata = sorted(str(path) for path in Path(train_file).rglob("metadata.*") if path.is_file())
+            cache_dir = cache_of(*metadata) if metadata else None
+            rows = datasets.load_dataset("imagefolder", data_dir=train_file, split="train", cache_dir=cache_dir)
             image_column = "image"
         elif train_file.endswith(".parquet") and os.path.isfile(train_file):
             rows = datasets.load_dataset(

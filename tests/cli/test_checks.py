@@ -40,6 +40,16 @@ def test_other_files_are_not_replaced(tmp_path, text):
             check_output("--output", output)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "modules.json", "README.md", "tokenizer.json"])
+def test_files_of_a_model_are_not_replaced(tmp_path, name):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / name).write_text('[{"idx": 0}]' if name == "modules.json" else "{}" if "json" in name else "bytes")
+    with pytest.raises(InputError, match=rf"^--output .*{name}"):
+        check_output("--output", tmp_path / name)
+    (tmp_path / "scores.json").write_text('[{"metrics": {}}]')
+    check_output("--output", tmp_path / "scores.json")
+
+
 @pytest.mark.parametrize("text", OURS.values(), ids=OURS)
 def test_what_is_read_is_not_replaced(tmp_path, text):
     path = tmp_path / "pairs.tsv"

@@ -10,6 +10,7 @@ from fmicl_text.cli.recipe import check_processes, claim_output_dir, input_hashe
 from fmicl_text.errors import Interrupted
 from tests.support import SAVING, Signal, make_trainer
 
+RECORD = {"objective": "fmicl-kl", "versions": {}, "log_history": []}
 DEFAULTS = default_settings(FMICLTrainingArguments)
 
 
@@ -77,7 +78,7 @@ def test_a_disk_that_is_full_at_the_end_is_told_of(bert_folder, tmp_path, monkey
 
 
 def finished_with(folder, **settings):
-    (folder / "results.json").write_text(json.dumps({"objective": "fmicl-kl", "settings": settings}))
+    (folder / "results.json").write_text(json.dumps(RECORD | {"settings": settings}))
 
 
 def test_a_finished_run_is_known_by_its_settings(tmp_path, monkeypatch):
@@ -86,7 +87,8 @@ def test_a_finished_run_is_known_by_its_settings(tmp_path, monkeypatch):
     same = [
         {"output_dir": "b", "resume_from_checkpoint": "auto"},
         {"logging_steps": 3, "report_to": ["tensorboard"], "hub_model_id": "a/b", "save_total_limit": 4},
-        {"block_size": 64, "dataloader_num_workers": 2, "overwrite_output_dir": False},
+        {"block_size": 64, "dataloader_num_workers": 2, "overwrite_output_dir": False, "check_disk_space": False},
+        {"save_steps": 3, "ddp_timeout": 99, "per_device_eval_batch_size": 3, "do_train": True, "local_rank": 0},
     ]
     for changes in same:
         assert is_finished(tmp_path, saved | changes, DEFAULTS), changes
@@ -114,7 +116,7 @@ def test_a_finished_run_of_other_data_is_another_run(tmp_path):
     path.write_text("old")
     settings = {"train_file": str(path)}
     (tmp_path / "results.json").write_text(
-        json.dumps({"objective": "fmicl-kl", "settings": settings, "inputs": input_hashes(settings)})
+        json.dumps(RECORD | {"settings": settings, "inputs": input_hashes(settings)})
     )
     defaults = DEFAULTS | {"train_file": None}
     assert is_finished(tmp_path, settings, defaults)

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from fmicl_text import InputError
+from fmicl_text.files import content_hash
+from fmicl_text.hub.model_card import MARK
 from fmicl_text.training.checkpoint import checkpoints_in, move_into_place, write_manifest
 from fmicl_text.training.output_dir import (
     COMPLETE,
@@ -20,7 +22,7 @@ from fmicl_text.training.output_dir import (
 )
 from tests.support import SAVING, make_trainer, tree
 
-RESULTS = {"objective": "fmicl-kl", "settings": {"gamma": 2.0, "divergence": "kl"}}
+RESULTS = {"objective": "fmicl-kl", "versions": {}, "log_history": [], "settings": {"gamma": 2.0, "divergence": "kl"}}
 
 
 def test_another_run_is_not_overwritten(bert_folder, tmp_path):
@@ -178,3 +180,60 @@ def test_the_folder_is_the_target_of_the_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     assert resolve_output_dir(tmp_path / "link") == tmp_path / "real"
+
+
+def test_rotation_removes_only_own_checkpoints(bert_folder, tmp_path):
+    for name in ("checkpoint-1", "checkpoint-3"):  # of transformers' own trainer, and of an app
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-3" / "manifest.json").write_text('{"name": "of an app"}')
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    make_trainer(bert_folder, tmp_path, **settings, overwrite_output_dir=True).train()
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-1", "checkpoint-3", "checkpoint-8"]
+
+
+def test_another_folder_is_checked_by_a_second_training(bert_folder, tmp_path):
+    trainer = make_trainer(bert_folder, tmp_path / "first", **SAVING)
+    trainer.train()
+    make_trainer(bert_folder, tmp_path / "second", **SAVING).train()
+    trainer.args.output_dir = str(tmp_path / "second")
+    with pytest.raises(InputError, match="already contains checkpoint-"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("name, text", [("README.md", "edited"), (".eval_results", "mine")])
+def test_an_edited_card_and_results_of_others_are_the_users(tmp_path, name, text):
+    card = f"# A model\n{MARK}\n"
+    (tmp_path / "README.md").write_text(card)
+    results = RESULTS | {"card": content_hash(tmp_path / "README.md")}
+    if name == "README.md":
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        assert read_contents(tmp_path).foreign == []
+        (tmp_path / name).write_text(card + text)
+    else:
+        (tmp_path / name).mkdir()
+    assert read_contents(tmp_path).foreign == [name]
+
+
+def test_results_of_another_program_are_not_deleted(tmp_path):
+    (tmp_path / "results.json").write_text('{"objective": "minimize", "settings": {"a": 1}, "best": 3}')
+    clear_output_dir(tmp_path)
+    assert read_contents(tmp_path).foreign == ["results.json"]
+
+
+def test_saving_without_training_does_not_replace_another_model(bert_folder, tmp_path):
+    (tmp_path / "config.json").write_text("mine")
+    trainer = make_trainer(bert_folder, tmp_path)
+    with pytest.raises(InputError, match=r"already contains config\.json"):
+        trainer.save_model()
+    assert (tmp_path / "config.json").read_text() == "mine"
+    make_trainer(bert_folder, tmp_path, overwrite_output_dir=True).save_model()
+    trainer.save_model(str(tmp_path / "other"))
+    assert (tmp_path / "other" / "modules.json").is_file()
+
+
+def test_saving_waits_for_no_other_process(bert_folder, tmp_path):
+    first, second = (make_trainer(bert_folder, tmp_path, max_steps=1) for _ in range(2))
+    with first.hold_output_dir(), pytest.raises(InputError, match="another process"):
+        second.save_model()
+    second.save_model()

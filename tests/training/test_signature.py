@@ -14,7 +14,7 @@ from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokenization import training_rows
 from fmicl_text.training import checkpointer
 from fmicl_text.training.checkpoint import MANIFEST, find_checkpoint, validate_checkpoint
-from tests.support import SAVING, make_trainer, sentences, sts_pairs, trained
+from tests.support import SAVING, make_trainer, same, sentences, sts_pairs, trained, weights
 
 
 @pytest.fixture
@@ -153,3 +153,65 @@ def test_a_manifest_is_of_a_known_format_and_describes_its_run(bert_folder, tmp_
     assert validate_checkpoint(tmp_path / "checkpoint-8") is not None
     path.write_text("[" * 100_000)
     assert validate_checkpoint(tmp_path / "checkpoint-8") is not None
+
+
+@pytest.mark.parametrize("setting", ["learning_rate", "weight_decay", "adam_beta1", "adam_epsilon"])
+def test_settings_of_the_optimizer_that_are_given_at_a_resume_count(bert_folder, tmp_path, setting):
+    """The last two steps differ from those of the unchanged run, and the log states the new rate."""
+    first = trained(make_trainer(bert_folder, tmp_path, **SAVING))
+    value = {"learning_rate": 0.01, "weight_decay": 0.5, "adam_beta1": 0.1, "adam_epsilon": 0.1}[setting]
+    changed = make_trainer(bert_folder, tmp_path, **SAVING, **{setting: value})
+    assert f"{setting} " in resume(changed)
+    assert not same(weights(first), weights(changed))
+    group = changed.optimizer.param_groups[0]
+    key = {"learning_rate": "initial_lr", "adam_beta1": "betas", "adam_epsilon": "eps"}.get(setting, setting)
+    assert group[key] == ((value, 0.999) if key == "betas" else pytest.approx(value))
+    if setting == "learning_rate":
+        rates = {one["step"]: one["learning_rate"] for one in changed.state.log_history if "learning_rate" in one}
+        assert rates[8] == pytest.approx(0.01 / 8)
+
+
+@pytest.mark.parametrize("settings", [{"optim": "sgd"}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
+def test_the_state_of_another_optimizer_cannot_be_resumed(bert_folder, tmp_path, settings):
+    make_trainer(bert_folder, tmp_path, evaluate=True, **SAVING).train()
+    other = make_trainer(bert_folder, tmp_path, evaluate=True, **SAVING, **settings, resume_changed=True)
+    with pytest.raises(InputError, match="another optimizer or schedule"):
+        resume(other)
+
+
+def test_another_config_or_padding_is_reported(bert_folder, tmp_path):
+    trained(make_trainer(bert_folder, tmp_path, **SAVING))
+    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
+    trainer.model.backbone.config.layer_norm_eps = 0.1
+    assert "config " in resume(trainer)
+    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
+    trainer.data_collator.tokenizer.padding_side = "left"
+    assert "padding_side right -> left" in resume(trainer)
+    trainer = make_trainer(bert_folder, tmp_path, **SAVING, accelerator_config={"use_seedable_sampler": False})
+    assert "use_seedable_sampler True -> False" in resume(trainer)
+
+
+def test_the_best_of_a_run_is_not_a_checkpoint_of_another(bert_folder, tmp_path):
+    """Resumed from a folder whose best is step 2, in a folder with another run's checkpoint-2."""
+
+    def make(folder, **settings):
+        trainer = make_trainer(
+            bert_folder,
+            folder,
+            evaluate=True,
+            load_best_model_at_end=True,
+            **SAVING | {"save_total_limit": 9},
+            **settings,
+        )
+        trainer.evaluator = lambda encoder: {"sts_spearman": -float(trainer.state.global_step)}
+        return trainer
+
+    make(tmp_path / "a").train()
+    make(tmp_path / "b", seed=7).train()
+    for step in (4, 6, 8):
+        shutil.rmtree(tmp_path / "b" / f"checkpoint-{step}")
+    best = make(tmp_path / "c")
+    best.model.load_checkpoint(str(tmp_path / "a" / "checkpoint-2"))
+    resumed = make(tmp_path / "b")
+    messages(lambda: resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4")))
+    assert same(weights(resumed), weights(best))
