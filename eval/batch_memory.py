@@ -7,6 +7,9 @@ For each batch size, trains the bundled encoder for one step on the bundled sent
 CPU, allocated memory on a GPU. Only embeddings and their gradients should grow with the batch.
 """
 
+from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
+
+# isort: split
 import argparse
 import tempfile
 from functools import partial

@@ -14,6 +14,10 @@ views of an image (--images), or rows with the same index (--embeddings). eval/R
 
 from __future__ import annotations
 
+from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
+
+# isort: split
+
 import argparse
 import math
 import sys

@@ -12,6 +12,10 @@ Features are those of the encoder without the projection head. eval/README.md de
 
 from __future__ import annotations
 
+from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
+
+# isort: split
+
 import argparse
 from functools import partial
 from pathlib import Path

@@ -11,6 +11,9 @@ implementation that is expected to exceed --max_memory, or --max_seconds by extr
 skipped, with the reason in the table.
 """
 
+from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
+
+# isort: split
 import argparse
 import statistics
 from collections.abc import Callable

@@ -11,6 +11,10 @@ is still scored, and the exit status is 2.
 
 from __future__ import annotations
 
+from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
+
+# isort: split
+
 import argparse
 import hashlib
 import logging

@@ -9,6 +9,9 @@ precision and optimizer: `SentenceTransformerTrainer` with MultipleNegativesRank
 background load affects all alike; ratios are medians over rounds. Padding tokens are not counted.
 """
 
+from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
+
+# isort: split
 import argparse
 import statistics
 import tempfile

@@ -8,6 +8,9 @@ with probability 0.2, normalization. Measured in CPU seconds of one thread, inte
 The two views of an image count as two images.
 """
 
+from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
+
+# isort: split
 import argparse
 import random
 import statistics

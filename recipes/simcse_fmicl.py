@@ -9,6 +9,9 @@ Options can also be read from a YAML file (--config); flags on the command line 
 contains the encoder (a SentenceTransformer folder), its model card, settings.yaml, results.json and training_curve.png.
 """
 
+from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
+
+# isort: split
 from pathlib import Path
 
 from transformers import set_seed

@@ -9,6 +9,9 @@ After training, the output folder contains the encoder (a Hugging Face image mod
 results.json and training_curve.png.
 """
 
+from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
+
+# isort: split
 from functools import partial
 from pathlib import Path
 

@@ -24,6 +24,7 @@ from fmicl_text.training.checkpoint import UNFINISHED, checkpoints_in
 from fmicl_text.training.output_dir import (
     COMPLETE,
     CURVE_FILE,
+    REPLACED,
     RESULTS_FILE,
     SETTINGS_FILE,
     check_output_dir,
@@ -200,6 +201,7 @@ def write_record(trainer: FMICLTrainer, after: Mapping[str, float], files: Path)
         write_card(run, files, trainer.hub_model_id or folder.resolve().name)
     card = {"card": content_hash(files / CARD)} if (files / CARD).is_file() else {}
     write_json(files / RESULTS_FILE, run | card)
+    (folder / REPLACED).unlink(missing_ok=True)
     shutil.rmtree(folder / COMPLETE, ignore_errors=True)
     files.rename(folder / COMPLETE)
     move_files(folder / COMPLETE, folder)

@@ -39,6 +39,7 @@ RESULTS_FILE, SETTINGS_FILE, CURVE_FILE = "results.json", "settings.yaml", "trai
 SETTINGS_MARK = "# Settings of a run of fmicl_text."  # first line of settings.yaml
 CURVE_MARK = b"fmicl_text"  # in the metadata of training_curve.png
 LOCK_FILE = f"{WORK_DIR}/lock"
+REPLACED = f"{WORK_DIR}/replaced"  # exists while a run with overwrite_output_dir has not replaced the old model
 COMPLETE = f"{WORK_DIR}/complete"  # the final files of a run, moved to the output folder when all are written
 OF_A_RECORD = {"objective", "settings", "versions", "log_history"}  # keys of results.json
 MODEL_FILES = ("config.json", "modules.json")  # each marks a folder as a model
@@ -193,12 +194,21 @@ def check_output_dir(output_dir: Any, resume_from: str | bool | None, overwrite:
         checkpoint, _ = find_checkpoint(folder, None if finished else resume_from)
     except OSError as error:
         raise InputError(f"output_dir={output_dir} is not readable and writable: {error.strerror}") from error
-    own = checkpoint is not None and checkpoint.resolve().parent == folder
+    own = checkpoint is not None and checkpoint.resolve().parent == folder and saved_model(folder, contents, checkpoint)
     if names_checkpoint(resume_from) and contents.result and not own and not finished:
         raise InputError(
             f"output_dir={output_dir} already contains {contents.result[0]}, and resume_from_checkpoint={resume_from} "
             "has no checkpoint of it: choose another folder, or pass overwrite_output_dir=True"
         )
+
+
+def saved_model(folder: Path, contents: Contents, checkpoint: Path) -> bool:
+    """Whether the model in an output folder, if there is one, is that of the run with a checkpoint: a finished run, an
+    encoder that was saved, or one that the run was allowed to replace."""
+    if not contents.model or contents.results is not None or (folder / REPLACED).is_file():
+        return True
+    names = [name for name in contents.model if (checkpoint / name).is_file()]
+    return bool(names) and all(content_hash(folder / name) == content_hash(checkpoint / name) for name in names)
 
 
 def check_contents(contents: Contents, output_dir: Any, resume_from: str | bool | None, overwrite: bool) -> None:
@@ -266,7 +276,10 @@ def complete_save(output_dir: Any) -> None:
 
 
 def clear_output_dir(folder: Path) -> None:
-    """Remove checkpoints and results of the run in a folder, nothing else."""
+    """Remove checkpoints and results of the run in a folder, nothing else. Its model stays until it is replaced."""
+    if any((folder / name).is_file() for name in MODEL_FILES):
+        (folder / WORK_DIR).mkdir(exist_ok=True)
+        (folder / REPLACED).touch()
     if read_results(folder) is not None:
         (folder / RESULTS_FILE).unlink()
     for checkpoint in checkpoints_in(folder):

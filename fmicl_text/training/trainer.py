@@ -46,7 +46,7 @@ from fmicl_text.training.callbacks import (
 from fmicl_text.training.checkpoint import STATE, UNFINISHED
 from fmicl_text.training.checkpointer import Checkpointer
 from fmicl_text.training.metrics import TrainingMetrics
-from fmicl_text.training.output_dir import OutputDir, create_folder, remove_empty
+from fmicl_text.training.output_dir import REPLACED, OutputDir, create_folder, remove_empty
 from fmicl_text.training.sampler import SeededLengthSampler
 from fmicl_text.training.signals import GracefulStop
 
@@ -504,6 +504,7 @@ class FMICLTrainer(Trainer):
                 raise InputError(f"{place} could not be written: {DISK_FULL}") from error
             raise
         if self.args.should_save:
+            (place / REPLACED).unlink(missing_ok=True)
             move_files(temporary, place)
             remove_empty([temporary.parent, temporary.parent.parent])
         if self.args.push_to_hub and not _internal_call:

@@ -149,3 +149,36 @@ def test_the_table_is_in_the_documentation():
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
     documented = {row[0]: " ".join(cell.partition(",")[0] for cell in row[1:]) for row in rows}
     assert {name: documented.get(name) for name in TABLE} == TABLE
+
+
+@pytest.mark.slow
+def test_a_finished_image_run_is_not_replaced(tmp_path, monkeypatch, capfd):
+    """The image recipe saves no checkpoints by default."""
+    recipe = ROOT / "recipes" / "vision_fmicl.py"
+    flags = [
+        "--max_steps",
+        "1",
+        "--max_train_samples",
+        "64",
+        "--per_device_train_batch_size",
+        "32",
+        "--use_cpu",
+        "True",
+    ]
+
+    def status(*more):
+        monkeypatch.setattr(sys, "argv", [str(recipe), *flags, "--output_dir", str(tmp_path / "out"), *more])
+        try:
+            runpy.run_path(str(recipe), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    auto = ["--resume_from_checkpoint", "auto"]
+    assert status(*auto) == 0
+    before = tree(tmp_path)
+    for more in ([], [*auto, "--gamma", "3"], [*auto, "--seed", "7"], [*auto, "--image_size", "12"]):
+        assert status(*more) == 2, more
+    for more in ([], ["--logging_steps", "3"], ["--save_steps", "7"], ["--report-to", "none"]):
+        assert status(*auto, *more) == 0, more
+    assert tree(tmp_path) == before and "nothing to do" in capfd.readouterr().out

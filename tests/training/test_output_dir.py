@@ -237,3 +237,18 @@ def test_saving_waits_for_no_other_process(bert_folder, tmp_path):
     with first.hold_output_dir(), pytest.raises(InputError, match="another process"):
         second.save_model()
     second.save_model()
+
+
+def test_a_model_of_others_beside_an_unfinished_run(bert_folder, tmp_path):
+    """The encoder that the run saved, and one that it overwrites, are no obstacle."""
+    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
+    trainer.train()
+    trainer.save_model()
+    check_output_dir(tmp_path, "auto", overwrite=False)
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(InputError, match=r"already contains config\.json"):
+        check_output_dir(tmp_path, "auto", overwrite=False)
+    clear_output_dir(tmp_path)  # as with overwrite_output_dir
+    make_trainer(bert_folder, tmp_path / "new", **SAVING).train()
+    (tmp_path / "new" / "checkpoint-8").rename(tmp_path / "checkpoint-8")
+    check_output_dir(tmp_path, "auto", overwrite=False)
