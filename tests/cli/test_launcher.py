@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from fmicl_text.cli import launcher
 from fmicl_text.cli.launcher import executable, launcher_arguments, launcher_processes, resume_command
@@ -94,3 +95,29 @@ def test_programs_are_named_so_that_the_shell_finds_them(monkeypatch, tmp_path):
     assert executable("python") == "python"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert executable("python") == str(folder / "python")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "mpirun -np 2 python r.py --alpha 4",
+        "deepspeed --num_gpus 2 r.py --alpha 4",
+        "python -m torch.distributed.launch --nproc_per_node 2 r.py --alpha 4",
+    ],
+)
+def test_other_launchers(monkeypatch, command):
+    """Without shells, and with the outermost of several."""
+    monkeypatch.setattr(launcher, "executable", lambda name: name)
+    monkeypatch.setattr(sys, "argv", ["r.py", "--alpha", "4"])
+    parents = [Parent("python", "-u", "r.py", "--alpha", "4"), Parent(*command.split()), Parent("bash", "r.py")]
+    monkeypatch.setattr(psutil.Process, "parents", lambda process: parents)
+    assert resume_command("auto") == f"{command} --resume_from_checkpoint auto"
+
+
+def test_overwriting_that_a_file_asks_for_is_overridden(monkeypatch):
+    monkeypatch.setattr(launcher, "executable", lambda name: name)
+    monkeypatch.setattr(psutil.Process, "parents", lambda process: [])
+    for words in (["--config", "a.yaml"], ["--config=a.yaml"]):
+        monkeypatch.setattr(sys, "argv", ["r.py", *words, "--overwrite_output_dir"])
+        expected = f"python r.py {' '.join(words)} --overwrite_output_dir False --resume_from_checkpoint auto"
+        assert resume_command("auto", overwrite=True) == expected

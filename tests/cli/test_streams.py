@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fmicl_text.cli.streams import Stopped
+from fmicl_text.loading import translate_dataset_errors, translate_loading_errors
 from fmicl_text.training.checkpoint import checkpoints_in
 from tests.support import one_fast, recipe_flags, write_recipe_data
 
@@ -97,3 +99,17 @@ def test_training_saves_a_checkpoint(bert_folder, tmp_path, how):
         (line,) = [line for line in printed.splitlines() if line.startswith("simcse_fmicl.py: ")]
         assert expected.name in line and checkpoint in line and "To resume: " in line
     assert "Traceback" not in printed
+
+
+def test_a_signal_while_a_model_or_data_is_read_is_no_error_of_theirs():
+    for translate in (translate_loading_errors("model=x"), translate_dataset_errors(str)):
+        with pytest.raises(Stopped), translate:
+            raise Stopped(signal.SIGHUP)
+
+
+def test_a_log_that_is_full_stops_like_a_closed_pipe():
+    """A write to /dev/full fails as on a full disk."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", PROGRAM.format(body="print('line', flush=True)")]
+        done = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 128 + signal.SIGPIPE and done.stderr == "program: stopped by SIGPIPE\n"

@@ -10,6 +10,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from fmicl_text import InputError
+from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.files import DISK_FULL, is_disk_full, write_atomic
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokenization import tokenize_dataset
@@ -154,3 +155,17 @@ def test_a_recipe_on_a_disk_that_fills_up(small_disk, bert_folder, tmp_path, meb
         (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
         assert DISK_FULL in line
     assert not list(disk.glob("out/.fmicl_text/*/*")), done.stderr
+
+
+def test_a_plot_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "plot.png"
+    path.write_bytes(b"old")
+
+    def full(figure, place, **options):
+        Path(place).write_bytes(b"part")
+        raise OSError(28, DISK_FULL)
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match=DISK_FULL):
+        plot_training_curve([{"step": 1, "loss": 1.0}], path, "title")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

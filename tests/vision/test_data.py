@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import datasets
 import numpy as np
@@ -220,3 +221,18 @@ def test_an_image_does_not_start_ghostscript(tmp_path, monkeypatch):
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
     found = load_images(image_parquet(tmp_path, [picture(), picture(), {"bytes": postscript, "path": "x.png"}]))
     assert found.skipped == ("x.png",) and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # by datasets
+def test_labels_in_metadata_are_read_again_when_they_change(tmp_path):
+    """With the same modification time, as after `cp -p`."""
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(picture(seed=i)["bytes"])
+    found = []
+    for labels in ("0011", "0101"):
+        rows = [f"{i}.png,{label}" for i, label in enumerate(labels)]
+        path = tmp_path / "metadata.csv"
+        path.write_text("\n".join(["file_name,label", *rows]))
+        os.utime(path, (0, 0))
+        found.append(load_images(str(tmp_path)).labels.tolist())
+    assert found == [[0, 0, 1, 1], [0, 1, 0, 1]]
