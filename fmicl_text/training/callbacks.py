@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from fmicl_text.training.trainer import FMICLTrainer
 
 ROWS = 512  # of a batch; enough pairs for a message
+OPTIMIZER_SETTINGS = (
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "momentum",
+    "optim_args",
+)
 FEW_ROWS = 32  # the effective rank of a smaller batch is small and noisy
 
 
@@ -98,21 +107,25 @@ class ResumeCallback(TrainerCallback):
 
 
 def apply_optimizer_settings(trainer: FMICLTrainer, optimizer: Any, scheduler: Any) -> None:
-    """Set the options of an optimizer whose state, and with it their old values, was loaded from a checkpoint."""
+    """Set the options of an optimizer whose state, and with it their old values, was loaded from a checkpoint. An
+    optimizer that was passed to the trainer has its own."""
     args, saved = trainer.args, trainer.checkpointer.saved
+    if trainer.optimizer_is_given or trainer.checkpointer.changes.keys().isdisjoint(OPTIMIZER_SETTINGS):
+        return
     given: Any = trainer.optimizer_cls_and_kwargs
     kwargs = (given or trainer.get_optimizer_cls_and_kwargs(args, trainer.model))[1]  # type: ignore[arg-type]
     old, new = float(saved.get("learning_rate", args.learning_rate)), float(args.learning_rate)
     for i, group in enumerate(optimizer.param_groups):
         group.update({name: value for name, value in kwargs.items() if name in group and name not in ("lr", "params")})
-        if i == 0 or group.get("weight_decay"):  # biases and norms are in groups without
+        decays = i == 0 or bool(group.get("weight_decay"))  # biases and norms are in groups without
+        if decays and "weight_decay" in trainer.checkpointer.changes:
             group["weight_decay"] = args.weight_decay
         for name in ("lr", "initial_lr"):
-            if name in group and old:
+            if name in group and old not in (0, new):
                 group[name] = group[name] * new / old
     inner = getattr(scheduler, "scheduler", scheduler)
     for name in ("base_lrs", "_last_lr"):
-        if old and getattr(inner, name, None):
+        if old not in (0, new) and getattr(inner, name, None):
             setattr(inner, name, [rate * new / old for rate in getattr(inner, name)])
 
 

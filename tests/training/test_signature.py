@@ -7,6 +7,7 @@ import warnings
 
 import datasets
 import pytest
+import torch
 
 from fmicl_text import FMICLTrainer, InputError, TextContrastiveModel, build_text_encoder
 from fmicl_text.evaluation.evaluator import STSEvaluator
@@ -169,6 +170,20 @@ def test_settings_of_the_optimizer_that_are_given_at_a_resume_count(bert_folder,
     if setting == "learning_rate":
         rates = {one["step"]: one["learning_rate"] for one in changed.state.log_history if "learning_rate" in one}
         assert rates[8] == pytest.approx(0.01 / 8)
+
+
+def test_an_optimizer_that_is_passed_keeps_its_options(bert_folder, tmp_path):
+    def make(**settings):
+        trainer = make_trainer(bert_folder, tmp_path, **SAVING, **settings)
+        optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-3, weight_decay=0.3)
+        trainer.optimizer, trainer.optimizer_is_given = optimizer, True
+        return trainer
+
+    make().train()
+    resumed = make(weight_decay=0.1, learning_rate=0.5)
+    resume(resumed)
+    group = resumed.optimizer.param_groups[0]
+    assert (group["weight_decay"], group["initial_lr"]) == (0.3, 1e-3)
 
 
 @pytest.mark.parametrize("settings", [{"optim": "sgd"}, {"lr_scheduler_type": "reduce_lr_on_plateau"}])
