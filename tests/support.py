@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import signal
+import sys
 import tempfile
 import traceback
 from datetime import timedelta
@@ -46,6 +47,7 @@ from transformers import (
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
+from fmicl_text.cli.main import main
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.text.collator import TextViewCollator
 from fmicl_text.training.momentum import MomentumModel, MomentumTrainer
@@ -61,6 +63,16 @@ def one_fast(values):
 def peft_or_skip():
     """peft, in a version that the installed transformers accepts; else the test is skipped."""
     return pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
+
+
+def run_command(*arguments):
+    """The exit status of `fmicl-text ARGUMENTS`, in this process."""
+    sys.argv = ["fmicl-text", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
 
 
 def tree(folder):

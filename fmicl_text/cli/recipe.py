@@ -201,9 +201,9 @@ def write_record(trainer: FMICLTrainer, after: Mapping[str, float], files: Path)
         write_card(run, files, trainer.hub_model_id or folder.resolve().name)
     card = {"card": content_hash(files / CARD)} if (files / CARD).is_file() else {}
     write_json(files / RESULTS_FILE, run | card)
-    (folder / REPLACED).unlink(missing_ok=True)
     shutil.rmtree(folder / COMPLETE, ignore_errors=True)
-    files.rename(folder / COMPLETE)
+    files.rename(folder / COMPLETE)  # from here on, `complete_save` completes the save after a kill
+    (folder / REPLACED).unlink(missing_ok=True)
     move_files(folder / COMPLETE, folder)
     shutil.rmtree(folder / UNFINISHED)
 

@@ -123,13 +123,16 @@ def validate_checkpoint(checkpoint: Path) -> str | None:
     return None if run else f"its {MANIFEST} does not describe its run"
 
 
-def find_checkpoint(output_dir: Path, resume_from: str | bool | None) -> tuple[Path | None, list[str]]:
+def find_checkpoint(
+    output_dir: Path, resume_from: str | bool | None, validate: bool = True
+) -> tuple[Path | None, list[str]]:
     """The checkpoint to resume from.
 
     Args:
         output_dir: The folder with a run's checkpoints.
         resume_from: None or `false` for no checkpoint; a checkpoint folder; `true` or `auto` for the latest valid one
             in `output_dir`. With `auto`, a folder without any checkpoint gives None.
+        validate: Whether all files are read and compared with the manifest. Without, any checkpoint counts as valid.
 
     Returns:
         The checkpoint, and one line for each later checkpoint that was skipped because it is corrupted.
@@ -143,12 +146,12 @@ def find_checkpoint(output_dir: Path, resume_from: str | bool | None) -> tuple[P
     if wanted not in LATEST:
         if not (Path(str(resume_from)) / STATE).is_file():
             raise InputError(f"resume_from_checkpoint={resume_from}: not a checkpoint (no {STATE})")
-        if problem := validate_checkpoint(Path(str(resume_from))):
+        if validate and (problem := validate_checkpoint(Path(str(resume_from)))):
             raise InputError(f"resume_from_checkpoint={resume_from}: the checkpoint is corrupted: {problem}")
         return Path(str(resume_from)), []
     skipped: list[str] = []
     for checkpoint in reversed(checkpoints_in(output_dir)):
-        if (problem := validate_checkpoint(checkpoint)) is None:
+        if not validate or (problem := validate_checkpoint(checkpoint)) is None:
             return checkpoint, skipped
         skipped.append(f"{checkpoint} is corrupted and was skipped: {problem}")
     if skipped:

@@ -167,7 +167,9 @@ def wrote_settings(path: Path, results: Mapping[str, Any] | None) -> bool:
         return False
 
 
-def check_output_dir(output_dir: Any, resume_from: str | bool | None, overwrite: bool, finished: bool = False) -> None:
+def check_output_dir(
+    output_dir: Any, resume_from: str | bool | None, overwrite: bool, finished: bool = False, validate: bool = True
+) -> None:
     """Check that a run may write into its output folder. Nothing is written, except that an interrupted final save of
     an earlier run is completed.
 
@@ -176,6 +178,7 @@ def check_output_dir(output_dir: Any, resume_from: str | bool | None, overwrite:
         resume_from: The argument `resume_from_checkpoint`.
         overwrite: The argument `overwrite_output_dir`.
         finished: Whether the folder contains the results of this very run.
+        validate: Whether the files of the checkpoint are read and compared with its manifest.
 
     Raises:
         InputError: The run would overwrite something; the folder is not writable, or another process trains into it;
@@ -191,7 +194,7 @@ def check_output_dir(output_dir: Any, resume_from: str | bool | None, overwrite:
         tempfile.TemporaryFile(dir=place).close()  # permission bits do not cover root and read-only file systems
         if folder.is_dir():
             refuse_links(folder)
-        checkpoint, _ = find_checkpoint(folder, None if finished else resume_from)
+        checkpoint, _ = find_checkpoint(folder, None if finished else resume_from, validate)
     except OSError as error:
         raise InputError(f"output_dir={output_dir} is not readable and writable: {error.strerror}") from error
     own = checkpoint is not None and checkpoint.resolve().parent == folder and saved_model(folder, contents, checkpoint)
@@ -267,6 +270,7 @@ def complete_save(output_dir: Any) -> None:
     lock = lock_folder(output_dir)
     try:
         if (folder / COMPLETE).is_dir():
+            (folder / REPLACED).unlink(missing_ok=True)
             move_files(folder / COMPLETE, folder)
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     except OSError as error:
@@ -357,7 +361,8 @@ class OutputDir:
         args: Any = self.args
         if check and self.used != resolve_output_dir(args.output_dir):
             complete_save(args.output_dir)
-            check_output_dir(args.output_dir, resume_from, args.overwrite_output_dir)
+            # the checkpointer validates the checkpoint next
+            check_output_dir(args.output_dir, resume_from, args.overwrite_output_dir, validate=False)
         created = create_folder(args.output_dir, WORK_DIR)
         try:
             self.lock = lock_folder(args.output_dir)

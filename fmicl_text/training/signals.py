@@ -76,8 +76,8 @@ class Workers:
 
 class GracefulStop(TrainerCallback):
     """After a signal: saves a checkpoint at the end of the step (or of the epoch, if this is its last step and an
-    evaluation, save or log is due at the end of the epoch) and raises `Interrupted`. A second signal has its usual
-    effect.
+    evaluation, save or log is due at the end of the epoch) and raises `Interrupted`. A second SIGTERM or
+    SIGINT has its usual effect.
 
     Attributes:
         received: Number of the signal that this process received, or 0.

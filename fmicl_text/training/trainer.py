@@ -505,8 +505,8 @@ class FMICLTrainer(Trainer):
                 raise InputError(f"{place} could not be written: {DISK_FULL}") from error
             raise
         if self.args.should_save:
-            (place / REPLACED).unlink(missing_ok=True)
             move_files(temporary, place)
+            (place / REPLACED).unlink(missing_ok=True)
             remove_empty([temporary.parent, temporary.parent.parent])
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub()

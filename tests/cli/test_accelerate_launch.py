@@ -14,8 +14,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from fmicl_text.cli import accelerate_launch
 from fmicl_text.cli.accelerate_launch import launcher_flags, split_arguments
-from fmicl_text.cli.main import LAUNCH, main, shipped
+from fmicl_text.cli.main import LAUNCH, shipped
 from fmicl_text.errors import InputError
+from tests.support import run_command
 
 OWN = {"--gamma", "--output_dir", "--debug", "--gradient_accumulation_steps", "--help"}
 
@@ -41,16 +42,6 @@ def started(monkeypatch):
         accelerate_launch, "launch_command", lambda asked: calls.append((asked, asked.training_script_args))
     )
     return calls
-
-
-def run(*arguments):
-    """The exit status of `fmicl-text ARGUMENTS`."""
-    sys.argv = ["fmicl-text", *arguments]
-    try:
-        main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 @pytest.mark.parametrize(
@@ -80,18 +71,18 @@ def test_a_value_that_is_missing_is_named(arguments):
     "flags", ["", "--num_processes 1 --num_machines 1", "--mixed_precision no", "--help --multi_gpu"]
 )
 def test_one_process_is_this_one(started, flags):
-    assert run("train", *flags.split(), "--gamma", "2") == 0
+    assert run_command("train", *flags.split(), "--gamma", "2") == 0
     ((asked, arguments),) = started
     assert asked is None and arguments[-2:] == ["--gamma", "2"]
 
 
 def test_the_precision_reaches_this_process(started):
-    run("train-images", "--mixed_precision", "bf16")
+    run_command("train-images", "--mixed_precision", "bf16")
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16" and started == [(None, [])]
 
 
 def test_several_processes_are_launched_without_a_warning(started, caplog):
-    run("train", "--gamma", "2", "--num_processes", "2")
+    run_command("train", "--gamma", "2", "--num_processes", "2")
     ((asked, arguments),) = started
     assert (asked.num_processes, asked.num_machines, asked.multi_gpu) == (2, 1, True)
     assert (asked.mixed_precision, asked.dynamo_backend) == ("no", "no")
@@ -103,18 +94,18 @@ def test_several_processes_are_launched_without_a_warning(started, caplog):
 
 @pytest.mark.parametrize("flags", ["--gpu_ids 0", "--cpu", "--num_cpu_threads_per_process 2", "--use_fsdp"])
 def test_other_options_go_through_the_launcher(started, flags):
-    run("train", *flags.split())
+    run_command("train", *flags.split())
     assert started[0][0] is not None
 
 
 def test_a_configuration_file_goes_through_the_launcher(started, tmp_path, monkeypatch):
-    run("train", "--config_file", "two_cpus")
+    run_command("train", "--config_file", "two_cpus")
     assert started[0][0].config_file == str(shipped("recipes/accelerate/two_cpus.yaml"))
     assert json.loads(os.environ[LAUNCH])["launcher"][-1].endswith("two_cpus.yaml")
-    assert run("train", "--config_file", "none.yaml") == 2
+    assert run_command("train", "--config_file", "none.yaml") == 2
     (tmp_path / "default.yaml").write_text("")
     monkeypatch.setattr(accelerate_launch, "default_config_file", str(tmp_path / "default.yaml"))
-    run("train")
+    run_command("train")
     assert started[1][0].config_file is None and started[1][0].num_processes is None
 
 
@@ -134,7 +125,7 @@ KILLED = ProcessFailure(local_rank=0, pid=1, exitcode=-9, error_file="none")
 )
 def test_the_exit_status_is_the_recipes(monkeypatch, capsys, error, status):
     monkeypatch.setattr(accelerate_launch, "launch_command", mock.Mock(side_effect=error))
-    assert run("train", "--num_processes", "2") == status
+    assert run_command("train", "--num_processes", "2") == status
     assert capsys.readouterr().err == ""
 
 
@@ -149,7 +140,7 @@ def test_the_exit_status_is_the_recipes(monkeypatch, capsys, error, status):
     ],
 )
 def test_mistakes_in_the_launchers_flags_are_one_line(capsys, flags, named):
-    assert run("train", *flags.split()) == 2
+    assert run_command("train", *flags.split()) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("fmicl-text train: error: ") and named in printed.err
     assert printed.err.count("\n") == 1

@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 
 from fmicl_text import __version__
-from fmicl_text.cli.main import LAUNCH, SUBCOMMANDS, find_yaml, main, program_name, record_launch, shipped
+from fmicl_text.cli.main import LAUNCH, SUBCOMMANDS, find_yaml, program_name, record_launch, shipped
+from tests.support import run_command
 
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "numpy")
 
@@ -21,31 +22,21 @@ def own_environment():
         yield
 
 
-def run(*arguments):
-    """The exit status of `fmicl-text ARGUMENTS`."""
-    sys.argv = ["fmicl-text", *arguments]
-    try:
-        main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
 def test_help_has_a_line_for_each_command(capsys):
-    assert run("--help") == 0
+    assert run_command("--help") == 0
     lines = capsys.readouterr().out.splitlines()
     for name, command in SUBCOMMANDS.items():
         assert len([line for line in lines if line.split()[:1] == [name] and line.endswith(command.help)]) == 1
 
 
 def test_version(capsys):
-    assert run("--version") == 0
+    assert run_command("--version") == 0
     assert capsys.readouterr().out == f"fmicl_text {__version__}\n"
 
 
 @pytest.mark.parametrize("arguments, named", [(["trian"], "trian"), (["--trian"], "--trian"), ([], "no command")])
 def test_an_unknown_command_is_one_line_with_the_known_ones(arguments, named, capsys):
-    assert run(*arguments) == 2
+    assert run_command(*arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
     assert printed.err.startswith("fmicl-text: error: ") and named in printed.err and "train-images" in printed.err
@@ -83,10 +74,10 @@ def test_the_name_of_the_program():
 
 @pytest.mark.parametrize("name", ["sts", "compare", "push"])
 def test_scripts_run_under_the_name_of_the_command(name, capsys):
-    assert run(name, "--help") == 0
+    assert run_command(name, "--help") == 0
     assert capsys.readouterr().out.startswith(f"usage: fmicl-text {name} ")
 
 
 def test_the_status_and_message_of_a_script_are_passed_on(tmp_path, capsys):
-    assert run("push", str(tmp_path / "none"), "you/encoder") == 2
+    assert run_command("push", str(tmp_path / "none"), "you/encoder") == 2
     assert capsys.readouterr().err.startswith("fmicl-text push: error: ")
