@@ -10,12 +10,14 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.csv.csv import CsvConfig
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import logging as transformers_logging
 
@@ -23,6 +25,8 @@ from fmicl_text.errors import InputError
 from fmicl_text.files import DISK_FULL, content_hash, is_disk_full, read_json
 
 # Override a model's own sentence_bert_config.json, which could ask to unpickle weights or to run third-party kernels.
+TEXT_FORMATS = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow"}
+_NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 NO_CODE = {"weights_only": True, "allow_all_kernels": False}
 
 
@@ -161,6 +165,8 @@ def translate_dataset_errors(explain: Callable[[BaseException], str]) -> Iterato
         raise
     except Exception as error:  # for invalid files, any type; see `translate_loading_errors`
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+        if isinstance(cause, InputError):
+            raise cause from error
         raise InputError(textwrap.shorten(explain(cause or error), width=400)) from error
     finally:
         datasets.utils.logging.set_verbosity(verbosity)
@@ -183,29 +189,98 @@ def stream_fingerprint(name: str, config: str | None) -> str | None:
 
 
 def local_files(name: str, config: str | None) -> list[str]:
-    """The data files of a dataset in a local folder.
+    """The data files of a dataset in a local folder, of all splits.
 
     Raises:
         InputError: Its README references files outside the folder.
     """
+    return sorted(chain.from_iterable(_files_of(name, datasets.load_dataset_builder(name, config)).values()))
+
+
+def _files_of(name: str, builder: Any, argument: str = "dataset_name") -> dict[str, list[str]]:
+    """The local data files of each split."""
     inside = os.path.realpath(name) + os.sep
-    data_files: Any = datasets.load_dataset_builder(name, config).config.data_files
-    files = [file for file in chain.from_iterable((data_files or {}).values()) if "://" not in file]
-    for file in files:
+    splits = {
+        str(split): [file for file in files if "://" not in file]
+        for split, files in (builder.config.data_files or {}).items()
+    }
+    for file in chain.from_iterable(splits.values()):
         if not os.path.realpath(file).startswith(inside):
-            raise InputError(f"dataset_name={name} references {file}, which is outside the folder and is not read")
-    return sorted(files)
+            raise InputError(f"{argument}={name} references {file}, which is outside the folder and is not read")
+    return splits
 
 
-def load_named_dataset(name: str, config: str | None, split: str, streaming: bool = False) -> Any:
+def folder_files(name: str, config: str | None, argument: str) -> dict[str, list[str]]:
+    """The data files of each split of a dataset in a local folder; none if its README gives options for reading them,
+    which only `datasets` knows.
+
+    Args:
+        name: The folder.
+        config: Configuration in its README.
+        argument: The argument that names the folder, which begins the messages.
+
+    Raises:
+        InputError: Its README references files outside the folder, or without a README its files have several formats,
+            of which `datasets` would read one.
+    """
+    builder = datasets.load_dataset_builder(name, config)
+    splits = _files_of(name, builder, argument)
+    used, default = builder.config, type(builder.config)()
+    given = {item.name for item in fields(used) if getattr(used, item.name) != getattr(default, item.name)}
+    remote = any("://" in file for files in (used.data_files or {}).values() for file in files)
+    options = given - {"name", "version", "data_dir", "data_files", "description", "features"}
+    if remote or (options and not (options == {"sep"} and used.sep == "\t")):
+        return {}
+    readme = Path(name, "README.md")
+    if not (readme.is_file() and "configs:" in readme.read_text(encoding="utf-8", errors="replace")):
+        read = set(chain.from_iterable(splits.values()))
+        _check_one_format(name, argument, read)
+    return splits
+
+
+def _check_one_format(name: str, argument: str, read: set[str]) -> None:
+    """Raise `InputError` if a folder has files of another format than those that are read."""
+    suffixes = {_format(file) for file in read}
+    for path in sorted(Path(name).rglob("*")):
+        hidden = any(part.startswith((".", "__")) for part in path.relative_to(name).parts)
+        if (
+            path.is_file()
+            and not hidden
+            and _format(str(path)) in TEXT_FORMATS - suffixes
+            and path.name not in _NO_DATA
+        ):
+            raise InputError(
+                f"{argument}={name} has files of several formats, {sorted(suffixes)[0]} and {_format(str(path))}: pass "
+                f"those of one format, such as train_file={name}/*{sorted(suffixes)[0]}"
+            )
+
+
+def _format(file: str) -> str:
+    return next((suffix for suffix in Path(file.lower()).suffixes[::-1] if suffix in TEXT_FORMATS), "")
+
+
+def load_named_dataset(
+    name: str, config: str | None, split: str, streaming: bool = False, as_text: bool = False
+) -> Any:
     """A dataset from the Hub or from a local folder.
+
+    Args:
+        as_text: Read all cells of .csv files as strings.
 
     Raises:
         InputError: The README of a local folder references files outside the folder.
     """
     files = local_files(name, config) if os.path.isdir(name) else []
     cache_dir = cache_of(*files, root=name) if files and not streaming else None
-    return datasets.load_dataset(name, config, split=split, streaming=streaming, cache_dir=cache_dir)
+    options: dict[str, Any] = {}
+    builder = datasets.load_dataset_builder(name, config) if as_text else None
+    if builder is not None and isinstance(builder.config, CsvConfig):
+        # With na_filter, pandas would read the cells null, NA and nan as None.
+        options = {"keep_default_na": False, "na_filter": False}
+        first = next(iter(datasets.load_dataset(name, config, split=split, streaming=True, **options)), {})
+        if first:
+            options["features"] = datasets.Features({column: datasets.Value("string") for column in first})
+    return datasets.load_dataset(name, config, split=split, streaming=streaming, cache_dir=cache_dir, **options)
 
 
 def hub_revision(dataset: Any) -> str | None:

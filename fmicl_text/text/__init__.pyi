@@ -1,9 +1,9 @@
 from .collator import TextViewCollator as TextViewCollator
 from .collator import TokenCollator as TokenCollator
+from .columns import text_columns as text_columns
 from .data import TextData as TextData
 from .data import as_text_dataset as as_text_dataset
 from .data import load_training_text as load_training_text
-from .data import text_columns as text_columns
 from .model import TextContrastiveModel as TextContrastiveModel
 from .model import build_text_encoder as build_text_encoder
 from .tokenization import tokenize_dataset as tokenize_dataset

@@ -16,7 +16,8 @@ from fmicl_text.errors import InputError
 from fmicl_text.loading import NO_CODE, hub_commit, hub_name, refuse_links, resolve_model_path, translate_loading_errors
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.text.collator import TextViewCollator
-from fmicl_text.text.data import as_text_dataset, text_columns
+from fmicl_text.text.columns import text_columns
+from fmicl_text.text.data import as_text_dataset
 from fmicl_text.text.dropout import replace_dropout
 from fmicl_text.text.lora import (
     add_lora,

@@ -1,0 +1,309 @@
+"""One reader for every door: `train_file`, a folder, `dataset_name`, streaming and .gz give the same rows or message."""
+
+from __future__ import annotations
+
+import bz2
+import gc
+import gzip
+import json
+import lzma
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fmicl_text.errors import InputError
+from fmicl_text.text.data import TextData, load_training_text
+
+QUOTES = "; cells that contain a separator, a quote or a line break must be in double quotes"
+TABS = "; cells cannot contain a tab"
+LOUD = "the café is loud"
+ROWS = ["one, two", 'say "hi"', "three"]
+PAIR = [("a dog", "the dog"), ("a cat", "the cat")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def close_files_before_the_next_module() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def cache_in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def jsonl(*rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def digits_later(separator: str) -> str:
+    """Words in the first 20,000 rows, then cells that a type would change."""
+    lines = [f"word {i}{separator}{i}" for i in range(20_000)]
+    return "\n".join([f"text{separator}id", *lines, *(f"{cell}{separator}x" for cell in ODD_CELLS)]) + "\n"
+
+
+ODD_CELLS = ["007", "1.10", "TRUE", "2001-02-03", "1e5", "NA", "null", "None", "nan", "+49 30", "0x1F", "-0", "12:30"]
+
+# name: content, and the rows (texts, or tuples) or the message without the path
+VARIANTS: dict[str, tuple[str | bytes, list[Any] | str]] = {
+    # separators
+    "comma.csv": ('text,id\n"one, two",1\n"say ""hi""",2\nthree,3\n', ROWS),
+    "semicolon.csv": ('id;text\n1;one, two\n2;"say ""hi"""\n3;three\n', ROWS),
+    "quoted_semicolon.csv": ('"id";"text"\n"1";"one, two"\n"2";"say ""hi"""\n"3";"three"\n', ROWS),
+    "tab.csv": ('id\ttext\n1\tone, two\n2\t"say ""hi"""\n3\tthree\n', ROWS),
+    "pipe.csv": ("id|text\n1|one, two\n2|three\n", ["one, two", "three"]),
+    "comma.tsv": ('id,text\n1,"one, two"\n2,three\n', ["one, two", "three"]),
+    "semicolon.tsv": ("id;text\n1;one, two\n2;three\n", ["one, two", "three"]),
+    "declared.csv": ("sep=;\r\ntext;id\r\none, two;1\r\nthree;2\r\n", ["one, two", "three"]),
+    "declared.tsv": ("sep=,\ntext,id\none,1\ntwo,2\n", ["one", "two"]),
+    "mixed.csv": (
+        "id;text\n1;a;b\n2,c\n",
+        "{file}: its first line is 'id;text'; separate cells by commas, not by ';'",
+    ),
+    "one_column.csv": ("text\na; b\nc | d\ne\tf\n", ["a; b", "c | d", "e\tf"]),
+    "trailing.csv": ("text,id,\none,1,\ntwo,2,,\n", ["one", "two"]),
+    # quotes
+    "stray_quotes.tsv": ('text\tid\n"one\t1\ntwo"\t2\nthree "3"\t3\n', ['"one', 'two"', 'three "3"']),
+    "line_break.csv": ('text,id\n"one\ntwo",1\nthree,2\n', ["one\ntwo", "three"]),
+    "open_quote.csv": ('text,id\none,1\n"two,2\nthree,3\n', "{file} cannot be read as .csv: line 3: a quote is not closed" + QUOTES),
+    "bad_quote.csv": ('text,id\none,1\n"two" or,2\n', "{file} cannot be read as .csv: line 3: ',' expected after '\"'" + QUOTES),
+    "unquoted.csv": ('text,id\n"a\nb",1\none, two,1\n', "{file} cannot be read as .csv: line 4 has 3 cells, but the header has 2" + QUOTES),
+    "extra_tab.tsv": ("text\tid\none\t1\ntwo\tthree\t2\n", "{file} cannot be read as .tsv: line 3 has 3 cells, but the header has 2" + TABS),
+    # text stays text
+    "typed_cells.csv": ("text,id\n" + "".join(f"{cell},1\n" for cell in ODD_CELLS), ODD_CELLS),
+    "digits_first.csv": ("text\n1\n2\nthree\n", ["1", "2", "three"]),
+    "only_digits.csv": ("text\n007\n08\n", ["007", "08"]),
+    "digits_later.csv": (digits_later(","), [*(f"word {i}" for i in range(20_000)), *ODD_CELLS]),
+    "digits_later.tsv": (digits_later("\t"), [*(f"word {i}" for i in range(20_000)), *ODD_CELLS]),
+    "dates.jsonl": (jsonl({"text": "2001-02-03"}, {"text": "2001-02-03T04:05:06Z"}), ["2001-02-03", "2001-02-03T04:05:06Z"]),
+    # encodings and line ends
+    "bom.csv": ("\ufefftext,id\r\none,1\r\ntwo,2\r\n", ["one", "two"]),
+    "cr.csv": ("text,id\rone,1\rtwo,2\r", ["one", "two"]),
+    "cr.txt": ("one\rtwo\r\nthree", ["one", "two", "three"]),
+    "inside.txt": ("a\u2028b\x0cc\x85d\n\n\u3000\nz", ["a\u2028b\x0cc\x85d", "z"]),
+    "latin.csv": (f"text,id\none,1\n{LOUD},2\n".encode("latin1"), "{file} cannot be read as .csv: line 3 is not UTF-8 (byte 0xe9)"),
+    "latin_unused.csv": (f"text,note\none,x\ntwo,{LOUD}\n".encode("latin1"), ["one", "two"]),
+    "latin.jsonl": (b'{"text": "one"}\n\n' + f'{{"text": "{LOUD}"}}\n'.encode("latin1"), "{file} cannot be read as .jsonl: line 3 is not UTF-8 (byte 0xe9)"),
+    "utf16.csv": ("text,id\none,1\n".encode("utf-16"), "{file} cannot be read as .csv: line 1 is not UTF-8 (byte 0xff) but UTF-16: save it as UTF-8"),
+    "utf16_no_mark.txt": ("one\ntwo\n".encode("utf-16-le"), "{file} cannot be read as .txt: line 1 is not UTF-8 but UTF-16: save it as UTF-8"),
+    "surrogate.jsonl": ('{"text": "one"}\n{"text": "a\\ud83d"}\n', "{file} cannot be read as .jsonl: line 2 has one half of a surrogate pair (\\ud83d), which is not a character"),
+    "surrogate_unused.jsonl": ('{"text": "one", "note": "\\ud83d"}\n{"text": "\\ud83d\\ude00"}\n', ["one", "\U0001f600"]),
+    # missing and unused cells
+    "missing.csv": ("text,id\none,1\n,2\n  ,3\ntwo\n", ["one", "two"]),
+    "missing_pair.tsv": ("sent0\tsent1\na dog\tthe dog\nx\n\ty\na cat\tthe cat\n", PAIR),
+    "nulls_first.jsonl": (jsonl(*[{"text": None, "id": i} for i in range(30_000)], {"text": "one"}, {"text": "two"}), ["one", "two"]),
+    "absent_first.jsonl": (jsonl(*[{"id": i} for i in range(30_000)], {"text": "one"}, {"text": "two"}), ["one", "two"]),
+    "null_column.jsonl": (jsonl({"sent0": "a dog", "sent1": "the dog", "hard_neg": None}), "{file} contains no text: it is empty or all its rows are blank"),
+    "unused_types.jsonl": ('{"text": "one", "x": 1}\n{"text": "two", "x": "a"}\n{"text": "three", "x": [1, {"y": []}]}\n{"text": "four", "x": 1' + "0" * 5000 + "}\n", ["one", "two", "three", "four"]),
+    "unused_types.csv": ("text,x\n" + "a,1\n" * 12_000 + "b,x\n", ["a"] * 12_000 + ["b"]),
+    "number.jsonl": (jsonl({"text": "one"}, {"text": None}, {"text": 3}), "{file}: column 'text' must contain strings, line 3 has 3"),
+    "late_column.jsonl": (
+        jsonl({"sent0": "a", "sent1": "b"}, *[{"sent0": "c", "sent1": "d"}] * 2000, {"sent0": "e", "sent1": "f", "hard_neg": "g"}),
+        "{file}: line 2002 has the column 'hard_neg', which the lines before do not have: select the columns with text_columns",
+    ),
+    # JSON arrays
+    "array.json": (json.dumps([{"text": text} for text in ROWS]), ROWS),
+    "pretty.json": (json.dumps([{"id": i, "text": text} for i, text in enumerate(ROWS)], indent=2), ROWS),
+    "strings.json": (json.dumps(ROWS), ROWS),
+    "lines.json": (jsonl(*({"text": text} for text in ROWS)), ROWS),
+    "broken_array.json": ('[\n {"text": "one"},\n {"text": two}\n]\n', "{file} cannot be read as .json: line 3: Expecting value"),
+    "cut_array.json": ('[\n {"text": "one"},\n', "{file} cannot be read as .json: line 3: the array is cut off"),
+    "two_arrays.json": ('[{"text": "one"}]\n["x"]\n', "{file} cannot be read as .json: line 2 has '[' after the end of the array"),
+    "numbers.json": ("[\n1, 2]", '{file} cannot be read as .json: line 2 is not an object such as {{"text": "a sentence"}}'),
+    # columns
+    "twice.csv": ("text,text\na,b\n", "{file}: its header has the column 'text' twice"),
+    "index.csv": (",text\n0,one\n1,two\n", ["one", "two"]),
+    "scored.csv": (
+        "sentence1,sentence2,score\na,b,0.1\n",
+        "{file} has the column 'score', so that its pairs may not all be positive: keep those that are, and pass "
+        "text_columns=sentence1 sentence2",
+    ),
+}  # fmt: skip
+
+
+def write(path: Path, content: str | bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def rows_of(data: TextData) -> list[Any]:
+    rows = [tuple(row[name] for name in data.columns) for row in data.dataset]
+    return [row[0] for row in rows] if len(data.columns) == 1 else rows
+
+
+def rows_or_message(**arguments: Any) -> list[Any] | str:
+    try:
+        return rows_of(load_training_text(**arguments))
+    except InputError as error:
+        assert "\n" not in str(error)
+        return str(error)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_door_gives_the_same(tmp_path: Path, name: str) -> None:
+    content, expected = VARIANTS[name]
+    file = write(tmp_path / "data" / name, content)
+    packed = str(tmp_path / "packed" / f"{name}.gz")
+    write(Path(packed), gzip.compress(Path(file).read_bytes()))
+    folder = str(tmp_path / "data")
+    doors: list[dict[str, Any]] = [
+        *({"train_file": file}, {"train_file": folder}, {"dataset_name": folder}, {"train_file": packed}),
+        *({"train_file": file, "streaming": True}, {"dataset_name": folder, "streaming": True}),
+    ]
+    for door in doors:
+        found = rows_or_message(**door)
+        if isinstance(expected, str):
+            source = packed if packed in door.values() else file
+            if "contains no text" in expected and source not in str(found):
+                source = door.get("train_file", f"{folder} [train]")
+            assert found == expected.format(file=source), door
+        else:
+            assert found == expected, door
+
+
+PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": lambda b: pa.compress(b, "zstd", True)}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
+@pytest.mark.parametrize("suffix", PACKED)
+def test_compressed_files(tmp_path: Path, suffix: str, streaming: bool) -> None:
+    content, _ = VARIANTS["digits_later.csv"]
+    assert isinstance(content, str)
+    expected = VARIANTS["digits_later.csv"][1]
+    file = write(tmp_path / "data" / f"a.csv{suffix}", PACKED[suffix](content.encode()))
+    assert rows_or_message(train_file=file, streaming=streaming) == expected
+    assert rows_or_message(dataset_name=str(tmp_path / "data"), streaming=streaming) == expected
+    write(tmp_path / f"cut.csv{suffix}", Path(file).read_bytes()[:1000])
+    message = rows_or_message(train_file=str(tmp_path / f"cut.csv{suffix}"), streaming=streaming)
+    assert str(message).startswith(f"{tmp_path}/cut.csv{suffix} cannot be read as .csv: ")
+
+
+ARROW = {
+    "string": pa.array(["one", None, "two "]),
+    "large_string": pa.array(["one", None, "two"], pa.large_string()),
+    "string_view": pa.array(["one", None, "two"], pa.string_view()),
+    "binary": pa.array([b"one", None, b"two"]),
+    "binary_view": pa.array([b"one", None, b"two"], pa.binary_view()),
+    "dictionary": pa.array(["one", None, "two"]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", ARROW)
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "stream"])
+def test_types_of_strings(tmp_path: Path, kind: str, suffix: str) -> None:
+    table = pa.table({"id": [1, 2, 3], "text": ARROW[kind], "nested": [[], [{"a": 1}], None]})
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = folder / ("a.parquet" if suffix == "parquet" else "a.arrow")
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        write_ipc = pa.ipc.new_stream if suffix == "stream" else pa.ipc.new_file
+        with write_ipc(str(path), table.schema) as writer:
+            writer.write_table(table)
+    for door in ({"train_file": str(path)}, {"train_file": str(folder)}, {"dataset_name": str(folder)}):
+        for streaming in (False, True):
+            assert rows_or_message(**door, streaming=streaming) == ["one", "two"]
+
+
+def test_bytes_and_numbers_of_parquet(tmp_path: Path) -> None:
+    file = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": [b"one"] * 12_000 + [b"caf\xe9"]}), file)
+    assert rows_or_message(train_file=file) == (
+        f"{file} cannot be read as .parquet: row 12001, column 'text': is not UTF-8 (byte 0xe9)"
+    )
+    for values, kind in (([1, 2], "int64"), ([["a"]], "list<element: string>")):
+        pq.write_table(pa.table({"text": values}), file)
+        assert f"{file}: column 'text' must contain strings, got {kind}" in str(rows_or_message(train_file=file))
+
+
+def test_several_files_patterns_and_folders(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one.csv", "text,id\none,1\n"), write(tmp_path / "two.jsonl", jsonl({"text": "two"}))
+    write(tmp_path / "more/a.txt", "three\n")
+    write(tmp_path / "more/sub/b.txt.gz", gzip.compress(b"four\n"))
+    more = str(tmp_path / "more")
+    for streaming in (False, True):
+        assert rows_or_message(train_file=[two, one], streaming=streaming) == ["two", "one"]
+        assert rows_or_message(train_file=[one, f"{more}/*.txt"], streaming=streaming) == ["one", "three"]
+        assert rows_or_message(train_file=[more], streaming=streaming) == ["three", "four"]
+        assert rows_or_message(train_file=f"{more}/**/*.t*", streaming=streaming) == ["three", "four"]
+    data = load_training_text(train_file=(one, two))
+    assert data.source == f"{one} {two}"
+    assert rows_or_message(train_file=f"{more}/*.csv") == f"train_file={more}/*.csv: no file matches this pattern"
+    assert rows_or_message(train_file=[one, f"{tmp_path}/*.csv"]) == f"train_file={one} is given twice"
+    assert rows_or_message(train_file=[]) == "train_file must be one or more files, got none"
+    assert rows_or_message(train_file=[one, more + "/none.txt"]) == f"train_file={more}/none.txt: no such file"
+
+
+def test_files_must_have_the_same_columns(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.csv", "text,title\none,first\n")
+    two = write(tmp_path / "two.csv", "sentence,title\ntwo,second\n")
+    assert rows_or_message(train_file=[one, two]) == (
+        f"{one} has text but {two} has sentence: select columns with text_columns"
+    )
+    assert rows_or_message(train_file=[one, two], text_columns=["title"]) == ["first", "second"]
+    assert rows_or_message(train_file=[one, two], text_columns=["text"]) == (
+        f"{two} has no column 'text' (text_columns); its columns are ['sentence', 'title']"
+    )
+
+
+def test_a_folder_is_read_as_datasets_reads_it(tmp_path: Path) -> None:
+    """Only the training split; a file of another format is not ignored silently."""
+    folder = str(tmp_path / "data")
+    write(tmp_path / "data/train.csv", "text\none\ntwo\n")
+    write(tmp_path / "data/test.csv", "text\nthree\n")
+    write(tmp_path / "data/README.md", "Texts.\n")
+    for door in ({"train_file": folder}, {"dataset_name": folder}):
+        assert rows_or_message(**door) == ["one", "two"]
+    assert rows_or_message(dataset_name=folder, dataset_split="train+test") == ["one", "two", "three"]
+    assert rows_or_message(dataset_name=folder, dataset_split="train[1:]") == ["two"]
+    write(tmp_path / "data/more.jsonl", jsonl({"text": "four"}))
+    for argument in ("train_file", "dataset_name"):
+        assert rows_or_message(**{argument: folder}) == (
+            f"{argument}={folder} has files of several formats, .csv and .jsonl: pass those of one format, such as "
+            f"train_file={folder}/*.csv"
+        )
+
+
+def test_options_in_a_readme_are_used(tmp_path: Path) -> None:
+    write(tmp_path / "data/a.csv", "text~id\n007~1\nNA~2\n")
+    write(tmp_path / "data/README.md", '---\nconfigs:\n- config_name: default\n  data_files: a.csv\n  sep: "~"\n---\n')
+    for streaming in (False, True):
+        assert rows_or_message(dataset_name=str(tmp_path / "data"), streaming=streaming) == ["007", "NA"]
+
+
+def test_the_cache_depends_on_the_columns_and_not_on_the_path(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "text,title\none,first\ntwo,second\n")
+    copy = write(tmp_path / "other" / "b.csv", Path(file).read_bytes())
+    first, again = (load_training_text(train_file=path).dataset for path in (file, copy))
+    assert first.cache_files == again.cache_files
+    assert first._fingerprint == again._fingerprint
+    assert rows_or_message(train_file=file, text_columns="title") == ["first", "second"]
+
+
+def test_a_stream_can_be_sent_to_workers_and_resumed(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{i}.txt", "".join(f"{i} {j}\n" for j in range(50))) for i in range(2)]
+    stream = load_training_text(train_file=files, streaming=True).dataset
+    assert stream.num_shards == 2
+    assert len(list(pickle.loads(pickle.dumps(stream)))) == 100
+    rows = iter(stream)
+    before = [next(rows)["text"] for _ in range(60)]
+    state = stream.state_dict()
+    stream.load_state_dict(state)
+    assert before + [row["text"] for row in stream] == [f"{i} {j}" for i in range(2) for j in range(50)]
+
+
+def test_a_long_cell_and_an_array_of_several_blocks(tmp_path: Path) -> None:
+    cell = "word " * 100_000
+    assert rows_or_message(train_file=write(tmp_path / "a.csv", f'text,id\n"{cell}",1\n')) == [cell.strip()]
+    rows = [f"{i} " + "a \u00e9" * 1000 for i in range(1500)]
+    file = write(tmp_path / "a.json", json.dumps([{"text": row} for row in rows], indent=1, ensure_ascii=False))
+    assert rows_or_message(train_file=file) == rows
