@@ -10,7 +10,6 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from fmicl_text.errors import InputError
 from fmicl_text.files import DISK_FULL, content_hash, is_disk_full, read_json
 
 # Override a model's own sentence_bert_config.json, which could ask to unpickle weights or to run third-party kernels.
-TEXT_FORMATS = {".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow"}
-_NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 NO_CODE = {"weights_only": True, "allow_all_kernels": False}
 
 
@@ -194,11 +191,20 @@ def local_files(name: str, config: str | None) -> list[str]:
     Raises:
         InputError: Its README references files outside the folder.
     """
-    return sorted(chain.from_iterable(_files_of(name, datasets.load_dataset_builder(name, config)).values()))
+    return sorted(chain.from_iterable(split_files(name, datasets.load_dataset_builder(name, config)).values()))
 
 
-def _files_of(name: str, builder: Any, argument: str = "dataset_name") -> dict[str, list[str]]:
-    """The local data files of each split."""
+def split_files(name: str, builder: Any, argument: str = "dataset_name") -> dict[str, list[str]]:
+    """The local data files of each split of a dataset in a local folder.
+
+    Args:
+        name: The folder.
+        builder: Its builder.
+        argument: The argument that names the folder, which begins the message.
+
+    Raises:
+        InputError: Its README references files outside the folder.
+    """
     inside = os.path.realpath(name) + os.sep
     splits = {
         str(split): [file for file in files if "://" not in file]
@@ -208,55 +214,6 @@ def _files_of(name: str, builder: Any, argument: str = "dataset_name") -> dict[s
         if not os.path.realpath(file).startswith(inside):
             raise InputError(f"{argument}={name} references {file}, which is outside the folder and is not read")
     return splits
-
-
-def folder_files(name: str, config: str | None, argument: str) -> dict[str, list[str]]:
-    """The data files of each split of a dataset in a local folder; none if its README gives options for reading them,
-    which only `datasets` knows.
-
-    Args:
-        name: The folder.
-        config: Configuration in its README.
-        argument: The argument that names the folder, which begins the messages.
-
-    Raises:
-        InputError: Its README references files outside the folder, or without a README its files have several formats,
-            of which `datasets` would read one.
-    """
-    builder = datasets.load_dataset_builder(name, config)
-    splits = _files_of(name, builder, argument)
-    used, default = builder.config, type(builder.config)()
-    given = {item.name for item in fields(used) if getattr(used, item.name) != getattr(default, item.name)}
-    remote = any("://" in file for files in (used.data_files or {}).values() for file in files)
-    options = given - {"name", "version", "data_dir", "data_files", "description", "features"}
-    if remote or (options and not (options == {"sep"} and used.sep == "\t")):
-        return {}
-    readme = Path(name, "README.md")
-    if not (readme.is_file() and "configs:" in readme.read_text(encoding="utf-8", errors="replace")):
-        read = set(chain.from_iterable(splits.values()))
-        _check_one_format(name, argument, read)
-    return splits
-
-
-def _check_one_format(name: str, argument: str, read: set[str]) -> None:
-    """Raise `InputError` if a folder has files of another format than those that are read."""
-    suffixes = {_format(file) for file in read}
-    for path in sorted(Path(name).rglob("*")):
-        hidden = any(part.startswith((".", "__")) for part in path.relative_to(name).parts)
-        if (
-            path.is_file()
-            and not hidden
-            and _format(str(path)) in TEXT_FORMATS - suffixes
-            and path.name not in _NO_DATA
-        ):
-            raise InputError(
-                f"{argument}={name} has files of several formats, {sorted(suffixes)[0]} and {_format(str(path))}: pass "
-                f"those of one format, such as train_file={name}/*{sorted(suffixes)[0]}"
-            )
-
-
-def _format(file: str) -> str:
-    return next((suffix for suffix in Path(file.lower()).suffixes[::-1] if suffix in TEXT_FORMATS), "")
 
 
 def load_named_dataset(
@@ -277,7 +234,7 @@ def load_named_dataset(
     if builder is not None and isinstance(builder.config, CsvConfig):
         # With na_filter, pandas would read the cells null, NA and nan as None.
         options = {"keep_default_na": False, "na_filter": False}
-        first = next(iter(datasets.load_dataset(name, config, split=split, streaming=True, **options)), {})
+        first: Any = next(iter(datasets.load_dataset(name, config, split=split, streaming=True, **options)), {})
         if first:
             options["features"] = datasets.Features({column: datasets.Value("string") for column in first})
     return datasets.load_dataset(name, config, split=split, streaming=streaming, cache_dir=cache_dir, **options)

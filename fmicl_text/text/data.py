@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -17,18 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import content_hash
-from fmicl_text.loading import (
-    cache_of,
-    explain_full_cache,
-    folder_files,
-    hub_revision,
-    load_named_dataset,
-    stream_fingerprint,
-    translate_dataset_errors,
-)
+from fmicl_text.loading import explain_full_cache, hub_revision, translate_dataset_errors
 from fmicl_text.text.columns import no_text, text_columns
-from fmicl_text.text.readers import ACCEPTED, TextRows, inspect_file, suffix_of
+from fmicl_text.text.sources import find_files, read_dataset, read_files
 
 logger = logging.getLogger(__name__)
 
@@ -122,12 +112,13 @@ def load_training_text(
         source = "/".join(filter(None, (dataset_name, dataset_config))) + f" [{dataset_split}]"
         explain = partial(_hub_error_message, str(dataset_name), dataset_config, dataset_split)
 
+    content: str | None
     with translate_dataset_errors(explain):
         if train_file is not None:
-            raw, columns, content = _read_files({"train": find_files(paths)}, "train", text_columns, streaming)
+            raw, columns, content = read_files({"train": find_files(paths)}, "train", text_columns, streaming)
         else:
             named = str(dataset_name), dataset_config, dataset_split
-            raw, columns, content = _read_dataset(*named, text_columns, streaming, source)
+            raw, columns, content = read_dataset(*named, text_columns, streaming, source)
         usable = _drop_blank(raw, columns)
         if not (num_usable := len(list(islice(usable, at_least)))):
             raise no_text(source)
@@ -153,74 +144,6 @@ def load_training_text(
     return TextData(usable, columns, num_skipped, duplicate_share, source, blank_cells=blank)
 
 
-def find_files(paths: Sequence[str]) -> list[str]:
-    """The files that `train_file` names: files, patterns, and the training split of folders, in this order.
-
-    Raises:
-        InputError: A pattern matches no file, a folder contains no files of text or several formats, or a file is
-            named twice.
-    """
-    found: list[str] = []
-    for path in paths:
-        if os.path.isdir(path):
-            if not (files := folder_files(path, None, "train_file").get("train", [])):
-                raise InputError(f"train_file={path}: the folder has no files for training")
-            if odd := [file for file in files if suffix_of(file) is None]:
-                raise InputError(f"train_file={path}: unsupported file type of {odd[0]}; expected {ACCEPTED}")
-            found += files
-        elif not os.path.lexists(path) and glob.has_magic(path):
-            if not (files := [file for file in sorted(glob.glob(path, recursive=True)) if not os.path.isdir(file)]):
-                raise InputError(f"train_file={path}: no file matches this pattern")
-            found += files
-        else:
-            found.append(path)
-    if twice := [file for file in found if found.count(file) > 1]:
-        raise InputError(f"train_file={twice[0]} is given twice")
-    if not found:
-        raise InputError("train_file must be one or more files, got none")
-    return found
-
-
-def _read_files(
-    splits: Mapping[str, Sequence[str]],
-    split: str,
-    names: Sequence[str] | None,
-    streaming: bool,
-    root: str | None = None,
-) -> tuple[Any, tuple[str, ...], str]:
-    """The rows of local files, their columns, and a hash of their content."""
-    found = {name: [inspect_file(path, names) for path in paths] for name, paths in splits.items()}
-    inspected = [one for files in found.values() for one in files]
-    columns = inspected[0][1]
-    for file, others in inspected:
-        if others != columns:
-            first = f"{inspected[0][0].path} has {' '.join(columns)}"
-            raise InputError(f"{first} but {file.path} has {' '.join(others)}: select columns with text_columns")
-    paths = [file.path for file, _ in inspected]
-    content, cache_dir = content_hash(*paths, root=root), None if streaming else cache_of(*paths, root=root)
-    files = {name: [file for file, _ in some] for name, some in found.items()}
-    builder = TextRows(files, columns, content, cache_dir)
-    if streaming:
-        return builder.as_streaming_dataset(split), columns, content
-    builder.download_and_prepare()
-    return builder.as_dataset(split), columns, content
-
-
-def _read_dataset(
-    name: str, config: str | None, split: str, names: Sequence[str] | None, streaming: bool, source: str
-) -> tuple[Any, tuple[str, ...], str | None]:
-    """The rows of a dataset, as `_read_files`. Files of text in a local folder are read as `train_file` reads them."""
-    if os.path.isdir(name):
-        splits = folder_files(name, config, "dataset_name")
-        wanted = {part.partition("[")[0].strip() for part in split.split("+")}
-        splits = {part: files for part, files in splits.items() if part in wanted or "all" in wanted}
-        if wanted - {"all"} <= set(splits) and splits and all(map(suffix_of, sum(splits.values(), []))):
-            return _read_files(splits, split, names, streaming, root=name)
-    raw = load_named_dataset(name, config, split, streaming, as_text=True)
-    columns = text_columns(raw, names, source)
-    return raw, columns, stream_fingerprint(name, config) if streaming else None
-
-
 def as_text_dataset(rows: Any) -> datasets.Dataset | datasets.IterableDataset:
     """A dataset of text columns for `TextViewCollator`. Rows with a blank or missing text are skipped,
     with a warning unless the dataset is streamed.
@@ -229,8 +152,8 @@ def as_text_dataset(rows: Any) -> datasets.Dataset | datasets.IterableDataset:
     ['sent0', 'sent1']
 
     Args:
-        rows: A list of texts, a list of tuples of texts (pairs, or pairs with hard negatives), or a dataset whose columns
-            `columns.text_columns` accepts.
+        rows: A list of texts, a list of tuples of texts (pairs, or pairs with hard negatives), or a dataset whose
+            columns `columns.text_columns` accepts.
 
     Raises:
         InputError: The rows are of another type, contain no text, or have ambiguous columns.

@@ -1,4 +1,4 @@
-"""One reader for every door: `train_file`, a folder, `dataset_name`, streaming and .gz give the same rows or message."""
+"""Files of text: `train_file`, a folder, `dataset_name`, streaming and .gz give the same rows, or the same message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import gzip
 import json
 import lzma
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,6 @@ TABS = "; cells cannot contain a tab"
 LOUD = "the café is loud"
 ROWS = ["one, two", 'say "hi"', "three"]
 PAIR = [("a dog", "the dog"), ("a cat", "the cat")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def close_files_before_the_next_module() -> Iterator[None]:
-    yield
-    gc.collect()
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +44,7 @@ def digits_later(separator: str) -> str:
 
 ODD_CELLS = ["007", "1.10", "TRUE", "2001-02-03", "1e5", "NA", "null", "None", "nan", "+49 30", "0x1F", "-0", "12:30"]
 
-# name: content, and the rows (texts, or tuples) or the message without the path
+# name: content, and the rows (texts, or tuples) or the message; {fault} is "{file} cannot be read as {suffix}:"
 VARIANTS: dict[str, tuple[str | bytes, list[Any] | str]] = {
     # separators
     "comma.csv": ('text,id\n"one, two",1\n"say ""hi""",2\nthree,3\n', ROWS),
@@ -72,51 +65,88 @@ VARIANTS: dict[str, tuple[str | bytes, list[Any] | str]] = {
     # quotes
     "stray_quotes.tsv": ('text\tid\n"one\t1\ntwo"\t2\nthree "3"\t3\n', ['"one', 'two"', 'three "3"']),
     "line_break.csv": ('text,id\n"one\ntwo",1\nthree,2\n', ["one\ntwo", "three"]),
-    "open_quote.csv": ('text,id\none,1\n"two,2\nthree,3\n', "{file} cannot be read as .csv: line 3: a quote is not closed" + QUOTES),
-    "bad_quote.csv": ('text,id\none,1\n"two" or,2\n', "{file} cannot be read as .csv: line 3: ',' expected after '\"'" + QUOTES),
-    "unquoted.csv": ('text,id\n"a\nb",1\none, two,1\n', "{file} cannot be read as .csv: line 4 has 3 cells, but the header has 2" + QUOTES),
-    "extra_tab.tsv": ("text\tid\none\t1\ntwo\tthree\t2\n", "{file} cannot be read as .tsv: line 3 has 3 cells, but the header has 2" + TABS),
+    "open_quote.csv": ('text,id\none,1\n"two,2\nthree,3\n', "{fault} line 3: a quote is not closed" + QUOTES),
+    "bad_quote.csv": ('text,id\none,1\n"two" or,2\n', "{fault} line 3: ',' expected after '\"'" + QUOTES),
+    "unquoted.csv": ('text,id\n"a\nb",1\none, two,1\n', "{fault} line 4 has 3 cells, but the header has 2" + QUOTES),
+    "extra_tab.tsv": ("text\tid\none\t1\ntwo\tthree\t2\n", "{fault} line 3 has 3 cells, but the header has 2" + TABS),
     # text stays text
     "typed_cells.csv": ("text,id\n" + "".join(f"{cell},1\n" for cell in ODD_CELLS), ODD_CELLS),
     "digits_first.csv": ("text\n1\n2\nthree\n", ["1", "2", "three"]),
     "only_digits.csv": ("text\n007\n08\n", ["007", "08"]),
     "digits_later.csv": (digits_later(","), [*(f"word {i}" for i in range(20_000)), *ODD_CELLS]),
     "digits_later.tsv": (digits_later("\t"), [*(f"word {i}" for i in range(20_000)), *ODD_CELLS]),
-    "dates.jsonl": (jsonl({"text": "2001-02-03"}, {"text": "2001-02-03T04:05:06Z"}), ["2001-02-03", "2001-02-03T04:05:06Z"]),
+    "dates.jsonl": (
+        jsonl({"text": "2001-02-03"}, {"text": "2001-02-03T04:05:06Z"}),
+        ["2001-02-03", "2001-02-03T04:05:06Z"],
+    ),
     # encodings and line ends
     "bom.csv": ("\ufefftext,id\r\none,1\r\ntwo,2\r\n", ["one", "two"]),
     "cr.csv": ("text,id\rone,1\rtwo,2\r", ["one", "two"]),
     "cr.txt": ("one\rtwo\r\nthree", ["one", "two", "three"]),
     "inside.txt": ("a\u2028b\x0cc\x85d\n\n\u3000\nz", ["a\u2028b\x0cc\x85d", "z"]),
-    "latin.csv": (f"text,id\none,1\n{LOUD},2\n".encode("latin1"), "{file} cannot be read as .csv: line 3 is not UTF-8 (byte 0xe9)"),
+    "latin.csv": (f"text,id\none,1\n{LOUD},2\n".encode("latin1"), "{fault} line 3 is not UTF-8 (byte 0xe9)"),
     "latin_unused.csv": (f"text,note\none,x\ntwo,{LOUD}\n".encode("latin1"), ["one", "two"]),
-    "latin.jsonl": (b'{"text": "one"}\n\n' + f'{{"text": "{LOUD}"}}\n'.encode("latin1"), "{file} cannot be read as .jsonl: line 3 is not UTF-8 (byte 0xe9)"),
-    "utf16.csv": ("text,id\none,1\n".encode("utf-16"), "{file} cannot be read as .csv: line 1 is not UTF-8 (byte 0xff) but UTF-16: save it as UTF-8"),
-    "utf16_no_mark.txt": ("one\ntwo\n".encode("utf-16-le"), "{file} cannot be read as .txt: line 1 is not UTF-8 but UTF-16: save it as UTF-8"),
-    "surrogate.jsonl": ('{"text": "one"}\n{"text": "a\\ud83d"}\n', "{file} cannot be read as .jsonl: line 2 has one half of a surrogate pair (\\ud83d), which is not a character"),
-    "surrogate_unused.jsonl": ('{"text": "one", "note": "\\ud83d"}\n{"text": "\\ud83d\\ude00"}\n', ["one", "\U0001f600"]),
+    "latin.jsonl": (
+        b'{"text": "one"}\n\n' + f'{{"text": "{LOUD}"}}\n'.encode("latin1"),
+        "{fault} line 3 is not UTF-8 (byte 0xe9)",
+    ),
+    "utf16.csv": (
+        "text,id\none,1\n".encode("utf-16"),
+        "{fault} line 1 is not UTF-8 (byte 0xff) but UTF-16: save it as UTF-8",
+    ),
+    "utf16_no_mark.txt": ("one\ntwo\n".encode("utf-16-le"), "{fault} line 1 is not UTF-8 but UTF-16: save it as UTF-8"),
+    "surrogate.jsonl": (
+        '{"text": "one"}\n{"text": "a\\ud83d"}\n',
+        "{fault} line 2 has one half of a surrogate pair (\\ud83d), which is not a character",
+    ),
+    "surrogate_unused.jsonl": (
+        '{"text": "one", "note": "\\ud83d"}\n{"text": "\\ud83d\\ude00"}\n',
+        ["one", "\U0001f600"],
+    ),
     # missing and unused cells
     "missing.csv": ("text,id\none,1\n,2\n  ,3\ntwo\n", ["one", "two"]),
     "missing_pair.tsv": ("sent0\tsent1\na dog\tthe dog\nx\n\ty\na cat\tthe cat\n", PAIR),
-    "nulls_first.jsonl": (jsonl(*[{"text": None, "id": i} for i in range(30_000)], {"text": "one"}, {"text": "two"}), ["one", "two"]),
-    "absent_first.jsonl": (jsonl(*[{"id": i} for i in range(30_000)], {"text": "one"}, {"text": "two"}), ["one", "two"]),
-    "null_column.jsonl": (jsonl({"sent0": "a dog", "sent1": "the dog", "hard_neg": None}), "{file} contains no text: it is empty or all its rows are blank"),
-    "unused_types.jsonl": ('{"text": "one", "x": 1}\n{"text": "two", "x": "a"}\n{"text": "three", "x": [1, {"y": []}]}\n{"text": "four", "x": 1' + "0" * 5000 + "}\n", ["one", "two", "three", "four"]),
+    "nulls_first.jsonl": (
+        jsonl(*[{"text": None, "id": i} for i in range(30_000)], {"text": "one"}, {"text": "two"}),
+        ["one", "two"],
+    ),
+    "absent_first.jsonl": (
+        jsonl(*[{"id": i} for i in range(30_000)], {"text": "one"}, {"text": "two"}),
+        ["one", "two"],
+    ),
+    "null_column.jsonl": (
+        jsonl({"sent0": "a dog", "sent1": "the dog", "hard_neg": None}),
+        "{file} contains no text: it is empty or all its rows are blank",
+    ),
+    "unused_types.jsonl": (
+        '{"text": "one", "x": 1}\n{"text": "two", "x": "a"}\n{"text": "three", "x": [1, {"y": []}]}\n{"text": "four", "x": 1'
+        + "0" * 5000
+        + "}\n",
+        ["one", "two", "three", "four"],
+    ),
     "unused_types.csv": ("text,x\n" + "a,1\n" * 12_000 + "b,x\n", ["a"] * 12_000 + ["b"]),
-    "number.jsonl": (jsonl({"text": "one"}, {"text": None}, {"text": 3}), "{file}: column 'text' must contain strings, line 3 has 3"),
+    "number.jsonl": (
+        jsonl({"text": "one"}, {"text": None}, {"text": 3}),
+        "{file}: column 'text' must contain strings, line 3 has 3",
+    ),
     "late_column.jsonl": (
-        jsonl({"sent0": "a", "sent1": "b"}, *[{"sent0": "c", "sent1": "d"}] * 2000, {"sent0": "e", "sent1": "f", "hard_neg": "g"}),
-        "{file}: line 2002 has the column 'hard_neg', which the lines before do not have: select the columns with text_columns",
+        jsonl(
+            {"sent0": "a", "sent1": "b"},
+            *[{"sent0": "c", "sent1": "d"}] * 2000,
+            {"sent0": "e", "sent1": "f", "hard_neg": "g"},
+        ),
+        "{file}: line 2002 has the column 'hard_neg', which the lines before do not have: select the columns with "
+        "text_columns",
     ),
     # JSON arrays
     "array.json": (json.dumps([{"text": text} for text in ROWS]), ROWS),
     "pretty.json": (json.dumps([{"id": i, "text": text} for i, text in enumerate(ROWS)], indent=2), ROWS),
     "strings.json": (json.dumps(ROWS), ROWS),
     "lines.json": (jsonl(*({"text": text} for text in ROWS)), ROWS),
-    "broken_array.json": ('[\n {"text": "one"},\n {"text": two}\n]\n', "{file} cannot be read as .json: line 3: Expecting value"),
-    "cut_array.json": ('[\n {"text": "one"},\n', "{file} cannot be read as .json: line 3: the array is cut off"),
-    "two_arrays.json": ('[{"text": "one"}]\n["x"]\n', "{file} cannot be read as .json: line 2 has '[' after the end of the array"),
-    "numbers.json": ("[\n1, 2]", '{file} cannot be read as .json: line 2 is not an object such as {{"text": "a sentence"}}'),
+    "broken_array.json": ('[\n {"text": "one"},\n {"text": two}\n]\n', "{fault} line 3: Expecting value"),
+    "cut_array.json": ('[\n {"text": "one"},\n', "{fault} line 3: the array is cut off"),
+    "two_arrays.json": ('[{"text": "one"}]\n["x"]\n', "{fault} line 1 or later has '[' after the end of the array"),
+    "numbers.json": ("[\n1, 2]", '{fault} line 2 is not an object such as {{"text": "a sentence"}}'),
     # columns
     "twice.csv": ("text,text\na,b\n", "{file}: its header has the column 'text' twice"),
     "index.csv": (",text\n0,one\n1,two\n", ["one", "two"]),
@@ -125,7 +155,7 @@ VARIANTS: dict[str, tuple[str | bytes, list[Any] | str]] = {
         "{file} has the column 'score', so that its pairs may not all be positive: keep those that are, and pass "
         "text_columns=sentence1 sentence2",
     ),
-}  # fmt: skip
+}
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -164,12 +194,18 @@ def test_every_door_gives_the_same(tmp_path: Path, name: str) -> None:
             source = packed if packed in door.values() else file
             if "contains no text" in expected and source not in str(found):
                 source = door.get("train_file", f"{folder} [train]")
-            assert found == expected.format(file=source), door
+            fault = f"{source} cannot be read as {Path(name).suffix}:"
+            assert found == expected.format(file=source, fault=fault), door
         else:
             assert found == expected, door
 
 
-PACKED = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": lambda b: pa.compress(b, "zstd", True)}
+PACKED = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda b: pa.compress(b, "zstd", True),
+}
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
@@ -273,11 +309,13 @@ def test_a_folder_is_read_as_datasets_reads_it(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # `datasets` does not close a file
 def test_options_in_a_readme_are_used(tmp_path: Path) -> None:
     write(tmp_path / "data/a.csv", "text~id\n007~1\nNA~2\n")
     write(tmp_path / "data/README.md", '---\nconfigs:\n- config_name: default\n  data_files: a.csv\n  sep: "~"\n---\n')
     for streaming in (False, True):
         assert rows_or_message(dataset_name=str(tmp_path / "data"), streaming=streaming) == ["007", "NA"]
+    gc.collect()
 
 
 def test_the_cache_depends_on_the_columns_and_not_on_the_path(tmp_path: Path) -> None:
