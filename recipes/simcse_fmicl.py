@@ -63,7 +63,7 @@ def main() -> None:
             data_args.dataset_name,
             data_args.dataset_config,
             data_args.dataset_split,
-            data_args.text_column,
+            data_args.text_columns,
             data_args.streaming,
             data_args.max_train_samples,
             shuffle_seed=args.seed,

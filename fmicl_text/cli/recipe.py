@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -85,7 +86,8 @@ def claim_output_dir(args: FMICLTrainingArguments, settings: Mapping[str, Any], 
 
     def check() -> bool:
         for name in ("train_file", "dataset_name"):
-            check_outside(args.output_dir, f"{name}={settings.get(name)}", settings.get(name))
+            for path in paths_of(settings.get(name)):
+                check_outside(args.output_dir, f"{name}={path}", path)
         complete_save(args.output_dir)
         finished = bool(args.resume_from_checkpoint)
         finished = finished and is_finished(args.output_dir, settings, defaults, args.world_size)
@@ -126,20 +128,39 @@ def input_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
     times of the files count."""
     found = {}
     for name in ("train_file", "sts_dev_file", "dataset_name", "model_name_or_path"):
-        path = settings.get(name)
-        if path and os.path.isfile(path):
-            found[name] = content_hash(path)
-        elif path and os.path.isdir(path):
-            files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-            status = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-            small = sum(size for _, size, _ in status) < 2**30
-            content = content_hash(*files, root=str(path)) if small else str(status)
-            found[name] = hashlib.sha256(content.encode()).hexdigest()
+        hashes = [hash_ for path in paths_of(settings.get(name)) if (hash_ := input_hash(path)) is not None]
+        if hashes:
+            found[name] = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     return found
 
 
+def paths_of(value: Any) -> list[str]:
+    """The paths of a setting: none, one, or several, with the files that match a pattern."""
+    given = [value] if isinstance(value, str) else value or []
+    return [
+        path for one in given for path in ([one] if os.path.lexists(one) else sorted(glob.glob(one, recursive=True)))
+    ]
+
+
+def input_hash(path: str) -> str | None:
+    """The hash of a file or folder; None for other names."""
+    if os.path.isfile(path):
+        return content_hash(path)
+    if not os.path.isdir(path):
+        return None
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+    status = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    small = sum(size for _, size, _ in status) < 2**30
+    content = content_hash(*files, root=path) if small else str(status)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def same_setting(saved: Any, now: Any) -> bool:
-    """Whether two values of a setting are equal, or two paths to one file."""
+    """Whether two values of a setting are equal, or two paths (or lists of paths) to the same files."""
+    if isinstance(now, list) and len(now) == 1 and isinstance(saved, str):  # written by a version with one file only
+        saved = [saved]
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        return all(map(same_setting, saved, now))
     if saved == now or not (isinstance(saved, str) and isinstance(now, str)):
         return bool(saved == now)
     return os.path.exists(now) and os.path.realpath(saved) == os.path.realpath(now)

@@ -75,18 +75,23 @@ class ModelArguments:
 class DataArguments:
     """Training text, and sentence pairs with similarity scores that select the checkpoint."""
 
-    train_file: str | None = field(
+    train_file: list[str] | None = field(
         default=None,
-        metadata={"help": "Training file: .txt, .csv, .tsv or .jsonl (optionally .gz), or .parquet."},
+        metadata={
+            "help": "Training files, quoted patterns or folders: .txt, .csv, .tsv, .json or .jsonl (optionally .gz, "
+            ".bz2, .xz or .zst), .parquet or .arrow."
+        },
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Hub dataset to train on instead of a file."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of --dataset_name."})
     dataset_split: str = field(default="train", metadata={"help": "Split of --dataset_name."})
-    text_column: str | None = field(
+    text_columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Column to train on. By default sent0, sent1 and hard_neg if present, else text, else sentence, "
-            "else the only column, or all of two or three text columns as pairs or triplets."
+            "help": "Columns to train on: one, two (pairs) or more (pairs with hard negatives). By default a pair with "
+            "usual names (sent0 sent1, anchor positive, query answer, sentence1 sentence2 ...) and its negatives "
+            "(hard_neg, negative, negative_1 ...) if present, else text, else sentence, else the only column, or all "
+            "of two or three text columns."
         },
     )
     streaming: bool = field(
@@ -188,7 +193,7 @@ def fill_bundled(namespace: Namespace) -> None:
     if namespace.train_file is None and namespace.dataset_name is None:
         if model_named:
             raise InputError("--model_name_or_path needs training data: --train_file FILE or --dataset_name NAME")
-        namespace.train_file = str(SENTENCES)
+        namespace.train_file = [str(SENTENCES)]
         namespace.sts_dev_file = namespace.sts_dev_file or str(PAIRS)
 
 
@@ -196,8 +201,9 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: TextTra
     """A summary of the run, preceded by a notice if the bundled encoder is used."""
     lines = []
     if model_args.model_name_or_path == str(ENCODER):
-        bundled = data_args.train_file == str(SENTENCES)
-        text = "the bundled sentences (offline)" if bundled else data_args.train_file or data_args.dataset_name
+        bundled = data_args.train_file == [str(SENTENCES)]
+        files = " ".join(data_args.train_file or [])
+        text = "the bundled sentences (offline)" if bundled else files or data_args.dataset_name
         lines.append(f"Training the bundled small BERT on {text}. The paper's run: {PAPER_COMMAND}")
     hyperparameters = args.build_loss().hyperparameters
     loss = " ".join(f"{name}={value}" for name, value in hyperparameters.items())

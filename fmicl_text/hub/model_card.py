@@ -161,13 +161,14 @@ def hyperparameters_sentence(run: Mapping[str, Any]) -> str:
 def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of the card's table. Files are given by name, without their folder."""
     encoder, settings, data = run["encoder"], run["settings"], run["data"]
-    file = settings.get("train_file")
+    files = settings.get("train_file") or []
+    files = [files] if isinstance(files, str) else files
     started_from = settings.get("model_name_or_path")
     if started_from is None and settings.get("architecture"):
         started_from = f"random weights, {settings['architecture']}"
     facts = {
         "started from": encoder["base_model"] or (started_from and Path(started_from).name),
-        "data": Path(file).name if file else data["source"],
+        "data": ", ".join(Path(file).name for file in files) or data["source"],
         "rows": data.get("rows"),
         "positives": "two random views of an image" if encoder["modality"] == "image" else positives(data),
         "pooling": encoder["pooling"],

@@ -18,10 +18,6 @@ _NEGATIVE = re.compile(r"(hard_negatives?|hard_neg|negatives?|neg)(?:_?(\d+))?")
 _RATED = re.compile(r"(.*_)?(label|score|similarity|relevance|relatedness|rating|gold)s?")
 _NOT_TEXT = re.compile(r"id|idx|index|(pos|positive)s?(_?\d+)?")
 _UNNAMED = re.compile(r"\s*|unnamed: ?\d+", re.IGNORECASE)  # the index that pandas writes
-NAMES = (
-    "sent0 sent1, anchor|query|question positive|passage|answer|document|response, sentence1 sentence2 or premise "
-    "hypothesis (with negative_1 ... negative_n or hard_neg), text, or sentence"
-)
 
 
 def text_columns(
@@ -107,7 +103,7 @@ def _recognized(kinds: Mapping[str, str], source: str) -> tuple[str, ...]:
         return tuple(texts)
     raise InputError(
         f"{source} has the columns {found}: select one, two (pairs) or more (pairs with hard negatives) with "
-        f"text_columns, or name them {NAMES}"
+        "text_columns"
     )
 
 
@@ -135,7 +131,7 @@ def _negatives(spelled: Mapping[str, str], source: str) -> list[str]:
     """The columns of hard negatives, in the order of their numbers."""
     found = {name: match for key, name in spelled.items() if (match := _NEGATIVE.fullmatch(key))}
     if len({match[1] for match in found.values()}) > 1:
-        raise InputError(f"{source} has several kinds of negatives, {list(found)}: select columns with text_columns")
+        raise InputError(f"{source} has several kinds of negatives, {sorted(found)}: select columns with text_columns")
     return sorted(found, key=lambda name: int(found[name][2] or 0))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import islice
 from typing import Any
@@ -18,11 +18,13 @@ import pyarrow.compute as pc
 from fmicl_text.errors import InputError
 from fmicl_text.loading import explain_full_cache, hub_revision, translate_dataset_errors
 from fmicl_text.text.columns import no_text, text_columns
+from fmicl_text.text.opening import ACCEPTED
 from fmicl_text.text.sources import find_files, read_dataset, read_files
 
 logger = logging.getLogger(__name__)
 
 _STREAM_BUFFER = 10_000
+_STREAM_START = 1000  # rows of a stream in which blank cells are counted
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class TextData:
         duplicate_share: Fraction of the rows of `dataset`, in [0, 1), that equal an earlier row; None when streaming.
         source: The file or files, or `name[/config] [split]` of a dataset.
         fingerprint: Identifies the content and order of a stream; None if unknown, or not a stream.
-        blank_cells: For data with several columns, the number of rows in which a column is blank or missing.
+        blank_cells: For data with several columns, which are blank or missing in how many rows; of a stream, in how
+            many of the first 1,000.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
@@ -45,7 +48,7 @@ class TextData:
     duplicate_share: float | None
     source: str
     fingerprint: str | None = None
-    blank_cells: Mapping[str, int] = field(default_factory=dict)
+    blank_cells: str | None = None
 
     def metadata(self) -> dict[str, Any]:
         """Properties for the log and the run record, without those that are unknown when streaming."""
@@ -55,16 +58,14 @@ class TextData:
             "columns": " ".join(self.columns),
             "rows": None if self.num_skipped is None else len(self.dataset),
             "blank rows skipped": self.num_skipped,
-            "blank cells": describe_blank(self.blank_cells, len(self.dataset) + (self.num_skipped or 0))
-            if self.blank_cells
-            else None,
+            "blank cells": self.blank_cells,
             "share of duplicates": None if self.duplicate_share is None else round(self.duplicate_share, 4),
         }
         return {name: value for name, value in metadata.items() if value is not None}
 
 
 def load_training_text(
-    train_file: str | Sequence[str] | None = None,
+    train_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     dataset_name: str | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
@@ -106,7 +107,8 @@ def load_training_text(
     if max_train_samples is not None and max_train_samples < 1:
         raise InputError(f"max_train_samples must be at least 1, got {max_train_samples}")
     if train_file is not None:
-        paths = [train_file] if isinstance(train_file, str) else list(train_file)
+        given = [train_file] if isinstance(train_file, str | os.PathLike) else train_file
+        paths = [os.fspath(path) for path in given]
         source, explain = " ".join(paths), partial(_file_error_message, " ".join(paths))
     else:
         source = "/".join(filter(None, (dataset_name, dataset_config))) + f" [{dataset_split}]"
@@ -124,6 +126,9 @@ def load_training_text(
             raise no_text(source)
         if (num_usable := min(num_usable, max_train_samples or num_usable)) < at_least:
             raise InputError(f"{source}: {num_usable} training examples are fewer than one batch of {at_least}")
+    blank = _describe_blank(raw, columns)
+    if blank:
+        logger.warning("%s: %s", source, blank)
     if streaming:
         usable = usable if max_train_samples is None else usable.take(max_train_samples)
         usable = usable if shuffle_seed is None else usable.shuffle(seed=shuffle_seed, buffer_size=_STREAM_BUFFER)
@@ -132,10 +137,8 @@ def load_training_text(
             if content is None
             else f"{content} {dataset_config} {dataset_split} {columns} {max_train_samples} {shuffle_seed}"
         )
-        return TextData(usable, columns, None, None, source, rows)
-    num_skipped, blank = len(raw) - len(usable), _count_blank(raw, columns, len(usable))
-    if blank:
-        logger.warning("%s: %s", source, describe_blank(blank, len(raw)))
+        return TextData(usable, columns, None, None, source, rows, blank)
+    num_skipped = len(raw) - len(usable)
     if max_train_samples is not None:
         usable = usable.select(range(min(max_train_samples, len(usable))))
     duplicate_share = _duplicate_share(usable)
@@ -167,8 +170,8 @@ def as_text_dataset(rows: Any) -> datasets.Dataset | datasets.IterableDataset:
             raise no_text(source)
         if num_skipped := len(dataset) - len(usable):
             logger.warning("%s: skipped %d of %d rows with a blank text", source, num_skipped, len(dataset))
-            if blank := _count_blank(dataset, columns, len(usable)):
-                logger.warning("%s: %s", source, describe_blank(blank, len(dataset)))
+            if blank := _describe_blank(dataset, columns):
+                logger.warning("%s: %s", source, blank)
     return usable
 
 
@@ -213,22 +216,20 @@ def _stripped(column: Any) -> Any:
     return pc.utf8_trim_whitespace(pc.utf8_ltrim(column.cast(pa.string()), "\ufeff"))
 
 
-def _count_blank(dataset: datasets.Dataset, columns: Sequence[str], num_usable: int) -> dict[str, int]:
-    """The number of rows in which a column is blank or missing, for the columns with such rows; empty for one
-    column, where the number of skipped rows is the same."""
-    if len(columns) == 1 or num_usable == len(dataset):
-        return {}
-    blank = dict.fromkeys(columns, 0)
-    for batch in dataset.select_columns(list(columns)).with_format("arrow").iter(batch_size=10_000):
+def _describe_blank(dataset: Any, columns: Sequence[str]) -> str | None:
+    """Which of several columns are blank or missing in how many rows, or of a stream in how many of its first."""
+    if len(columns) == 1:
+        return None
+    is_stream = isinstance(dataset, datasets.IterableDataset)
+    rows = dataset.take(_STREAM_START) if is_stream else dataset
+    blank, num_rows = dict.fromkeys(columns, 0), 0
+    for batch in rows.select_columns(list(columns)).with_format("arrow").iter(batch_size=10_000):
+        num_rows += len(batch)
         for name in columns:
             filled = pc.sum(pc.greater(pc.binary_length(_stripped(batch[name])), 0)).as_py() or 0
             blank[name] += len(batch) - filled
-    return {name: count for name, count in blank.items() if count}
-
-
-def describe_blank(blank: Mapping[str, int], num_rows: int) -> str:
-    """A sentence about `TextData.blank_cells`."""
-    return ", ".join(f"{name} is blank in {count} of {num_rows} rows" for name, count in blank.items())
+    of = f"of the first {num_rows} rows" if is_stream else f"of {num_rows} rows"
+    return ", ".join(f"{name} is blank in {count} {of}" for name, count in blank.items() if count) or None
 
 
 def _duplicate_share(dataset: datasets.Dataset) -> float:
@@ -247,6 +248,8 @@ def _file_error_message(paths: str, error: BaseException) -> str:
     no_rows = ("corresponds to no data", "at least one example")  # messages of `datasets`
     if any(sign in str(error) for sign in no_rows):
         return str(no_text(paths))
+    if "any data files" in str(error):
+        return f"train_file={paths}: the folder has no data files; expected {ACCEPTED}"
     return f"train_file={paths}: {error or type(error).__name__}"
 
 

@@ -253,15 +253,19 @@ def arrow_kind(kind: pa.DataType) -> str:
 
 
 def arrow_schema(file: TextFile) -> pa.Schema:
+    _check_not_empty(file)
     if file.suffix == ".parquet":
         return pq.read_schema(file.path)
     return next(_arrow_batches(file, None)).schema
 
 
-def _arrow_batches(file: TextFile, columns: Sequence[str] | None) -> Iterator[Any]:
-    """Batches of rows; without `columns`, one that has at least the schema."""
+def _check_not_empty(file: TextFile) -> None:
     if Path(file.path).stat().st_size == 0:
         raise no_text(file.path)
+
+
+def _arrow_batches(file: TextFile, columns: Sequence[str] | None) -> Iterator[Any]:
+    """Batches of rows; without `columns`, one that has at least the schema."""
     if file.suffix == ".parquet":
         with pq.ParquetFile(file.path) as parquet:
             yield from parquet.iter_batches(_BATCH_ROWS, columns=list(columns or ()))

@@ -123,7 +123,7 @@ class TextRowsConfig(datasets.BuilderConfig):
 
     Args:
         columns: The columns to read.
-        content: A hash of the files.
+        content: A hash of the files, and how they are read.
     """
 
     columns: tuple[str, ...] = ()
@@ -136,7 +136,7 @@ class TextRows(datasets.ArrowBasedBuilder):
     Args:
         splits: The files of each split.
         columns: The columns to read.
-        content: A hash of the files.
+        content: A hash of the files, and how they are read.
         cache_dir: Folder of the cache.
     """
 

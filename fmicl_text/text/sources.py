@@ -69,7 +69,8 @@ def read_files(
     paths = [file.path for file, _ in inspected]
     content, cache_dir = content_hash(*paths, root=root), None if streaming else cache_of(*paths, root=root)
     files = {name: [file for file, _ in some] for name, some in found.items()}
-    builder = TextRows(files, columns, content, cache_dir)
+    how = [(name, file.suffix, file.separator, file.skip) for name, some in files.items() for file in some]
+    builder = TextRows(files, columns, f"{content} {how}", cache_dir)
     if streaming:
         return builder.as_streaming_dataset(split), columns, content
     builder.download_and_prepare()

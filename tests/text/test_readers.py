@@ -119,7 +119,8 @@ VARIANTS: dict[str, tuple[str | bytes, list[Any] | str]] = {
         "{file} contains no text: it is empty or all its rows are blank",
     ),
     "unused_types.jsonl": (
-        '{"text": "one", "x": 1}\n{"text": "two", "x": "a"}\n{"text": "three", "x": [1, {"y": []}]}\n{"text": "four", "x": 1'
+        '{"text": "one", "x": 1}\n{"text": "two", "x": "a"}\n{"text": "three", "x": [1, {"y": []}]}\n'
+        + '{"text": "four", "x": 1'
         + "0" * 5000
         + "}\n",
         ["one", "two", "three", "four"],
@@ -325,6 +326,13 @@ def test_the_cache_depends_on_the_columns_and_not_on_the_path(tmp_path: Path) ->
     assert first.cache_files == again.cache_files
     assert first._fingerprint == again._fingerprint
     assert rows_or_message(train_file=file, text_columns="title") == ["first", "second"]
+
+
+def test_the_cache_depends_on_the_format(tmp_path: Path) -> None:
+    """The same bytes, the same last suffix, and the same column, read in another way."""
+    for suffix, expected in ((".txt", ["text", "one"]), (".csv", ["one"])):
+        file = write(tmp_path / f"a{suffix}.gz", gzip.compress(b"text\none\n", mtime=0))
+        assert rows_or_message(train_file=file) == expected
 
 
 def test_a_stream_can_be_sent_to_workers_and_resumed(tmp_path: Path) -> None:
