@@ -331,7 +331,8 @@ def yaml_flags(path: Path, known: Mapping[str, bool]) -> list[str]:
         if value is False and key.endswith("_strategy"):
             value = "no"  # YAML reads an unquoted no as False
         if isinstance(value, list) and known[key]:
-            flags += [f"--{key}", *map(str, value)]
+            # With =, a single value may begin with dashes.
+            flags += [f"--{key}={value[0]}"] if len(value) == 1 else [f"--{key}", *map(str, value)]
         elif value is not None:
             flags.append(f"--{key}={json.dumps(value, default=str) if isinstance(value, dict) else value}")
     return flags

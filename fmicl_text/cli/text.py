@@ -88,10 +88,9 @@ class DataArguments:
     text_columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Columns to train on: one, two (pairs) or more (pairs with hard negatives). By default a pair with "
-            "usual names (sent0 sent1, anchor positive, query answer, sentence1 sentence2 ...) and its negatives "
-            "(hard_neg, negative, negative_1 ...) if present, else text, else sentence, else the only column, or all "
-            "of two or three text columns."
+            "help": "Columns to train on: one, two (pairs) or more (pairs with hard negatives). By default those with "
+            "usual names (sent0 sent1 hard_neg, anchor positive negative_1 ..., query answer), else text, else sentence, "
+            "else the only column, or two or three text columns."
         },
     )
     streaming: bool = field(

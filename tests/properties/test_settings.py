@@ -22,7 +22,7 @@ POSITIVE = st.floats(1e-3, 1e3)
 COMMON = {
     "model_name_or_path": NAMES,
     "pooling": st.sampled_from(POOLINGS),
-    "text_column": NAMES,
+    "text_columns": NAMES,
     "max_seq_length": st.integers(3, 512),
     "tokenize_once": st.booleans(),
     "output_dir": NAMES,
@@ -81,5 +81,5 @@ def test_written_settings_are_read_back(folder, values):
 
 
 def test_a_name_may_end_in_an_equals_sign():
-    for flags in (["--text_column", "a="], ["--text_column=a="]):
-        assert parse(*flags)[1].text_column == "a="
+    for flags in (["--text_columns", "a="], ["--text_columns=a="]):
+        assert parse(*flags)[1].text_columns == ["a="]

@@ -228,8 +228,8 @@ UNCLEAR = {
     "query,passage,relevance_score": RATED.format("relevance_score", "query passage"),
     "query,passage,answer": SEVERAL.format("query passage, or query answer"),
     "sent0,sent1,sentence1,sentence2": SEVERAL.format("sent0 sent1, or sentence1 sentence2"),
-    "anchor,positive,negative,hard_neg": "has several kinds of negatives, ['hard_neg', 'negative']: select columns with "
-    "text_columns",
+    "anchor,positive,negative,hard_neg": "has several kinds of negatives, ['hard_neg', 'negative']: select columns "
+    "with text_columns",
 }
 
 

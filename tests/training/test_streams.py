@@ -47,6 +47,6 @@ def test_a_row_of_a_stream_that_cannot_be_read_is_one_line(bert_folder, tmp_path
     rows.stream = rows.stream.skip(2**20 // len(line) * 12 - 40)
     args = make_trainer(bert_folder, tmp_path / "out", max_steps=20, dataloader_num_workers=workers).args
     trainer = FMICLTrainer(TextContrastiveModel(encoder), args, train_dataset=rows, data_collator=collator)
-    with pytest.raises(InputError, match=r"^\S*train\.jsonl cannot be read: ") as error:
+    with pytest.raises(InputError, match=r"^\S*train\.jsonl cannot be read as \.jsonl: line 699049, ") as error:
         trainer.train()
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
