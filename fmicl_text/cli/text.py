@@ -78,8 +78,8 @@ class DataArguments:
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training files, quoted patterns or folders: .txt, .csv, .tsv, .json or .jsonl (optionally .gz, "
-            ".bz2, .xz or .zst), .parquet or .arrow."
+            "help": "Training files, quoted patterns or folders: .txt, .csv, .tsv, .json, .jsonl (also as .gz, .bz2, "
+            ".xz, .zst), .parquet or .arrow."
         },
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Hub dataset to train on instead of a file."})
@@ -88,21 +88,24 @@ class DataArguments:
     text_columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Columns to train on: one, two (pairs) or more (pairs with hard negatives). By default those with "
-            "usual names (sent0 sent1 hard_neg, anchor positive negative_1 ..., query answer), else text, else sentence, "
-            "else the only column, or two or three text columns."
+            "help": "Columns to train on: a text, a pair, or a pair and hard negatives. By default chosen by name, "
+            "such as sent0 sent1 hard_neg, query answer, text."
         },
     )
     streaming: bool = field(
         default=False, metadata={"help": "Stream data that is too large for the disk. Needs --max_steps."}
     )
-    tokenize_once: bool = field(
-        default=True, metadata={"help": "Tokenize the text before training and cache it. No effect when streaming."}
-    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
     max_seq_length: int = field(
         default=32,
         metadata={"help": "Tokens per text in training; longer texts are truncated. Raise it for passages."},
+    )
+    prompts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Prompt prepended to every text, or two: of queries (first column) and of documents. By default "
+            "the model's own."
+        },
     )
     sts_dev_file: str | None = field(
         default=None,
@@ -169,10 +172,9 @@ def parse_args(
         if namespace.streaming and namespace.max_steps <= 0:
             raise InputError(f"--streaming needs --max_steps (the length is unknown), got {namespace.max_steps}")
         strategy = namespace.train_sampling_strategy
-        if strategy in LENGTH_STRATEGIES and (namespace.streaming or not namespace.tokenize_once):
+        if strategy in LENGTH_STRATEGIES and namespace.streaming:
             raise InputError(
-                f"--train_sampling_strategy {strategy} needs the lengths before training: use --tokenize_once True "
-                "and --streaming False"
+                f"--train_sampling_strategy {strategy} needs the lengths before training: use --streaming False"
             )
 
     parsed: tuple[ModelArguments, DataArguments, TextTrainingArguments]

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,22 +32,29 @@ class TextData:
 
     Args:
         dataset: The text columns only. Every cell is a stripped, non-empty string.
-        columns: One column (dropout positives), two (positive pairs), or 2 + K (pairs with K hard negatives).
+        columns: One column (dropout positives), two (positive pairs) or more (pairs with hard negatives).
         num_skipped: Number of rows in the source with a blank or missing text; None when streaming.
-        duplicate_share: Fraction of the rows of `dataset`, in [0, 1), that equal an earlier row; None when streaming.
         source: The file or files, or `name[/config] [split]` of a dataset.
         fingerprint: Identifies the content and order of a stream; None if unknown, or not a stream.
         blank_cells: For data with several columns, which are blank or missing in how many rows; of a stream, in how
             many of the first 1,000.
+        num_rows: Number of rows to train on; None when streaming.
+        duplicate_share: Fraction of the rows, in [0, 1), in which the encoder sees the same texts as in an earlier
+            row; None before tokenization, and when streaming.
+        truncated_share: Fraction of the texts, in [0, 1], that are truncated; None as for `duplicate_share`.
+        prompts: Prepended to the texts of each column; empty for none.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
     columns: tuple[str, ...]
     num_skipped: int | None
-    duplicate_share: float | None
     source: str
     fingerprint: str | None = None
     blank_cells: str | None = None
+    num_rows: int | None = None
+    duplicate_share: float | None = None
+    truncated_share: float | None = None
+    prompts: tuple[str, ...] = ()
 
     def metadata(self) -> dict[str, Any]:
         """Properties for the log and the run record, without those that are unknown when streaming."""
@@ -56,10 +62,12 @@ class TextData:
             "source": self.source,
             "revision": hub_revision(self.dataset),
             "columns": " ".join(self.columns),
-            "rows": None if self.num_skipped is None else len(self.dataset),
+            "prompts": " ".join(map(repr, self.prompts)) if any(self.prompts) else None,
+            "rows": self.num_rows,
             "blank rows skipped": self.num_skipped,
             "blank cells": self.blank_cells,
             "share of duplicates": None if self.duplicate_share is None else round(self.duplicate_share, 4),
+            "share of texts truncated": None if self.truncated_share is None else round(self.truncated_share, 4),
         }
         return {name: value for name, value in metadata.items() if value is not None}
 
@@ -137,14 +145,11 @@ def load_training_text(
             if content is None
             else f"{content} {dataset_config} {dataset_split} {columns} {max_train_samples} {shuffle_seed}"
         )
-        return TextData(usable, columns, None, None, source, rows, blank)
+        return TextData(usable, columns, None, source, rows, blank)
     num_skipped = len(raw) - len(usable)
     if max_train_samples is not None:
         usable = usable.select(range(min(max_train_samples, len(usable))))
-    duplicate_share = _duplicate_share(usable)
-    if len(usable) > 1 and duplicate_share == (len(usable) - 1) / len(usable):
-        raise InputError(f"{source}: all {len(usable)} rows are identical, so there are no negative pairs")
-    return TextData(usable, columns, num_skipped, duplicate_share, source, blank_cells=blank)
+    return TextData(usable, columns, num_skipped, source, None, blank, num_rows=len(usable))
 
 
 def as_text_dataset(rows: Any) -> datasets.Dataset | datasets.IterableDataset:
@@ -230,17 +235,6 @@ def _describe_blank(dataset: Any, columns: Sequence[str]) -> str | None:
             blank[name] += len(batch) - filled
     of = f"of the first {num_rows} rows" if is_stream else f"of {num_rows} rows"
     return ", ".join(f"{name} is blank in {count} {of}" for name, count in blank.items() if count) or None
-
-
-def _duplicate_share(dataset: datasets.Dataset) -> float:
-    """Fraction of rows that equal an earlier one, by 64-bit hashes, which take 8 bytes per row."""
-    rows = (
-        row
-        for batch in dataset.with_format("arrow").iter(batch_size=10_000)
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
-    )
-    hashes = np.sort(np.fromiter(map(hash, rows), np.int64, len(dataset)))
-    return int(np.count_nonzero(hashes[1:] == hashes[:-1])) / len(hashes)
 
 
 def _file_error_message(paths: str, error: BaseException) -> str:

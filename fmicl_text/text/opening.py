@@ -72,8 +72,6 @@ def reading(file: TextFile) -> Iterator[None]:
         yield
     except (InputError, Warning):  # a Warning is raised where filters turn warnings into errors
         raise
-    except FileNotFoundError as error:
-        raise InputError(f"train_file={file.path}: no such file") from error
     except Exception as error:  # for invalid files, any type
         if is_disk_full(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -29,6 +30,8 @@ def inspect_file(path: str, names: Sequence[str] | None) -> tuple[TextFile, tupl
     """
     suffix = suffix_of(path)
     check_regular(path, f"train_file={path}")
+    if not os.path.exists(path):
+        raise InputError(f"train_file={path}: no such file")
     if suffix is None:
         raise InputError(f"train_file={path}: unsupported file type; expected {ACCEPTED}")
     file = TextFile(path, suffix, names=None if names is None else tuple(names))

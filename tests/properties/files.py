@@ -1,10 +1,12 @@
 """Valid and corrupted files."""
 
+import bz2
 import csv
 import gzip
 import io
 import itertools
 import json
+import lzma
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +20,16 @@ NUMBER = itertools.count()
 def write(folder, suffix, content):
     """Write a file with a new name, because two files of the same name, size and time would share a cache entry."""
     path = folder / f"{next(NUMBER)}{suffix}"
-    path.write_bytes(gzip.compress(content, mtime=0) if suffix.endswith(".gz") else content)
+    path.write_bytes(compressed(suffix, content))
     return str(path)
+
+
+def compressed(suffix, content):
+    """The bytes as a file with this suffix contains them."""
+    packed = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    if suffix.endswith(".zst"):
+        return pa.compress(content, "zstd", asbytes=True)
+    return packed.get(f".{suffix.rpartition('.')[2]}", bytes)(content)
 
 
 def parquet(**columns):
@@ -29,10 +39,18 @@ def parquet(**columns):
 
 
 def encoded(suffix, columns, rows):
-    """The bytes of a file (before gzip) with rows of texts and a column `id` of numbers."""
-    kind, names = suffix.removesuffix(".gz"), [*columns, "id"]
+    """The bytes of a file (before compression) with rows of texts and a column `id` of numbers."""
+    kind, names = f".{suffix.split('.')[1]}", [*columns, "id"]
+    table_of = dict(zip(names, [*zip(*rows, strict=True), range(len(rows))], strict=True))
     if kind == ".parquet":
-        return parquet(**dict(zip(names, [*zip(*rows, strict=True), range(len(rows))], strict=True)))
+        return parquet(**table_of)
+    if kind == ".arrow":
+        buffer, arrow = io.BytesIO(), pa.table(table_of)
+        with pa.ipc.new_file(buffer, arrow.schema) as writer:
+            writer.write_table(arrow)
+        return buffer.getvalue()
+    if kind == ".json":
+        return json.dumps([dict(zip(names, [*row, i], strict=True)) for i, row in enumerate(rows)], indent=1).encode()
     if kind == ".jsonl":
         lines = [
             json.dumps(dict(zip(names, [*row, i], strict=True)), ensure_ascii=i % 2 == 0) for i, row in enumerate(rows)

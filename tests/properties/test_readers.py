@@ -1,6 +1,5 @@
 """Training text survives a round trip through every file format; invalid bytes raise an error of one line."""
 
-import gzip
 import re
 from pathlib import Path
 
@@ -10,16 +9,17 @@ from hypothesis import strategies as st
 
 from fmicl_text.errors import InputError
 from fmicl_text.text.data import load_training_text
-from tests.properties.files import damaged, encoded, load_or_input_error, write
+from tests.properties.files import compressed, damaged, encoded, load_or_input_error, write
 
-# The csv loader of datasets does not close a file that is not read to the end.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 TEXTS = (
     st.text(max_size=20)
     | st.text("ab \",'", max_size=6)
     | st.sampled_from(["12", "1.5", "true", "NA", "null", "2001-02-03", "\ufeffx", "a \u3000"])
 )
-TEXT_FILES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".txt.gz", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+TEXT_FILES = (
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow"),
+    *(".txt.gz", ".csv.gz", ".tsv.gz", ".json.gz", ".jsonl.gz", ".csv.bz2", ".jsonl.xz", ".tsv.zst"),
+)
 
 
 def read(file, expected, streaming):
@@ -30,14 +30,12 @@ def read(file, expected, streaming):
         data = load_training_text(train_file=file, streaming=streaming)
     except InputError as error:
         assert "\n" not in str(error)
-        faults = ("contains no text", "rows are identical")
-        assert str(error).count(faults[bool(usable)]) and len(set(usable)) < 2, error
+        assert "contains no text" in str(error) and not usable, error
         return
     found = [tuple(row[name] for name in data.columns) for row in data.dataset]
     assert found == usable
     if not streaming:
         assert data.num_skipped == len(expected) - len(usable)
-        assert data.duplicate_share == (len(usable) - len(set(usable))) / len(usable)
 
 
 @given(
@@ -56,13 +54,12 @@ def test_lines(folder, start, end, lines, suffix, streaming):
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in TEXT_FILES if "txt" not in suffix])
 @settings(max_examples=20)
-@given(width=st.sampled_from([1, 2, 3]), data=st.data(), streaming=st.booleans())
+@given(width=st.sampled_from([1, 2, 3, 4]), data=st.data(), streaming=st.booleans())
 def test_tables(folder, suffix, width, data, streaming):
-    columns = ("text",) if width == 1 else ("sent0", "sent1", "hard_neg")[:width]
+    columns = ("text",) if width == 1 else ("sent0", "sent1", "hard_neg_1", "hard_neg_2")[:width]
     forbidden = "\t\n\r" if suffix.startswith(".tsv") else ""
     texts = TEXTS.filter(lambda text: not set(forbidden) & set(text))
     rows = data.draw(st.lists(st.tuples(*[texts] * width), min_size=1, max_size=6))
-    rows.append(("a word",) * width)  # without it, a column could contain only numbers or dates
     read(write(folder, suffix, encoded(suffix, columns, rows)), rows, streaming)
 
 
@@ -76,12 +73,10 @@ GOOD |= {suffix: "one\r\ntwo\n\né\n".encode() for suffix in (".txt", ".txt.gz")
 @pytest.mark.parametrize("suffix", TEXT_FILES)
 @given(data=st.data(), streaming=st.booleans(), packed=st.booleans())
 def test_any_bytes_as_training_text(folder, suffix, data, streaming, packed):
-    """For a .gz file, the compressed bytes are corrupted as well."""
-    is_gz = suffix.endswith(".gz")
-    contents = [GOOD[suffix], gzip.compress(GOOD[suffix], mtime=0)][is_gz and packed :][:1]
-    content = data.draw(damaged(contents))
+    """Of a compressed file, the compressed bytes are corrupted as well."""
+    content = data.draw(damaged([compressed(suffix, GOOD[suffix]) if packed else GOOD[suffix]]))
     path = Path(write(folder, suffix, content))
-    if is_gz and packed:
+    if packed:
         path.write_bytes(content)
     found = load_or_input_error(lambda: load_training_text(train_file=str(path), streaming=streaming))
     if found is not None and not streaming:

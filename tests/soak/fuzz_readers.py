@@ -31,7 +31,10 @@ from typing import Any
 
 # Instrumented packages: the Python code that these readers use. pandas and pyarrow are not Python code.
 INSTRUMENTED = ["fmicl_text", "yaml", "PIL", "datasets.packaged_modules", "transformers.hf_argparser"]
-SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".txt.gz", ".csv.gz", ".jsonl.gz")
+SUFFIXES = (
+    *(".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".txt.gz", ".csv.gz", ".jsonl.gz"),
+    *(".json", ".arrow", ".csv.bz2", ".jsonl.xz", ".tsv.zst"),
+)
 Run = Callable[[bytes], None]
 Target = tuple[Run, list[bytes], list[str]]  # one execution, seed inputs, dictionary of words to insert
 COUNT, COVERAGE = re.compile(r"stat::number_of_executed_units:\s*(\d+)"), re.compile(r"\bcov: (\d+)")
@@ -85,7 +88,9 @@ def text_target() -> Target:
     contents = [lines, table, table.replace(b",", b"\t"), rows, parquet({"text": ["a", None, "b"]}), lines, table, rows]
     seeds = [bytes([i + flag]) + content for i, content in enumerate(contents) for flag in (0, 64)]
     seeds += [*(bytes([i + 128]) + contents[i] for i in (5, 6, 7)), b"\x03" + triplets]
-    return run, seeds, ["text", "sentence", "sent0", "sent1", "hard_neg", "null"]
+    seeds += [b"\x08" + b'[\n {"text": "a"},\n {"text": "b", "id": [1]}\n]\n', b"\x08" + rows, b'\x08["a", "b"]']
+    seeds += [b"\x01sep=;\n" + table.replace(b",", b";"), b"\x02" + table, b"\x01" + table.replace(b",", b"|")]
+    return run, seeds, ["text", "sentence", "sent0", "sent1", "hard_neg", "negative_1", "anchor", "null", "sep=;"]
 
 
 def pairs_target() -> Target:
