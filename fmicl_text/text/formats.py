@@ -149,7 +149,7 @@ def values_of(file: TextFile, columns: Sequence[str]) -> Iterator[Row]:
     for number, row in objects_of(file):
         cells = [row.get(name) for name in columns]
         for name, cell in zip(columns, cells, strict=True):
-            if not isinstance(cell, str | None):
+            if cell is not None and not isinstance(cell, str):
                 shown = json.dumps(cell)
                 raise InputError(f"{file.path}: column {name!r} must contain strings, line {number} has {shown:.80}")
         if not row.keys() <= known.keys():

@@ -73,7 +73,7 @@ def _batches(file: TextFile, rows: Iterator[formats.Row], columns: Sequence[str]
     for number, row in rows:
         numbers.append(number)
         cells.append(row)
-        size += sum(len(cell) for cell in row if cell)
+        size += sum(map(len, filter(None, row)))
         if len(cells) >= _BATCH_ROWS or size > _BATCH_CHARS:
             yield _table(file, numbers, cells, columns)
             numbers, cells, size = [], [], 0

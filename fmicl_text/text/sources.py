@@ -33,8 +33,11 @@ def find_files(paths: Sequence[str]) -> list[str]:
     found: list[str] = []
     for path in paths:
         if os.path.isdir(path):
-            if not (files := folder_files(path, None, "train_file").get("train", [])):
-                raise InputError(f"train_file={path}: the folder has no files for training")
+            splits = folder_files(path, None, "train_file")
+            if splits is None:
+                raise InputError(f"train_file={path}: its README.md has options, pass it as dataset_name={path}")
+            if not (files := splits.get("train", [])):
+                raise InputError(f"train_file={path}: the folder has no files of the split train")
             if odd := [file for file in files if suffix_of(file) is None]:
                 raise InputError(f"train_file={path}: unsupported file type of {odd[0]}; expected {ACCEPTED}")
             found += files
@@ -82,7 +85,7 @@ def read_dataset(
 ) -> tuple[Any, tuple[str, ...], str | None]:
     """The rows of a dataset, as `read_files`. Files of text in a local folder are read as `train_file` reads them."""
     if os.path.isdir(name):
-        splits = folder_files(name, config, "dataset_name")
+        splits = folder_files(name, config, "dataset_name") or {}
         wanted = {part.partition("[")[0].strip() for part in split.split("+")}
         splits = {part: files for part, files in splits.items() if part in wanted or "all" in wanted}
         if wanted - {"all"} <= set(splits) and splits and all(map(suffix_of, chain.from_iterable(splits.values()))):
@@ -92,8 +95,8 @@ def read_dataset(
     return raw, columns, stream_fingerprint(name, config) if streaming else None
 
 
-def folder_files(name: str, config: str | None, argument: str) -> dict[str, list[str]]:
-    """The data files of each split of a dataset in a local folder; none if its README gives options for reading them,
+def folder_files(name: str, config: str | None, argument: str) -> dict[str, list[str]] | None:
+    """The data files of each split of a dataset in a local folder; None if its README gives options for reading them,
     which only `datasets` knows.
 
     Args:
@@ -112,7 +115,7 @@ def folder_files(name: str, config: str | None, argument: str) -> dict[str, list
     remote = any("://" in file for files in (used.data_files or {}).values() for file in files)
     options = given - {"name", "version", "data_dir", "data_files", "description", "features"}
     if remote or (options and not (options == {"sep"} and used.sep == "\t")):
-        return {}
+        return None
     readme = Path(name, "README.md")
     if not (readme.is_file() and "configs:" in readme.read_text(encoding="utf-8", errors="replace")):
         _check_one_format(name, argument, chain.from_iterable(splits.values()))
@@ -122,6 +125,8 @@ def folder_files(name: str, config: str | None, argument: str) -> dict[str, list
 def _check_one_format(name: str, argument: str, read: Iterable[str]) -> None:
     """Raise `InputError` if a folder has files of another format than those that are read."""
     suffixes = {_format(file) for file in read}
+    if "" in suffixes:  # images, for example, with a table of metadata
+        return
     for path in sorted(Path(name).rglob("*")):
         hidden = any(part.startswith((".", "__")) for part in path.relative_to(name).parts)
         if (

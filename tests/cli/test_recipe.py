@@ -124,6 +124,32 @@ def test_a_finished_run_of_other_data_is_another_run(tmp_path):
     assert not is_finished(tmp_path, settings, defaults)
 
 
+def test_a_finished_run_of_several_files(tmp_path, monkeypatch):
+    """Files are known by content, also those that match a pattern; one file may have been recorded as a string."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    defaults = DEFAULTS | {"train_file": None}
+    for saved, now in (
+        (["a.txt", "b.txt"], ["./a.txt", str(tmp_path / "b.txt")]),
+        (["*.txt"], ["*.txt"]),
+        ("a.txt", ["a.txt"]),
+    ):
+        record = {"settings": {"train_file": saved}, "inputs": input_hashes({"train_file": saved})}
+        (tmp_path / "results.json").write_text(json.dumps(RECORD | record))
+        assert is_finished(tmp_path, {"train_file": now}, defaults)
+        assert not is_finished(tmp_path, {"train_file": ["b.txt", "a.txt"]}, defaults)
+        (tmp_path / "a.txt").write_text("new")
+        assert not is_finished(tmp_path, {"train_file": now}, defaults)
+        (tmp_path / "a.txt").write_text("a.txt")
+
+
+def test_output_inside_any_folder_of_training_text(tmp_path):
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(InputError, match="would be read as data"):
+        claim(tmp_path / "texts" / "out", {"train_file": ["a.txt", str(tmp_path / "texts")]})
+
+
 @pytest.mark.parametrize("text", ["[", "[" * 100_000, "5", '{"settings": 5}', '{"settings": [1]}'])
 def test_results_of_something_else_are_never_replaced(tmp_path, text):
     (tmp_path / "results.json").write_text(text)

@@ -24,6 +24,14 @@ def test_nothing_named_is_the_embedded_default_and_says_so_first():
     assert first.endswith("fmicl-text train --config bert-base-kl")
 
 
+def test_several_files_and_columns():
+    flags = ["--train_file", "a.csv", "b.csv", "--text_columns", "x", "y", "z"]
+    _, data, _ = parse_args(["--model_name_or_path", "some-model", *flags, "--use_cpu", "True"])
+    assert (data.train_file, data.text_columns) == (["a.csv", "b.csv"], ["x", "y", "z"])
+    small = parse_args(["--train_file", "a.csv", "b.csv"])
+    assert announce(*small).startswith("Training the bundled small BERT on a.csv b.csv. ")
+
+
 def test_configurations_are_found_by_name():
     model, _, args = parse_args(["--config", "bert-base-js", "--train_file", "a.txt", "--use_cpu", "True"])
     assert (model.model_name_or_path, args.divergence) == ("google-bert/bert-base-uncased", "js")

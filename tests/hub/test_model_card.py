@@ -144,3 +144,9 @@ def test_eval_results(tmp_path):
     images.mkdir()
     write_card(IMAGE_RUN, images)
     assert [path.name for path in images.iterdir()] == ["README.md"]
+
+
+def test_several_files_are_named_without_their_folders():
+    run = TEXT_RUN | {"settings": TEXT_RUN["settings"] | {"train_file": ["/home/user/a.csv", "/home/user/b.csv"]}}
+    card = str(model_card(run, "name"))
+    assert "a.csv, b.csv" in card and "/home/user" not in card

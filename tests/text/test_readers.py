@@ -317,6 +317,9 @@ def test_options_in_a_readme_are_used(tmp_path: Path) -> None:
     for streaming in (False, True):
         assert rows_or_message(dataset_name=str(tmp_path / "data"), streaming=streaming) == ["007", "NA"]
     gc.collect()
+    folder = str(tmp_path / "data")
+    message = f"train_file={folder}: its README.md has options, pass it as dataset_name={folder}"
+    assert rows_or_message(train_file=folder) == message
 
 
 def test_the_cache_depends_on_the_columns_and_not_on_the_path(tmp_path: Path) -> None:
