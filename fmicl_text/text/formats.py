@@ -194,12 +194,13 @@ def _object(file: TextFile, number: int, value: Any) -> dict[str, Any]:
 
 def _parse(file: TextFile, line: str, number: int) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.rstrip())
     except (ValueError, RecursionError) as error:
         if reason := not_utf8(line):
             raise fault(file, f"line {number} {reason}") from None
         if isinstance(error, json.JSONDecodeError):
-            raise fault(file, f"line {number}, character {error.colno}: {error.msg}") from None
+            hint = "" if file.suffix == ".jsonl" else "; expected an object per line, or an array of objects"
+            raise fault(file, f"line {number}, character {error.colno}: {error.msg}{hint}") from None
         if isinstance(error, RecursionError):
             raise fault(file, f"line {number} is nested too deeply") from None
     return json.loads(line, parse_int=float)  # an integer of more than 4,300 digits

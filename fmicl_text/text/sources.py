@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.exceptions import DataFilesNotFoundError
 
 from fmicl_text.errors import InputError
 from fmicl_text.files import content_hash
@@ -47,7 +49,8 @@ def find_files(paths: Sequence[str]) -> list[str]:
             found += files
         else:
             found.append(path)
-    if twice := [file for file in found if found.count(file) > 1]:
+    count = Counter(map(os.path.realpath, found))
+    if twice := [file for file in found if count[os.path.realpath(file)] > 1]:
         raise InputError(f"train_file={twice[0]} is given twice")
     if not found:
         raise InputError("train_file must be one or more files, got none")
@@ -105,10 +108,15 @@ def folder_files(name: str, config: str | None, argument: str) -> dict[str, list
         argument: The argument that names the folder, which begins the messages.
 
     Raises:
-        InputError: Its README references files outside the folder, or without a README its files have several formats,
-            of which `datasets` would read one.
+        InputError: Its README references files outside the folder, or without a README `datasets` would ignore some of
+            its files, for example those of a second format.
     """
-    builder = datasets.load_dataset_builder(name, config)
+    try:
+        builder = datasets.load_dataset_builder(name, config)
+    except DataFilesNotFoundError:
+        if not (files := [str(path) for path in _text_files(name) if suffix_of(str(path))]):
+            raise
+        return {"train": files}  # with suffixes in upper case, which `datasets` does not know
     splits = split_files(name, builder, argument)
     used, default = builder.config, type(builder.config)()
     given = {item.name for item in fields(used) if getattr(used, item.name) != getattr(default, item.name)}
@@ -118,26 +126,32 @@ def folder_files(name: str, config: str | None, argument: str) -> dict[str, list
         return None
     readme = Path(name, "README.md")
     if not (readme.is_file() and "configs:" in readme.read_text(encoding="utf-8", errors="replace")):
-        _check_one_format(name, argument, chain.from_iterable(splits.values()))
+        _check_nothing_ignored(name, argument, list(chain.from_iterable(splits.values())))
     return splits
 
 
-def _check_one_format(name: str, argument: str, read: Iterable[str]) -> None:
-    """Raise `InputError` if a folder has files of another format than those that are read."""
-    suffixes = {_format(file) for file in read}
-    if "" in suffixes:  # images, for example, with a table of metadata
+def _text_files(folder: str) -> list[Path]:
+    """The files in a folder that may be text, without hidden ones."""
+    files = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and path.name not in _NO_DATA]
+    visible = [file for file in files if not any(p.startswith((".", "__")) for p in file.relative_to(folder).parts)]
+    return [file for file in visible if _format(str(file))]
+
+
+def _check_nothing_ignored(name: str, argument: str, read: Sequence[str]) -> None:
+    """Raise `InputError` if a folder has files of text that are not read as a part of any split."""
+    formats, paths = sorted({_format(file) for file in read}), {os.path.realpath(file) for file in read}
+    if "" in formats:  # images, for example, with a table of metadata
         return
-    for path in sorted(Path(name).rglob("*")):
-        hidden = any(part.startswith((".", "__")) for part in path.relative_to(name).parts)
-        if (
-            path.is_file()
-            and not hidden
-            and _format(str(path)) in set(FORMATS) - suffixes
-            and path.name not in _NO_DATA
-        ):
+    for file in _text_files(name):
+        found, which = _format(str(file)), f"such as train_file={name}/*{formats[0]}"
+        if found not in formats:
             raise InputError(
-                f"{argument}={name} has files of several formats, {sorted(suffixes)[0]} and {_format(str(path))}: pass "
-                f"those of one format, such as train_file={name}/*{sorted(suffixes)[0]}"
+                f"{argument}={name} has files of several formats, {formats[0]} and {found}: pass those of one format, "
+                f"{which}"
+            )
+        if os.path.realpath(file) not in paths:
+            raise InputError(
+                f"{argument}={name}: by its name, {file.relative_to(name)} is not in any split: pass the files, {which}"
             )
 
 

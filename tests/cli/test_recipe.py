@@ -147,7 +147,8 @@ def test_a_finished_run_of_several_files(tmp_path, monkeypatch):
 def test_output_inside_any_folder_of_training_text(tmp_path):
     (tmp_path / "texts").mkdir()
     with pytest.raises(InputError, match="would be read as data"):
-        claim(tmp_path / "texts" / "out", {"train_file": ["a.txt", str(tmp_path / "texts")]})
+        settings = {"train_file": ["a.txt", str(tmp_path / "texts")]}
+        claim_output_dir(arguments(tmp_path / "texts" / "out"), settings, DEFAULTS)
 
 
 @pytest.mark.parametrize("text", ["[", "[" * 100_000, "5", '{"settings": 5}', '{"settings": [1]}'])

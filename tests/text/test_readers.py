@@ -7,6 +7,7 @@ import gc
 import gzip
 import json
 import lzma
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,10 @@ VARIANTS: dict[str, tuple[str | bytes, list[Any] | str]] = {
     "pretty.json": (json.dumps([{"id": i, "text": text} for i, text in enumerate(ROWS)], indent=2), ROWS),
     "strings.json": (json.dumps(ROWS), ROWS),
     "lines.json": (jsonl(*({"text": text} for text in ROWS)), ROWS),
+    "split_object.json": (
+        '{"text":\n"one"}\n',
+        "{fault} line 1, character 9: Expecting value; expected an object per line, or an array of objects",
+    ),
     "broken_array.json": ('[\n {"text": "one"},\n {"text": two}\n]\n', "{fault} line 3: Expecting value"),
     "cut_array.json": ('[\n {"text": "one"},\n', "{fault} line 3: the array is cut off"),
     "two_arrays.json": ('[{"text": "one"}]\n["x"]\n', "{fault} line 1 or later has '[' after the end of the array"),
@@ -308,6 +313,26 @@ def test_a_folder_is_read_as_datasets_reads_it(tmp_path: Path) -> None:
             f"{argument}={folder} has files of several formats, .csv and .jsonl: pass those of one format, such as "
             f"train_file={folder}/*.csv"
         )
+
+
+def test_no_file_of_a_folder_is_ignored_silently(tmp_path: Path) -> None:
+    """`datasets` ignores files without a split in their names next to others with one, and suffixes in upper case."""
+    folder = str(tmp_path / "data")
+    write(tmp_path / "data/A.TXT", "one\n")
+    for argument in ("train_file", "dataset_name"):
+        assert rows_or_message(**{argument: folder}) == ["one"]
+    write(tmp_path / "data/b.txt", "two\n")
+    write(tmp_path / "more/train.txt", "one\n")
+    write(tmp_path / "more/extra.txt", "two\n")
+    for argument in ("train_file", "dataset_name"):
+        for place, name in ((folder, "A.TXT"), (str(tmp_path / "more"), "extra.txt")):
+            assert rows_or_message(**{argument: place}) == (
+                f"{argument}={place}: by its name, {name} is not in any split: pass the files, such as "
+                f"train_file={place}/*.txt"
+            )
+    assert rows_or_message(train_file=f"{folder}/*.[tT]*") == ["one", "two"]
+    relative = os.path.relpath(folder)
+    assert "is given twice" in str(rows_or_message(train_file=[f"{relative}/b.txt", f"{folder}/*.txt"]))
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # `datasets` does not close a file
