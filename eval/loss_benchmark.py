@@ -78,7 +78,7 @@ def implementations(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str,
     plain_terms = plain.whole_matrix
     return {
         "blockwise": gradients(blockwise),
-        "plain": gradients(lambda a, b: plain_terms(a, b, None, None, False).loss),
+        "plain": gradients(lambda a, b: plain_terms(a, b, (), None, False).loss),
         "pdist": gradients(pdist),
         "MNRL": gradients(lambda a, b: ranking.compute_loss_from_embeddings([a, b], x)),
         "cached MNRL": cached_ranking,

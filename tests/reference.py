@@ -11,6 +11,9 @@ def log_sum(values):
 
 
 def unit(rows):
+    """Rows, or K rows per example, scaled to length 1."""
+    if isinstance(rows[0][0], list):
+        return [unit(several) for several in rows]
     return [[v / math.sqrt(sum(w * w for w in row)) for v in row] for row in rows]
 
 
@@ -23,9 +26,12 @@ def inner(a, b):
 
 
 def negative_pairs(x, y, hard, negatives, ids=None):
-    """(i, candidate) for every negative, ids [N][V] telling which texts are equal."""
+    """(i, candidate) for every negative, ids [N][V] telling which texts are equal; hard [N][D] or [N][K][D]."""
     n = len(x)
-    ids = ids or [[(i, "own"), (i, "own"), (i, "hard")] for i in range(n)]
+    hard = None if hard is None else [row if isinstance(row[0], list) else [row] for row in hard]
+    ids = ids or [
+        [(i, "own"), (i, "own"), *((i, f"hard {k}") for k in range(len(hard[0]) if hard else 0))] for i in range(n)
+    ]
     pairs = []
     for i in range(n):
         for j in range(n):
@@ -34,8 +40,9 @@ def negative_pairs(x, y, hard, negatives, ids=None):
                     pairs.append((i, x[j]))
                 if negatives in ("cross_view", "both"):
                     pairs.append((i, y[j]))
-            if hard is not None and str(ids[j][2]) not in set(map(str, ids[i][:2])):
-                pairs.append((i, hard[j]))
+            for k, candidate in enumerate(hard[j] if hard else ()):
+                if str(ids[j][2 + k]) not in set(map(str, ids[i][:2])):
+                    pairs.append((i, candidate))
     return pairs
 
 

@@ -8,7 +8,8 @@ communication.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fmicl_text.errors import InputError
 from fmicl_text.losses.distributed import gather_rows, own_rank, row_counts, rows_of_others, sum_over_ranks
 from fmicl_text.losses.objectives import PairObjective, Terms
 from fmicl_text.losses.similarity import Similarity, gradient_of_rows, unit_rows
 
+HARD = "hard"  # prefix of the names of the views of hard negatives
 NEGATIVE_TERMS = {"same_view": [("x", "x")], "cross_view": [("x", "y")], "both": [("x", "x"), ("x", "y")]}
 
 
@@ -39,8 +40,8 @@ class BlockwiseConfig:
 class RowIds(NamedTuple):
     """Text ids of the rows of one process.
 
-    own [N, V] and hard [N, 0 or 1], equal where texts are equal. `*_recurs` [N], on the CPU: whether one of the texts
-    also occurs elsewhere in the batch, so that pairs with it need a mask."""
+    own [N, V] and hard [N, K], equal where texts are equal. `own_recurs` [N] and `hard_recurs` [N, K], on the CPU:
+    whether one of the texts also occurs elsewhere in the batch, so that pairs with it need a mask."""
 
     own: Tensor
     hard: Tensor
@@ -49,7 +50,30 @@ class RowIds(NamedTuple):
 
     def of(self, view: str) -> tuple[Tensor, Tensor]:
         """Ids of the rows of a view, and whether they recur."""
-        return (self.hard, self.hard_recurs) if view == "hard" else (self.own, self.own_recurs)
+        if not view.startswith(HARD):
+            return self.own, self.own_recurs
+        k = int(view.removeprefix(HARD))
+        return self.hard[:, k : k + 1], self.hard_recurs[:, k]
+
+
+def name_views(x: Tensor, y: Tensor, hard: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Rows of x, y and K hard negatives, or their ids, by the names of the views: x, y, hard0, hard1, ..."""
+    return {"x": x, "y": y} | {f"{HARD}{k}": rows for k, rows in enumerate(hard)}
+
+
+def view_pairs(negatives: str, num_hard: int) -> list[tuple[str, str]]:
+    """The views (of row, of column) whose pairs are negatives."""
+    return NEGATIVE_TERMS[negatives] + [("x", f"{HARD}{k}") for k in range(num_hard)]
+
+
+def warn_without_negatives(num_rows: int) -> None:
+    """Warn that a batch of several examples has no negative pair."""
+    if num_rows > 1:
+        warnings.warn(
+            f"no negative pair in a batch of {num_rows} examples: each two of them share a text. The loss of such a "
+            "batch is its positive term",
+            stacklevel=2,
+        )
 
 
 def distinct(first: Tensor, second: Tensor) -> Tensor:
@@ -62,9 +86,9 @@ def ids_of_ranks(own: Tensor, hard: Tensor, counts: list[int]) -> list[RowIds]:
     owns, hards = gather_rows(own, counts), gather_rows(hard, counts)
     table = torch.cat([torch.cat(owns), torch.cat(hards)], dim=1)
     _, inverse, occurrences = table.unique(return_inverse=True, return_counts=True)
-    recurs = (occurrences[inverse] > 1).cpu()
-    own_recurs, hard_recurs = (part.any(1).split(counts) for part in recurs.tensor_split([own.shape[1]], dim=1))
-    return [RowIds(*parts) for parts in zip(owns, hards, own_recurs, hard_recurs, strict=True)]
+    own_recurs, hard_recurs = (occurrences[inverse] > 1).cpu().tensor_split([own.shape[1]], dim=1)
+    recurs = own_recurs.any(1).split(counts), hard_recurs.split(counts)
+    return [RowIds(*parts) for parts in zip(owns, hards, *recurs, strict=True)]
 
 
 def blocks(num_rows: int, block_size: int, start: int = 0) -> Iterator[slice]:
@@ -151,16 +175,15 @@ def add_all_pairs(
     counts: list[int],
 ) -> None:
     """Add every part of the negative term: pairs within this process, then with the rows of each other process."""
-    config = sums.config
-    view_pairs = NEGATIVE_TERMS[config.negatives] + ([("x", "hard")] if "hard" in units else [])
-    here = everyone[own_rank(counts)]
-    for a, b in view_pairs:
+    config, here = sums.config, everyone[own_rank(counts)]
+    pairs = view_pairs(config.negatives, here.hard.shape[1])
+    for a, b in pairs:
         sums.add((a, b), units[a], units[b], here, here, gradients[a], gradients[b])
     if len(counts) == 1:
         return
     for k, visiting in rows_of_others(torch.cat(list(units.values()), dim=1), counts, config.global_batch):
         theirs = dict(zip(units, visiting.chunk(len(units), dim=1), strict=True))
-        for a, b in view_pairs:
+        for a, b in pairs:
             sums.add((a, b), units[a], theirs[b], here, everyone[k], row_gradient=gradients[a])
             if a != b:  # the other process counts these pairs
                 mine = gradients[b]
@@ -175,12 +198,9 @@ def value_and_gradients(
 
     Args:
         config: Objective, similarity and block size.
-        raw: x, y and optionally hard: rows [N, D] of any scale.
+        raw: x, y and K hard negatives, by the names of `name_views`: rows [N, D] of any scale.
         own: Text ids [N, V] of x and y.
-        hard: Text ids [N, 1] of hard, or [N, 0].
-
-    Raises:
-        InputError: All texts are equal.
+        hard: Text ids [N, K] of the hard negatives.
     """
     counts = row_counts(raw["x"]) if config.global_batch != "none" else [len(raw["x"])]
     total_rows, factor = sum(counts), len(counts)
@@ -191,12 +211,15 @@ def value_and_gradients(
     add_all_pairs(sums, paired, gradients, everyone, counts)
 
     pair_sum, count = sum_over_ranks(sums.sum_and_count, counts)
-    if any(ids.own_recurs.any() for ids in everyone) and not count:
-        raise InputError(f"no negative pair in the batch: all {total_rows} texts are equal")
-    with torch.enable_grad():
-        mean = (pair_sum / count).requires_grad_()
-        negative = config.objective.outer(mean)
-    slope = (torch.autograd.grad(negative, mean)[0] / count * factor).to(units["x"].dtype)
+    may_be_empty = total_rows == 1 or any(ids.own_recurs.any() for ids in everyone)
+    if may_be_empty and not count:
+        warn_without_negatives(total_rows)
+        negative, slope = torch.zeros_like(pair_sum), torch.zeros_like(units["x"][0, 0])
+    else:
+        with torch.enable_grad():
+            mean = (pair_sum / count).requires_grad_()
+            negative = config.objective.outer(mean)
+        slope = (torch.autograd.grad(negative, mean)[0] / count * factor).to(units["x"].dtype)
 
     gradients.setdefault("y", units["y"])  # with same_view, no pair adds to it; its rows are overwritten below
     score = torch.zeros_like(pair_sum)
@@ -213,13 +236,14 @@ def value_and_gradients(
 
 
 class OnePass(torch.autograd.Function):
-    """Loss and its two terms from rows x, y and hard of any scale [N, D]; only the loss has a gradient."""
+    """Loss and its two terms from rows x, y and K hard negatives of any scale, all [N, D]; only the loss has a
+    gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, config: BlockwiseConfig, own: Tensor, hard_ids: Tensor, x: Tensor, y: Tensor, hard: Tensor | None
+        ctx: Any, config: BlockwiseConfig, own: Tensor, hard_ids: Tensor, x: Tensor, y: Tensor, *hard: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        raw = {"x": x, "y": y} | ({} if hard is None else {"hard": hard})
+        raw = name_views(x, y, hard)
         with torch.inference_mode(False), torch.no_grad():  # independent of the caller's grad mode
             terms, gradients = value_and_gradients(config, raw, own, hard_ids)
         ctx.gradients = [gradients[name].to(tensor.dtype) for name, tensor in raw.items()]
@@ -232,4 +256,4 @@ class OnePass(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the gradient of a blockwise loss can be computed only once")
         gradients, ctx.gradients = [part.mul_(gradient) for part in ctx.gradients], None
-        return None, None, None, *gradients, *[None] * (3 - len(gradients))
+        return None, None, None, *gradients

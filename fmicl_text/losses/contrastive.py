@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,9 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fmicl_text.errors import InputError
 from fmicl_text.losses import objectives
-from fmicl_text.losses.blockwise import NEGATIVE_TERMS, BlockwiseConfig, OnePass, distinct
+from fmicl_text.losses.blockwise import (
+    NEGATIVE_TERMS,
+    BlockwiseConfig,
+    OnePass,
+    distinct,
+    name_views,
+    view_pairs,
+    warn_without_negatives,
+)
 from fmicl_text.losses.checks import import_attribute, require_choice, require_positive
 from fmicl_text.losses.distributed import (
     GLOBAL_BATCH,
@@ -157,27 +164,24 @@ class ContrastiveLoss(nn.Module):
         """The loss and its two terms, in float32, outside autocast.
 
         Args:
-            x: First views [N, D], N >= 2, any scale (normalized here), differentiable.
+            x: First views [N, D], N >= 1, any scale (normalized here), differentiable.
             y: Second views [N, D].
-            hard_negatives: One additional negative per example [N, D]; row j is a negative of every x_i, also of x_j.
+            hard_negatives: One additional negative per example [N, D], or K of them [N, K, D]. Those of example j are
+                negatives of every x_i, also of x_j.
             text_ids: Integers [N, V], equal where texts are equal: column 0 for x, 1 for y (the same as x if absent), 2
-                for hard_negatives. Examples that share a text are not negatives of each other.
+                to K + 1 for hard_negatives. Examples that share a text are not negatives of each other. In a batch
+                without any negative pair, the negative term is 0.
             queue: Negatives of every x_i (MoCo, arXiv 1911.05722), [K, D], K >= 1, the same in all processes, without
                 gradient. Required with negatives `queue` and not accepted otherwise; excludes hard_negatives and
                 text_ids.
 
         Raises:
-            ValueError: Shapes do not match, there are fewer than 2 examples, or there is no negative pair because all
-                texts are equal.
+            ValueError: Shapes do not match, or there are no examples.
+
+        Warns:
+            UserWarning: There is no negative pair in a batch of several examples, because they share a text.
         """
-        if x.ndim != 2 or x.shape != y.shape or (hard_negatives is not None and hard_negatives.shape != x.shape):
-            shapes = [tuple(t.shape) for t in (x, y, hard_negatives) if t is not None]
-            raise ValueError(f"x, y and hard_negatives must all be [N, D], got {shapes}")
-        if text_ids is not None:
-            widths = (1, 2, 3) if hard_negatives is None else (3,)
-            if text_ids.ndim != 2 or len(text_ids) != len(x) or text_ids.shape[1] not in widths:
-                expected = "[N, 1 to 3]" if hard_negatives is None else "[N, 3] with hard_negatives"
-                raise ValueError(f"text_ids must be {expected}, N = {len(x)}, got {list(text_ids.shape)}")
+        check_shapes(x, y, hard_negatives, text_ids)
         if (queue is None) == (self.negatives == "queue"):
             given = "None" if queue is None else list(queue.shape)
             raise ValueError(
@@ -189,30 +193,33 @@ class ContrastiveLoss(nn.Module):
             if hard_negatives is not None or text_ids is not None:
                 raise ValueError("queue replaces all other negatives: hard_negatives and text_ids must be None")
         distributed = self.global_batch != "none" and world_size() > 1
-        if len(x) < 2 and not distributed:
-            raise ValueError(f"a batch needs at least 2 examples to have a negative, got {len(x)}")
+        if not len(x) and not distributed:  # otherwise, all processes raise an error together
+            raise ValueError("x has no rows; a batch needs at least 1 example")
+        hard = () if hard_negatives is None else hard_negatives.reshape(len(x), -1, x.shape[1]).unbind(1)
         with torch.autocast(x.device.type, enabled=False), ieee_products():
             objective = self.objective
             if queue is not None:
                 return self.against_queue(x, y, queue, distributed)
             small = self.block_size is None and len(x) < BLOCKWISE_FROM
             if not isinstance(objective, PairObjective) or (small and not distributed):
-                return self.whole_matrix(x, y, hard_negatives, text_ids, distributed)
+                return self.whole_matrix(x, y, hard, text_ids, distributed)
             block_size = self.block_size or (CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK)
             shared = self.similarity, self.gamma, self.negatives, block_size, self.global_batch
             config = BlockwiseConfig(objective, *shared)
-            return LossTerms(*OnePass.apply(config, *ids_of_rows(x, text_ids, distributed), x, y, hard_negatives))
+            ids = ids_of_rows(x, len(hard), text_ids, distributed)
+            return LossTerms(*OnePass.apply(config, *ids, x, y, *hard))
 
     def whole_matrix(
-        self, x: Tensor, y: Tensor, hard: Tensor | None, text_ids: Tensor | None, distributed: bool
+        self, x: Tensor, y: Tensor, hard: Sequence[Tensor], text_ids: Tensor | None, distributed: bool
     ) -> LossTerms:
         """`terms` by autograd through the similarities of this process's rows with all columns [N, M]."""
-        own, hard_ids = ids_of_rows(x, text_ids, distributed)
-        units = {"x": unit_rows(x), "y": unit_rows(y)} | ({} if hard is None else {"hard": unit_rows(hard)})
-        pairs = NEGATIVE_TERMS[self.negatives] + ([] if hard is None else [("x", "hard")])
+        own, hard_ids = ids_of_rows(x, len(hard), text_ids, distributed)
+        units = {name: unit_rows(rows) for name, rows in name_views(x, y, hard).items()}
+        pairs = view_pairs(self.negatives, len(hard))
         counts = row_counts(x) if distributed else [len(x)]
         own_columns, hard_columns = (torch.cat(gather_rows(ids, counts)) for ids in (own, hard_ids))
-        masks = {view: distinct(own, hard_columns if view == "hard" else own_columns) for view in units}
+        ids_of_views = name_views(own_columns, own_columns, [ids[:, None] for ids in hard_columns.unbind(1)])
+        masks = {view: distinct(own, ids) for view, ids in ids_of_views.items()}
         similarities, kept = [], []
         for row_view in dict.fromkeys(view for view, _ in pairs):  # one matrix product per view of the rows
             views = [view for first, view in pairs if first == row_view]
@@ -225,7 +232,7 @@ class ContrastiveLoss(nn.Module):
             kept.append(keep)
         keep = torch.cat(kept, dim=1)
         if text_ids is not None and not sum_over_ranks(keep.sum(), counts):
-            raise InputError(f"no negative pair in the batch: all {sum(counts)} texts are equal")
+            warn_without_negatives(sum(counts))
         positive = self.similarity.paired(units["x"], units["y"], self.gamma)
         return mean_over_rows(self.objective(positive, torch.cat(similarities, dim=1), keep), counts)
 
@@ -256,14 +263,30 @@ def mean_over_rows(terms: Terms, counts: list[int]) -> LossTerms:
     return LossTerms(len(counts) * (share - share.detach()) + positive + negative, positive, negative)
 
 
-def ids_of_rows(x: Tensor, text_ids: Tensor | None, distributed: bool) -> tuple[Tensor, Tensor]:
-    """Text ids [N, V] of the examples and [N, 0 or 1] of their hard negatives. Without text_ids, all differ, across
+def check_shapes(x: Tensor, y: Tensor, hard_negatives: Tensor | None, text_ids: Tensor | None) -> None:
+    """Raise a ValueError if these arguments of `ContrastiveLoss.terms` do not match."""
+    matches = hard_negatives is None or (
+        hard_negatives.ndim in (2, 3) and (*hard_negatives.shape[:1], *hard_negatives.shape[-1:]) == x.shape
+    )
+    if x.ndim != 2 or x.shape != y.shape or not matches:
+        shapes = [tuple(t.shape) for t in (x, y, hard_negatives) if t is not None]
+        raise ValueError(f"x and y must be [N, D] and hard_negatives [N, D] or [N, K, D], got {shapes}")
+    if text_ids is not None:
+        num_hard = 0 if hard_negatives is None else hard_negatives[0].numel() // x.shape[1]
+        widths = (2 + num_hard,) if num_hard else (1, 2)
+        if text_ids.ndim != 2 or len(text_ids) != len(x) or text_ids.shape[1] not in widths:
+            expected = f"[N, {' or '.join(map(str, widths))}] for {num_hard} hard negatives per example"
+            raise ValueError(f"text_ids must be {expected}, N = {len(x)}, got {list(text_ids.shape)}")
+
+
+def ids_of_rows(x: Tensor, num_hard: int, text_ids: Tensor | None, distributed: bool) -> tuple[Tensor, Tensor]:
+    """Text ids [N, V] of the examples and [N, K] of their hard negatives. Without text_ids, all differ, across
     processes too if the batch is distributed."""
     if text_ids is not None:
         return text_ids[:, :2], text_ids[:, 2:]
     first = dist.get_rank() << 32 if distributed else 0
     own = torch.arange(first, first + len(x), device=x.device)[:, None]
-    return own, -1 - own
+    return own, -1 - (own * max(num_hard, 1) + torch.arange(num_hard, device=x.device))
 
 
 class FMICLLoss(ContrastiveLoss):

@@ -3,7 +3,7 @@ is such a function; the others return one, a `PairObjective`, for given hyperpar
 
     positive [N]       similarity of example i to its positive
     negative [N, M]    similarity of example i to each of M candidates
-    keep     [N, M]    bool, which candidates are negatives of i (at least one overall)
+    keep     [N, M]    bool, which candidates are negatives of i; there may be none at all
 
 Similarities are log density ratios r = -gamma ||x - y||^2; with `fmicl`, any values that `score` and `conjugate`
 accept.
@@ -26,17 +26,13 @@ class Terms(NamedTuple):
     negative: Tensor
 
 
-def kept_mean(values: Tensor, keep: Tensor) -> Tensor:
-    """Mean of values where keep is True; both [N, M]. Does not index by the mask, which would synchronize the GPU."""
-    return torch.where(keep, values, 0).sum() / keep.sum()
-
-
 @dataclass(frozen=True)
 class PairObjective:
     """-mean score(positive) + outer(mean pair(negative)).
 
     Pairs interact through one mean only, so the sum can be split over blocks, micro-batches and processes
-    (`blockwise`). InfoNCE, with a log-sum-exp per row, has no such form.
+    (`blockwise`). InfoNCE, with a log-sum-exp per row, has no such form. Without negative pairs, the negative term
+    is 0.
 
     Attributes:
         score: Elementwise function of the similarities of positive pairs.
@@ -49,7 +45,11 @@ class PairObjective:
     outer: Callable[[Tensor], Tensor]
 
     def __call__(self, positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
-        return Terms(-self.score(positive).mean(), self.outer(kept_mean(self.pair(negative), keep)))
+        # Neither indexing by the mask nor a condition, which would synchronize the GPU.
+        count = keep.sum()
+        mean = torch.where(keep, self.pair(negative), 0).sum() / count.clamp_min(1)
+        outer = self.outer(torch.where(count > 0, mean, 1))
+        return Terms(-self.score(positive).mean(), torch.where(count > 0, outer, 0))
 
 
 def fmicl(*, score: Callable[[Tensor], Tensor], conjugate: Callable[[Tensor], Tensor], alpha: float) -> PairObjective:

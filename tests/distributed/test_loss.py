@@ -1,5 +1,6 @@
 """The loss on several gloo processes with different rows equals one process's on the joined rows."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from fmicl_text import FMICLLoss, InfoNCELoss
-from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES
+from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES, AlignUniformLoss
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.losses.similarity import unit_rows
 from tests.support import one_fast, relative_error, run_ranks, words_missing
@@ -146,19 +147,50 @@ def test_no_collective_in_the_backward_pass(strategy):
         assert forward > 0 and backward > 0  # the counter does see collectives
 
 
-def test_equal_texts_everywhere_are_an_error_in_all():
-    tensors = material(6, torch.float32)
-    ids = torch.zeros(6, 1, dtype=torch.long)
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_equal_texts_everywhere_leave_the_positive_term(block_size):
+    split, tensors = [3, 2], material(5, torch.float64)
+    tensors = (*tensors[:3], torch.zeros(5, 1, dtype=torch.long))
+    for loss in (FMICLLoss("kl", 1.0, 4.0, block_size=block_size), AlignUniformLoss(block_size=block_size)):
+        with pytest.warns(UserWarning, match="no negative pair in a batch of 5"):
+            exact = gradients(loss, *tensors)
+        assert exact[0][2] == 0 and exact[1].norm() > 0
+        loss.global_batch = "gather"
+        answers = run_ranks(2, without_warnings, on_one_rank, [loss], split, tensors)
+        torch.testing.assert_close(torch.cat([gradient for ((_, gradient),) in answers]) / 2, exact[1])
+        for ((terms, _),) in answers:
+            torch.testing.assert_close(terms, exact[0])
 
-    for message in run_ranks(2, error_of, [3, 3], (*tensors[:3], ids)):
-        assert not words_missing(message, ("negative", "6 texts")), message
+
+def without_warnings(rank, function, *arguments):
+    with warnings.catch_warnings(action="ignore"):
+        return function(rank, *arguments)
 
 
-def error_of(rank, split, tensors):
-    try:
-        FMICLLoss(global_batch="gather")(*own_rows(rank, split, tensors))
-    except ValueError as error:
-        return f"{error}"
+@pytest.mark.parametrize("strategy", ["gather", "ring"])
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_several_hard_negatives(block_size, strategy):
+    split, (x, y, _, ids) = [5, 4, 3], material(12, torch.float64, with_hard=True, repeat=True)
+    hard = torch.randn(12, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ids = torch.cat([ids, 1000 + torch.arange(24).view(12, 2)], dim=1)
+    ids[0, 3], ids[11, 4] = ids[10, 0], ids[2, 1]
+    for loss in (FMICLLoss("js", 1.0, 4.0, "both", block_size=block_size), InfoNCELoss(0.3)):
+        leaves = [rows.clone().requires_grad_() for rows in (x, y, hard)]
+        exact = loss.terms(*leaves, ids)
+        loss.global_batch = strategy if isinstance(loss, FMICLLoss) else "gather"
+        parts = torch.autograd.grad(exact.loss, leaves)
+        answers = run_ranks(3, with_hard_on_one_rank, loss, split, (x, y, hard, ids))
+        for terms, _ in answers:
+            torch.testing.assert_close(terms, torch.stack(exact).detach())
+        for k, part in enumerate(parts):
+            torch.testing.assert_close(torch.cat([gradient[k] for _, gradient in answers]) / 3, part)
+
+
+def with_hard_on_one_rank(rank, loss, split, tensors):
+    x, y, hard, ids = own_rows(rank, split, tensors)
+    leaves = [rows.clone().requires_grad_() for rows in (x, y, hard)]
+    terms = loss.terms(*leaves, ids)
+    return torch.stack([term.detach() for term in terms]), torch.autograd.grad(terms.loss, leaves)
 
 
 def one_rank_without_negatives(rank):

@@ -152,7 +152,7 @@ def test_ids():
     assert distinct(own, own).tolist() == [[False, True, False], [True, False, True], [False, True, False]]
     assert distinct(own, hard).tolist() == [[True, True, True], [True, False, True], [True, True, True]]
     (ids,) = ids_of_ranks(own, hard, [3])
-    assert ids.own_recurs.tolist() == [True, True, True] and ids.hard_recurs.tolist() == [False, True, False]
+    assert ids.own_recurs.tolist() == [True, True, True] and ids.hard_recurs.tolist() == [[False], [True], [False]]
     assert [(s.start, s.stop) for s in blocks(7, 3)] == [(0, 3), (3, 6), (6, 7)]
 
 
@@ -164,11 +164,6 @@ def test_ids():
         (lambda: AlignUniformLoss(gamma=37.0), "gamma .* 36.* 37.0"),
         (lambda: FMICLLoss()(*[torch.ones(3, 3)] * 2, text_ids=torch.zeros(3)), r"text_ids .* N = 3, got \[3\]"),
         (lambda: InfoNCELoss(global_batch="ring"), "global_batch .* none, gather; got 'ring'"),
-        (lambda: FMICLLoss(block_size=2)(*[torch.ones(1, 3)] * 2), "at least 2 examples .*1"),
-        (
-            lambda: FMICLLoss(block_size=2)(*[torch.ones(3, 3)] * 2, text_ids=torch.zeros(3, 1)),
-            "no negative pair .* 3 texts",
-        ),
     ],
 )
 def test_bad_arguments_are_named(build, message):
@@ -183,13 +178,13 @@ def test_value_of_very_many_pairs_keeps_its_digits():
     assert math.isclose(terms.negative.item(), -1.0, rel_tol=1e-7)
 
 
-@pytest.mark.parametrize("width", [0, 1, 2, 3])
+@pytest.mark.parametrize("width", [0, 1, 2])
 def test_masks_are_made_where_a_text_recurs_and_on_the_diagonal_only(monkeypatch, width):
     """64 rows in blocks of 8: 8 masks on the diagonal of 36 blocks. A text that recurs in blocks 0 and 5 adds one."""
     made = []
     monkeypatch.setattr("fmicl_text.losses.blockwise.distinct", lambda *a: made.append(1) or distinct(*a))
     x, y, _ = material(64, torch.float32)
-    ids = torch.arange(64 * 3).view(64, 3)[:, :width]
+    ids = torch.arange(64 * 2).view(64, 2)[:, :width]
     FMICLLoss(block_size=8)(x, y, None, ids if width else None)
     assert len(made) == 8
     if width:

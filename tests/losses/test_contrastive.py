@@ -77,6 +77,54 @@ def test_equal_texts_are_no_negatives(name, negatives, with_hard):
     assert loss.item() != pytest.approx(build(negatives)(x, y, hard).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("block_size", [None, 1, 3, 100])
+@pytest.mark.parametrize("negatives", IN_BATCH)
+@pytest.mark.parametrize("name", ["js", "infonce", "align_uniform", "spectral"])
+def test_several_hard_negatives(name, negatives, block_size):
+    """Three per example. Those of 2 and 5 contain their own text and text 6; that of 1 recurs as hard negative of 4."""
+    build, oracle = CASES[name]
+    x, y, _ = batch()
+    hard = torch.stack([batch(seed)[2] for seed in (1, 2, 3)], dim=1)
+    ids = torch.arange(7)[:, None] * 10 + torch.arange(5)
+    ids[3, 0], ids[2, 3], ids[5, 4], ids[1, 2] = ids[0, 0], ids[2, 0], ids[6, 1], ids[4, 4]
+    loss = build(negatives)
+    if block_size is not None and name != "infonce":
+        loss.block_size = block_size
+    for text_ids in (ids, None):
+        lists = as_lists(x, y, hard, text_ids)
+        leaves = [t.clone().requires_grad_() for t in (x, y, hard)]
+        value = loss(*leaves, text_ids)
+        assert value.item() == pytest.approx(oracle(*lists[:2], negatives, lists[2], ids=lists[3]), rel=1e-12)
+        whole = build(negatives)
+        expected = torch.autograd.grad(whole(*leaves, text_ids), leaves)
+        torch.testing.assert_close(torch.autograd.grad(value, leaves), expected)
+        one = torch.autograd.grad(
+            loss(*leaves[:2], leaves[2][:, 0], None if text_ids is None else ids[:, :3]), leaves[2]
+        )
+        assert one[0][:, 0].norm() > 0 and not one[0][:, 1:].any()
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_without_negatives_the_positive_term_is_left(name, block_size, recwarn):
+    """One row, or rows that share a text: the value and the gradient of the attraction alone; InfoNCE's is 0."""
+    build, _ = CASES[name]
+    loss = build("both")
+    if block_size is not None and name != "infonce":
+        loss.block_size = block_size
+    for rows, ids in ((1, None), (1, torch.zeros(1, 1)), (3, torch.tensor([[0, 1], [2, 0], [0, 3]]))):
+        x, y = (t[:rows].requires_grad_() for t in batch()[:2])
+        recwarn.clear()
+        terms = loss.terms(x, y, text_ids=ids)
+        assert [("no negative pair" in str(one.message)) for one in recwarn] == [True] * (rows > 1)
+        if name == "infonce":
+            assert terms.loss.item() == pytest.approx(0, abs=1e-12)
+            continue
+        score = loss.objective.score(loss.similarity.paired(unit_rows(x), unit_rows(y), loss.gamma))
+        assert terms.loss.item() == pytest.approx(-score.mean().item(), rel=1e-12) and terms.negative.item() == 0
+        torch.testing.assert_close(torch.autograd.grad(terms.loss, (x, y)), torch.autograd.grad(-score.mean(), (x, y)))
+
+
 def test_one_column_of_ids_serves_dropout_positives():
     x, y, _ = batch()
     ids = torch.tensor([0, 1, 2, 0, 4, 5, 6])
@@ -311,15 +359,12 @@ def test_warning_if_the_uniformity_condition_fails(name):
         (lambda: FMICLLoss(negatives="all"), "negatives .* same_view, cross_view, both, queue.* 'all'"),
         (lambda: FMICLLoss(similarity="dot"), "similarity .* gaussian, cosine.* 'dot'"),
         (lambda: InfoNCELoss(temperature=0.0), "temperature .* > 0, got 0.0"),
-        (lambda: FMICLLoss()(torch.ones(1, 3), torch.ones(1, 3)), "at least 2 examples .*1"),
-        (lambda: FMICLLoss()(torch.ones(2, 3), torch.ones(3, 3)), r"\[N, D\], got .*2, 3.*3, 3"),
+        (lambda: FMICLLoss()(torch.ones(0, 3), torch.ones(0, 3)), "x has no rows"),
+        (lambda: FMICLLoss()(torch.ones(2, 3), torch.ones(3, 3)), r"\[N, D\] .*got .*2, 3.*3, 3"),
+        (lambda: FMICLLoss()(*[torch.ones(2, 3)] * 2, torch.ones(2, 4, 2)), r"\[N, K, D\], got .*2, 4, 2"),
         (
             lambda: FMICLLoss()(*[torch.ones(2, 3)] * 3, text_ids=torch.zeros(2, 1)),
-            r"text_ids .* hard_negatives, N = 2, got \[2, 1\]",
-        ),
-        (
-            lambda: FMICLLoss()(torch.ones(2, 3), torch.ones(2, 3), text_ids=torch.zeros(2, 1)),
-            "no negative pair .* 2 texts",
+            r"text_ids must be \[N, 3\] for 1 hard negatives per example, N = 2, got \[2, 1\]",
         ),
         (lambda: FMICLLoss()(*[torch.ones(2, 3)] * 2, queue=torch.ones(4, 3)), r"queue .*same_view.* \[4, 3\]"),
         (lambda: FMICLLoss(negatives="queue")(*[torch.ones(2, 3)] * 2), "queue .*None"),
