@@ -12,14 +12,17 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
-from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import TrainerCallback
 
 from fmicl_text import build_text_encoder
 from fmicl_text import losses as core
 from fmicl_text.integrations.sentence_transformers import CachedFMICLLoss, FMICLLoss, token_ids
 from fmicl_text.losses import tsallis
-from tests.support import one_fast, peft_or_skip, run_trainers, sentences
+from tests.support import WORDS, one_fast, peft_or_skip, run_trainers, sentences
 
 COLUMNS = {
     "text": ["text"],
@@ -120,6 +123,197 @@ def test_ids_are_of_tokens_alone(no_dropout_folder):
     many = torch.randint(0, 30000, (4000, 12), generator=torch.Generator().manual_seed(0))
     ids = token_ids({"input_ids": many, "attention_mask": torch.ones_like(many)})
     assert len(ids.unique()) == len(many.unique(dim=0)) == 4000
+
+
+def flat(model, texts):
+    """Features as for flash attention, without padding."""
+    rows = model.tokenizer(texts)["input_ids"]
+    lengths = torch.tensor([len(row) for row in rows])
+    return {
+        "input_ids": torch.tensor([sum(rows, [])]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "cu_seq_lens_q": torch.cat([torch.zeros(1), lengths.cumsum(0)]).int(),
+    }
+
+
+def bag(model, texts):
+    """Features of a StaticEmbedding."""
+    rows = model.tokenizer(texts)["input_ids"]
+    offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)[:-1]
+    return {"input_ids": torch.tensor(sum(rows, [])), "offsets": offsets}
+
+
+def padded(model, texts, side="right", width=None, pad=0):
+    """Padded features on a side, to a width, with any pad token."""
+    rows = model.tokenizer(texts)["input_ids"]
+    width = width or max(map(len, rows))
+    ids, mask = torch.full((len(rows), width), pad), torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+        ids[i, place], mask[i, place] = torch.tensor(row), 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+FORMS = {
+    "left": lambda model, texts: padded(model, texts, side="left"),
+    "wide": lambda model, texts: padded(model, texts, width=40),
+    "left and wide": lambda model, texts: padded(model, texts, side="left", width=40),
+    "another pad token": lambda model, texts: padded(model, texts, pad=9),
+    "bool mask, int32 tokens": lambda model, texts: {
+        "input_ids": padded(model, texts)["input_ids"].int(),
+        "attention_mask": padded(model, texts)["attention_mask"].bool(),
+    },
+    "flattened": flat,
+    "bag": bag,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ids_do_not_depend_on_the_form_of_the_batch(no_dropout_folder, form):
+    model = encoder(no_dropout_folder)
+    texts = [*sentences(6), "", *sentences(3), "a dog", "dog a", "a dog dog", ""]
+    ids = token_ids(FORMS[form](model, texts))
+    assert torch.equal(ids, token_ids(padded(model, texts)))
+    assert (ids[:, None] == ids).tolist() == [[a == b for a in texts] for b in texts]
+
+
+def test_ids_of_texts_without_tokens():
+    """The first and the last have none; StaticEmbedding adds no special tokens."""
+    ids = token_ids({"input_ids": torch.tensor([5, 6, 5]), "offsets": torch.tensor([0, 0, 2, 3, 3])})
+    assert ids[0] == ids[3] and len(ids.unique()) == 4 - 1
+
+
+def test_ids_are_the_same_in_every_process(no_dropout_folder):
+    features = {"input_ids": torch.tensor([[2, 7, 3]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    assert token_ids(features).item() == GOLDEN
+
+
+def test_texts_that_differ_after_the_last_token_are_one(no_dropout_folder):
+    model = encoder(no_dropout_folder)
+    model.max_seq_length = 6
+    begin = ["a dog runs near", "the cat sleeps on", "one man sings with"]
+    texts = [f"{text} {word}" for text in begin for word in ("a tree", "the red car")]
+    pairs = [model.preprocess(texts), model.preprocess(sentences(6))]
+    x, y = (model(dict(column))["sentence_embedding"] for column in pairs)
+    ids = torch.tensor([[0, 10], [0, 11], [1, 12], [1, 13], [2, 14], [2, 15]])
+    torch.testing.assert_close(FMICLLoss(model, **SETTINGS)(pairs), core.FMICLLoss(**SETTINGS)(x, y, text_ids=ids))
+
+
+def test_flattened_duplicates_are_no_negatives(no_dropout_folder):
+    """The loss of padded inputs; the embeddings of both are the same here."""
+    model = encoder(no_dropout_folder)
+    texts = ["a dog runs", "the cat sleeps", "a dog runs", "one man sings", "two birds"]
+    columns = [model.preprocess(texts), model.preprocess(sentences(5))]
+    loss = FMICLLoss(model, **SETTINGS)
+    embeddings = [model(dict(column))["sentence_embedding"] for column in columns]
+    ids = [token_ids(flat(model, column)) for column in (texts, sentences(5))]
+    torch.testing.assert_close(loss.masked_loss(embeddings, ids), loss(columns))
+
+
+class Fixed(torch.nn.Module):
+    """Returns given embeddings, whatever the features."""
+
+    def __init__(self, *embeddings):
+        super().__init__()
+        self.embeddings, self.calls = embeddings, 0
+
+    def forward(self, features):
+        self.calls += 1
+        return {"sentence_embedding": self.embeddings[self.calls - 1]}
+
+
+def test_images_and_their_captions():
+    """Texts with images are not compared by their tokens, which are placeholders; captions are."""
+    x, y = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    same = {"input_ids": torch.ones(4, 3).long(), "attention_mask": torch.ones(4, 3).long()}
+    images = {"pixel_values": torch.zeros(4, 3, 2, 2)}
+    different = core.FMICLLoss(**SETTINGS)(x, y)
+    torch.testing.assert_close(FMICLLoss(Fixed(x, y), **SETTINGS)([same | images, images]), different)
+    torch.testing.assert_close(FMICLLoss(Fixed(x, y), **SETTINGS)([images, images]), different)
+    captions = {"input_ids": torch.tensor([[1], [2], [1], [3]]), "attention_mask": torch.ones(4, 1).long()}
+    ids = torch.tensor([[0, 10], [1, 11], [0, 12], [2, 13]])
+    masked = core.FMICLLoss(**SETTINGS)(x, y, text_ids=ids)
+    assert (masked - different).abs() > 1e-3
+    torch.testing.assert_close(FMICLLoss(Fixed(x, y), **SETTINGS)([captions, images]), masked)
+    torch.testing.assert_close(FMICLLoss(Fixed(x, y), **SETTINGS)([images, captions]), masked)
+
+
+def static_model():
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[UNK]", *WORDS])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    torch.manual_seed(0)
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)], device="cpu")
+
+
+def test_static_embeddings():
+    model = static_model()
+    texts = ["a dog runs", "the cat sleeps", "a dog runs", "one man sings", "two bird"]
+    pairs = [model.preprocess(texts), model.preprocess(sentences(5))]
+    x, y = (model(dict(column))["sentence_embedding"] for column in pairs)
+    ids = torch.tensor([[0, 10], [1, 11], [0, 12], [2, 13], [3, 14]])
+    torch.testing.assert_close(FMICLLoss(model, **SETTINGS)(pairs), core.FMICLLoss(**SETTINGS)(x, y, text_ids=ids))
+    router = Router({"query": [static_model()[0]], "document": [static_model()[0]]})
+    for refused in (model, SentenceTransformer(modules=[router], device="cpu")):
+        with pytest.raises(ValueError, match=r"CachedFMICLLoss .* StaticEmbedding .* FMICLLoss"):
+            CachedFMICLLoss(refused)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_static_embeddings_are_trained(tmp_path):
+    model = static_model()
+    trainer, moved = train(model, FMICLLoss(model, **SETTINGS), "tuples", tmp_path)
+    assert moved == ["0.embedding.weight"] and all("loss" in entry for entry in trainer.state.log_history[:3])
+
+
+def test_the_routes_of_a_router_have_tokens_of_their_own():
+    """Equal tokens are equal texts within a route only: here, token 1 is `a` for queries and `the` for documents."""
+    first, second = static_model()[0], static_model()[0]
+    model = SentenceTransformer(modules=[Router({"query": [first], "document": [second]})], device="cpu")
+    queries = {"input_ids": torch.tensor([1, 2, 3, 2]), "offsets": torch.arange(4), "task": "query"}
+    answers = {"input_ids": torch.tensor([2, 3, 1, 4]), "offsets": torch.arange(4), "task": "document"}
+    x, y = first(dict(queries))["sentence_embedding"], second(dict(answers))["sentence_embedding"]
+    ids = torch.tensor([[1, 12], [2, 13], [3, 11], [2, 14]])
+    loss = FMICLLoss(model, **SETTINGS)
+    masked = loss.masked_loss([x, y], loss.ids_of_columns([queries, answers]))
+    torch.testing.assert_close(masked, core.FMICLLoss(**SETTINGS)(x, y, text_ids=ids))
+
+
+@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+@pytest.mark.parametrize("kind", ["pairs", "tuples"])
+@pytest.mark.parametrize("case", ["one row", "one text"])
+@pytest.mark.filterwarnings("ignore:no negative pair in a batch of 8")
+def test_a_batch_without_negatives_has_its_positive_term(no_dropout_folder, make, kind, case):
+    """One query with eight positives, and its only negative, or a last batch of one row."""
+    model = encoder(no_dropout_folder)
+    columns = features(model, kind, rows=1 if case == "one row" else 8)
+    if case == "one text":
+        columns[0] = model.preprocess(["a dog runs"] * 8)
+        columns[2:] = [dict(columns[0]) for _ in columns[2:]]
+    elif kind == "tuples":
+        columns[2:] = [dict(columns[0]) for _ in columns[2:]]
+    x, y = (model(dict(column))["sentence_embedding"] for column in columns[:2])
+    expected = core.FMICLLoss(**SETTINGS)(x, y, text_ids=torch.zeros(len(x), 1, dtype=torch.long))
+    found = make(model, **SETTINGS)(columns)
+    torch.testing.assert_close(found, expected)
+    assert expected > 1e-3 and close(gradient(model, found), gradient(model, expected))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adaptive_layers_of_one_column(bert_folder):
+    """The loss is called once per layer; both views of a lower layer are those of the same two forward passes."""
+    model = encoder(bert_folder).train()
+    seen = []
+
+    class Recorded(FMICLLoss):
+        def masked_loss(self, embeddings, ids):
+            seen.append([rows.detach() for rows in embeddings])
+            return super().masked_loss(embeddings, ids)
+
+    AdaptiveLayerLoss(model, Recorded(model, **SETTINGS), n_layers_per_step=-1)(
+        features(model, "text"), None
+    ).backward()
+    assert len(seen) == 3  # of the last layer, the embeddings, the first layer
+    assert all((x - y).norm() > 1e-2 for x, y in seen)
 
 
 def train(model, loss, kind, folder, rows=32, callbacks=None, **settings):
