@@ -130,7 +130,7 @@ def flat(model, texts):
     rows = model.tokenizer(texts)["input_ids"]
     lengths = torch.tensor([len(row) for row in rows])
     return {
-        "input_ids": torch.tensor([sum(rows, [])]),
+        "input_ids": torch.tensor([[token for row in rows for token in row]]),
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "cu_seq_lens_q": torch.cat([torch.zeros(1), lengths.cumsum(0)]).int(),
     }
@@ -140,7 +140,7 @@ def bag(model, texts):
     """Features of a StaticEmbedding."""
     rows = model.tokenizer(texts)["input_ids"]
     offsets = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)[:-1]
-    return {"input_ids": torch.tensor(sum(rows, [])), "offsets": offsets}
+    return {"input_ids": torch.tensor([token for row in rows for token in row]), "offsets": offsets}
 
 
 def padded(model, texts, side="right", width=None, pad=0):
@@ -168,6 +168,18 @@ FORMS = {
 }
 
 
+class Fixed(torch.nn.Module):
+    """Returns given embeddings, whatever the features."""
+
+    def __init__(self, *embeddings):
+        super().__init__()
+        self.embeddings, self.calls = embeddings, 0
+
+    def forward(self, features):
+        self.calls += 1
+        return {"sentence_embedding": self.embeddings[self.calls - 1]}
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_ids_do_not_depend_on_the_form_of_the_batch(no_dropout_folder, form):
     model = encoder(no_dropout_folder)
@@ -183,9 +195,20 @@ def test_ids_of_texts_without_tokens():
     assert ids[0] == ids[3] and len(ids.unique()) == 4 - 1
 
 
-def test_ids_are_the_same_in_every_process(no_dropout_folder):
-    features = {"input_ids": torch.tensor([[2, 7, 3]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
-    assert token_ids(features).item() == GOLDEN
+def test_ids_are_a_function_of_the_tokens():
+    """So they are equal in every process: the sum of the hashes of (token, place), in Python's integers."""
+
+    def int64(number):
+        return (number + 2**63) % 2**64 - 2**63
+
+    def scramble(number):
+        for factor, shift in ((-4658895280553007687, 31), (-7723592293110705685, 27)):
+            number = int64((number ^ (number >> shift)) * factor)
+        return number ^ (number >> 33)
+
+    features = {"input_ids": torch.tensor([[2, 7, 3, 0]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}
+    expected = int64(sum(scramble((token << 32) + place) for place, token in enumerate([2, 7, 3], start=1)))
+    assert token_ids(features).item() == expected
 
 
 def test_texts_that_differ_after_the_last_token_are_one(no_dropout_folder):
@@ -200,26 +223,13 @@ def test_texts_that_differ_after_the_last_token_are_one(no_dropout_folder):
 
 
 def test_flattened_duplicates_are_no_negatives(no_dropout_folder):
-    """The loss of padded inputs; the embeddings of both are the same here."""
+    """The loss is that of padded inputs with the same embeddings."""
     model = encoder(no_dropout_folder)
     texts = ["a dog runs", "the cat sleeps", "a dog runs", "one man sings", "two birds"]
     columns = [model.preprocess(texts), model.preprocess(sentences(5))]
-    loss = FMICLLoss(model, **SETTINGS)
     embeddings = [model(dict(column))["sentence_embedding"] for column in columns]
-    ids = [token_ids(flat(model, column)) for column in (texts, sentences(5))]
-    torch.testing.assert_close(loss.masked_loss(embeddings, ids), loss(columns))
-
-
-class Fixed(torch.nn.Module):
-    """Returns given embeddings, whatever the features."""
-
-    def __init__(self, *embeddings):
-        super().__init__()
-        self.embeddings, self.calls = embeddings, 0
-
-    def forward(self, features):
-        self.calls += 1
-        return {"sentence_embedding": self.embeddings[self.calls - 1]}
+    found = FMICLLoss(Fixed(*embeddings), **SETTINGS)([flat(model, texts), flat(model, sentences(5))])
+    torch.testing.assert_close(found, FMICLLoss(model, **SETTINGS)(columns))
 
 
 def test_images_and_their_captions():
@@ -309,9 +319,8 @@ def test_adaptive_layers_of_one_column(bert_folder):
             seen.append([rows.detach() for rows in embeddings])
             return super().masked_loss(embeddings, ids)
 
-    AdaptiveLayerLoss(model, Recorded(model, **SETTINGS), n_layers_per_step=-1)(
-        features(model, "text"), None
-    ).backward()
+    loss = AdaptiveLayerLoss(model, Recorded(model, **SETTINGS), n_layers_per_step=-1)
+    loss(features(model, "text"), None).backward()
     assert len(seen) == 3  # of the last layer, the embeddings, the first layer
     assert all((x - y).norm() > 1e-2 for x, y in seen)
 
