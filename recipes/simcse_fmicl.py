@@ -35,6 +35,7 @@ from fmicl_text.evaluation.sts import STSB_HUB_NAME, load_pairs, load_stsb
 from fmicl_text.hub.run_record import scored_on
 from fmicl_text.loading import hub_revision
 from fmicl_text.text.data import load_training_text
+from fmicl_text.text.model import set_prompts, training_prompts
 from fmicl_text.text.tokenization import training_rows
 
 
@@ -57,6 +58,8 @@ def main() -> None:
         model_args.load_in,
         model_args.trust_remote_code,
     )
+    if data_args.prompts:
+        set_prompts(encoder, data_args.prompts)
     with args.main_process_first(desc="reading the training text"):  # the other processes read the cache
         data = load_training_text(
             data_args.train_file,
@@ -69,7 +72,8 @@ def main() -> None:
             shuffle_seed=args.seed,
             at_least=args.train_batch_size * args.world_size,
         )
-        rows, collator = training_rows(data, encoder.tokenizer, data_args.max_seq_length, data_args.tokenize_once)
+        prompts = training_prompts(encoder, len(data.columns), data_args.prompts)
+        rows, collator, data = training_rows(data, encoder.tokenizer, data_args.max_seq_length, prompts)
     print_rank0(args, "Training text: " + ", ".join(f"{name} {value}" for name, value in data.metadata().items()))
     if data_args.sts_dev_file:
         pairs, scored = load_pairs(data_args.sts_dev_file), scored_on(Path(data_args.sts_dev_file).name)

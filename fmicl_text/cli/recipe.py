@@ -37,7 +37,7 @@ from fmicl_text.training.ranks import on_main_process
 from fmicl_text.training.trainer import FMICLTrainer
 
 # Settings that do not affect the result of a run, and beginnings of their names.
-INCIDENTAL = ("output_dir", "block_size", "activation_checkpointing", "tokenize_once", "check_disk_space", "local_rank")
+INCIDENTAL = ("output_dir", "block_size", "activation_checkpointing", "check_disk_space", "local_rank")
 INCIDENTAL_PREFIXES = (
     *("logging_", "log_", "hub_", "push_to_hub", "report_to", "run_name", "disable_tqdm", "project", "trackio_"),
     *("dataloader_", "resume_", "overwrite_output_dir", "skip_memory_metrics", "include_", "save_", "ddp_", "do_"),

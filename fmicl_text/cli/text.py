@@ -92,13 +92,17 @@ class DataArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Stream data that is too large for the disk. Needs --max_steps."}
     )
-    tokenize_once: bool = field(
-        default=True, metadata={"help": "Tokenize the text before training and cache it. No effect when streaming."}
-    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
     max_seq_length: int = field(
         default=32,
         metadata={"help": "Tokens per text in training; longer texts are truncated. Raise it for passages."},
+    )
+    prompts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Prompt prepended to every text, or two: of queries (first column) and of documents. By default "
+            "the model's own."
+        },
     )
     sts_dev_file: str | None = field(
         default=None,
@@ -165,10 +169,9 @@ def parse_args(
         if namespace.streaming and namespace.max_steps <= 0:
             raise InputError(f"--streaming needs --max_steps (the length is unknown), got {namespace.max_steps}")
         strategy = namespace.train_sampling_strategy
-        if strategy in LENGTH_STRATEGIES and (namespace.streaming or not namespace.tokenize_once):
+        if strategy in LENGTH_STRATEGIES and namespace.streaming:
             raise InputError(
-                f"--train_sampling_strategy {strategy} needs the lengths before training: use --tokenize_once True "
-                "and --streaming False"
+                f"--train_sampling_strategy {strategy} needs the lengths before training: use --streaming False"
             )
 
     parsed: tuple[ModelArguments, DataArguments, TextTrainingArguments]

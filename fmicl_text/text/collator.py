@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from datasets.fingerprint import Hasher
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fmicl_text.errors import InputError
+
+NOT_TOKENS = ("text_ids", "length", "truncated")  # columns of tokenized rows that the encoder does not receive
 
 
 @dataclass
@@ -22,42 +26,45 @@ class TextViewCollator:
     """Tokenizes text columns into views.
 
     With one column, the two views of a text are identical, and the encoder's dropout makes their embeddings differ
-    (SimCSE, arXiv 2104.08821). Two columns are the views (x, y); three are (x, y, hard negative).
+    (SimCSE, arXiv 2104.08821). Two columns are the views (x, y); the columns that follow are hard negatives.
 
     Args:
         tokenizer: The encoder's tokenizer.
-        columns: One to three text columns, as returned by `data.text_columns`.
+        columns: The text columns, as returned by `data.text_columns`.
         max_seq_length: Longer texts are truncated to this many tokens. The paper uses 32.
+        prompts: Prepended to the texts of each column. By default, nothing is prepended.
 
     Raises:
-        InputError: max_seq_length exceeds the model's maximum.
+        InputError: max_seq_length exceeds the model's maximum, or a prompt leaves no token for the text.
 
-    A call takes rows {column: text} and returns token tensors [B, V, T] (V = 2 or 3, padded to the longest) and
-    `text_ids` [B, number of columns], int64, which are equal where texts are equal, in every process.
+    A call takes rows {column: text} and returns token tensors [B, V, T] (V >= 2, padded to the longest) and
+    `text_ids` [B, number of columns], the `token_id` of each text: int64, equal where the encoder sees equal texts.
     """
 
     tokenizer: PreTrainedTokenizerBase
     columns: Sequence[str]
     max_seq_length: int = 32
+    prompts: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        check_max_seq_length(self.tokenizer, self.max_seq_length)
+        empty_ids(self.tokenizer, self.max_seq_length, self.prompts or ())
 
     def describe(self) -> dict[str, Any]:
         """Settings that affect the batches, which are compared when a run is resumed."""
-        settings = {"columns": list(self.columns), "max_seq_length": self.max_seq_length}
-        return settings | describe_padding(self.tokenizer) | {"tokenizer": Hasher.hash(tokenizer_state(self.tokenizer))}
+        return describe_tokens(self.tokenizer, self.columns, self.max_seq_length, self.prompts)
 
     def __call__(self, rows: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
-        texts = [[row[column] for column in self.columns] for row in rows]
+        prompts = self.prompts or [""] * len(self.columns)
         tokens = self.tokenizer(
-            list(chain.from_iterable(texts)),
+            [prompt + row[column] for row in rows for prompt, column in zip(prompts, self.columns, strict=True)],
             truncation=True,
             max_length=self.max_seq_length,
             padding=True,
             return_tensors="pt",
         )
-        return _views(tokens, [list(map(text_id, row)) for row in texts])
+        own = zip(tokens["input_ids"], tokens["attention_mask"].bool(), strict=True)
+        ids = torch.tensor([token_id(text[mask].numpy()) for text, mask in own])
+        return _views(tokens, ids.view(len(rows), len(self.columns)))
 
 
 @dataclass
@@ -66,26 +73,27 @@ class TokenCollator:
 
     Args:
         tokenizer: The tokenizer that made the rows. It pads them to the longest in the batch.
+        settings: How the rows were made, compared in addition to the rows when a run is resumed.
     """
 
     tokenizer: PreTrainedTokenizerBase
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """Settings that affect the batches, which are compared when a run is resumed. The rows contain the others."""
-        return describe_padding(self.tokenizer)
+        """Settings that affect the batches, which are compared when a run is resumed."""
+        return {**self.settings, **describe_padding(self.tokenizer)}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        names = [name for name in rows[0] if name not in ("text_ids", "length")]
+        names = [name for name in rows[0] if name not in NOT_TOKENS]
         tokens = self.tokenizer.pad(
             {name: list(chain.from_iterable(row[name] for row in rows)) for name in names}, return_tensors="pt"
         )
-        return _views(tokens, [row["text_ids"] for row in rows])
+        return _views(tokens, torch.tensor([row["text_ids"] for row in rows]))
 
 
-def _views(tokens: Mapping[str, Tensor], text_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def _views(tokens: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
     """A batch of views [B, V, T] and text_ids [B, C] from tokens [B * C, T] of C columns; a single column is
     used for both views."""
-    ids = torch.tensor(text_ids)
     batch = {key: value.unflatten(0, ids.shape) for key, value in tokens.items()}
     if ids.shape[1] == 1:
         batch = {key: value.expand(-1, 2, -1) for key, value in batch.items()}
@@ -97,6 +105,32 @@ def check_max_seq_length(tokenizer: PreTrainedTokenizerBase, max_seq_length: int
     limit = tokenizer.model_max_length
     if max_seq_length > limit:
         raise InputError(f"max_seq_length={max_seq_length} exceeds the model's maximum of {limit} tokens")
+
+
+def empty_ids(tokenizer: PreTrainedTokenizerBase, max_seq_length: int, prompts: Sequence[str]) -> list[int]:
+    """The `token_id` of an empty text after each prompt. A text with this id has no token of its own.
+
+    Raises:
+        InputError: max_seq_length exceeds the model's maximum, or a prompt leaves no token for the text.
+    """
+    check_max_seq_length(tokenizer, max_seq_length)
+    ids = tokenizer(list(prompts))["input_ids"] if prompts else []
+    for prompt, tokens in zip(prompts, ids, strict=True):
+        if len(tokens) >= max_seq_length:
+            raise InputError(
+                f"prompts: {prompt!r} has {len(tokens)} tokens, which leaves none of max_seq_length={max_seq_length} "
+                "for the text"
+            )
+    return [token_id(np.asarray(tokens)) for tokens in ids]
+
+
+def describe_tokens(
+    tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_seq_length: int, prompts: Sequence[str] | None
+) -> dict[str, Any]:
+    """How texts become tokens, for the comparison of runs."""
+    settings = {"columns": list(columns), "max_seq_length": max_seq_length}
+    settings |= {"prompts": list(prompts)} if prompts and any(prompts) else {}
+    return settings | describe_padding(tokenizer) | {"tokenizer": Hasher.hash(tokenizer_state(tokenizer))}
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
@@ -117,6 +151,11 @@ def describe_padding(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"padding_side": tokenizer.padding_side, "pad_token_id": tokenizer.pad_token_id}
 
 
-def text_id(text: str) -> int:
-    """A 63-bit hash of a text. Python's own hash differs between processes."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+def token_id(tokens: NDArray[Any]) -> int:
+    """A 63-bit hash of the tokens of a text, without padding: equal where the encoder sees equal texts, after
+    normalization and truncation; the same in all processes.
+
+    Args:
+        tokens: Integers [T].
+    """
+    return int.from_bytes(hashlib.blake2b(tokens.astype("<i4").tobytes(), digest_size=8).digest()) >> 1

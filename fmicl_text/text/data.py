@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.packaged_modules.json.json import JsonConfig
@@ -60,19 +59,26 @@ class TextData:
 
     Args:
         dataset: The text columns only. Every cell is a stripped, non-empty string.
-        columns: One column (dropout positives), two (positive pairs) or three (with a hard negative).
+        columns: One column (dropout positives), two (positive pairs) or more (pairs with hard negatives).
         num_skipped: Number of rows in the source with a blank or missing text; None when streaming.
-        duplicate_share: Fraction of the rows of `dataset`, in [0, 1), that equal an earlier row; None when streaming.
         source: The file, or `name[/config] [split]` of a dataset.
         fingerprint: Identifies the content and order of a stream; None if unknown, or not a stream.
+        num_rows: Number of rows to train on; None when streaming.
+        duplicate_share: Fraction of the rows, in [0, 1), in which the encoder sees the same texts as in an earlier
+            row; None before tokenization, and when streaming.
+        truncated_share: Fraction of the texts, in [0, 1], that are truncated; None as for `duplicate_share`.
+        prompts: Prepended to the texts of each column; empty for none.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
     columns: tuple[str, ...]
     num_skipped: int | None
-    duplicate_share: float | None
     source: str
     fingerprint: str | None = None
+    num_rows: int | None = None
+    duplicate_share: float | None = None
+    truncated_share: float | None = None
+    prompts: tuple[str, ...] = ()
 
     def metadata(self) -> dict[str, Any]:
         """Properties for the log and the run record, without those that are unknown when streaming."""
@@ -80,9 +86,11 @@ class TextData:
             "source": self.source,
             "revision": hub_revision(self.dataset),
             "columns": " ".join(self.columns),
-            "rows": None if self.num_skipped is None else len(self.dataset),
+            "prompts": " ".join(map(repr, self.prompts)) if any(self.prompts) else None,
+            "rows": self.num_rows,
             "blank rows skipped": self.num_skipped,
             "share of duplicates": None if self.duplicate_share is None else round(self.duplicate_share, 4),
+            "share of texts truncated": None if self.truncated_share is None else round(self.truncated_share, 4),
         }
         return {name: value for name, value in metadata.items() if value is not None}
 
@@ -137,7 +145,7 @@ def load_training_text(
         columns = text_columns(raw, text_column, source)
         usable = _drop_blank(raw, columns)
         if not (num_usable := len(list(islice(usable, at_least)))):
-            raise _no_text(source)
+            raise no_text(source)
         if (num_usable := min(num_usable, max_train_samples or num_usable)) < at_least:
             raise InputError(f"{source}: {num_usable} training examples are fewer than one batch of {at_least}")
     if streaming:
@@ -149,14 +157,11 @@ def load_training_text(
             if content is None
             else f"{content} {dataset_config} {dataset_split} {columns} {max_train_samples} {shuffle_seed}"
         )
-        return TextData(usable, columns, None, None, source, rows)
+        return TextData(usable, columns, None, source, rows)
     num_skipped = len(raw) - len(usable)
     if max_train_samples is not None:
         usable = usable.select(range(min(max_train_samples, len(usable))))
-    duplicate_share = _duplicate_share(usable)
-    if len(usable) > 1 and duplicate_share == (len(usable) - 1) / len(usable):
-        raise InputError(f"{source}: all {len(usable)} rows are identical, so there are no negative pairs")
-    return TextData(usable, columns, num_skipped, duplicate_share, source)
+    return TextData(usable, columns, num_skipped, source, num_rows=len(usable))
 
 
 def as_text_dataset(rows: Any) -> datasets.Dataset | datasets.IterableDataset:
@@ -177,7 +182,7 @@ def as_text_dataset(rows: Any) -> datasets.Dataset | datasets.IterableDataset:
     usable = _drop_blank(dataset, text_columns(dataset, source=source))
     if isinstance(dataset, datasets.Dataset):
         if not len(usable):
-            raise _no_text(source)
+            raise no_text(source)
         if num_skipped := len(dataset) - len(usable):
             logger.warning("%s: skipped %d of %d rows with a blank text", source, num_skipped, len(dataset))
     return usable
@@ -189,7 +194,7 @@ def _from_list(rows: Any, source: str) -> datasets.Dataset:
     if not isinstance(rows, list | tuple):
         raise InputError(f"{expected}; got {type(rows).__name__}")
     if not rows:
-        raise _no_text(source)
+        raise no_text(source)
     table = [(row,) if isinstance(row, str) else row for row in rows]
     for number, row in enumerate(table):
         is_row = isinstance(row, list | tuple) and all(isinstance(text, str) for text in row)
@@ -228,7 +233,7 @@ def text_columns(
 def _select_columns(features: datasets.Features, text_column: str | None, source: str) -> tuple[str, ...]:
     found = list(features)
     if not found:
-        raise _no_text(source)
+        raise no_text(source)
     if text_column is not None:
         if text_column not in found:
             raise InputError(f"{source} has no column {text_column!r} (text_column); its columns are {found}")
@@ -261,7 +266,7 @@ def _read_file(train_file: str, streaming: bool) -> Any:
         raise InputError(f"train_file={train_file}: unsupported file type; expected {_ACCEPTED}")
     with _open(train_file) as file:
         if not file.read(1):
-            raise _no_text(train_file)
+            raise no_text(train_file)
     if suffix == ".jsonl":
         _check_block_starts(train_file)
     builder, options = _LOADERS[suffix]
@@ -341,17 +346,6 @@ def _strip(table: pa.Table) -> pa.Table:
     )
 
 
-def _duplicate_share(dataset: datasets.Dataset) -> float:
-    """Fraction of rows that equal an earlier one, by 64-bit hashes, which take 8 bytes per row."""
-    rows = (
-        row
-        for batch in dataset.with_format("arrow").iter(batch_size=10_000)
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
-    )
-    hashes = np.sort(np.fromiter(map(hash, rows), np.int64, len(dataset)))
-    return int(np.count_nonzero(hashes[1:] == hashes[:-1])) / len(hashes)
-
-
 def _file_error_message(train_file: str, error: BaseException) -> str:
     """The reason for an error of the loader, with the line number if the file can be read line by line."""
     if not os.path.exists(train_file):
@@ -359,7 +353,7 @@ def _file_error_message(train_file: str, error: BaseException) -> str:
     # Messages of the loaders for csv, jsonl, txt and parquet. If they change, the loader's message is shown instead.
     no_rows = ("No columns to parse", "corresponds to no data", "at least one example", "BatchSize must be greater")
     if any(sign in str(error) for sign in no_rows):
-        return str(_no_text(train_file))
+        return str(no_text(train_file))
     suffix = _suffix(train_file)
     fault = _first_fault(train_file) if suffix != ".parquet" and isinstance(error, ValueError) else None
     _, tokenizing, reason = str(error).strip().rpartition("Error tokenizing data. C error: ")
@@ -403,5 +397,5 @@ def _hub_error_message(name: str, config: str | None, split: str, error: BaseExc
     return f"dataset_name={name}{requested} dataset_split={split}: {reason}"
 
 
-def _no_text(source: str) -> InputError:
+def no_text(source: str) -> InputError:
     return InputError(f"{source} contains no text: it is empty or all its rows are blank")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import IterableDataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import Tensor, nn
@@ -15,8 +16,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from fmicl_text.errors import InputError
 from fmicl_text.loading import NO_CODE, hub_commit, hub_name, refuse_links, resolve_model_path, translate_loading_errors
 from fmicl_text.model import ContrastiveModel
-from fmicl_text.text.collator import TextViewCollator
-from fmicl_text.text.data import as_text_dataset, text_columns
+from fmicl_text.text.data import TextData, as_text_dataset, text_columns
 from fmicl_text.text.dropout import replace_dropout
 from fmicl_text.text.lora import (
     add_lora,
@@ -26,8 +26,9 @@ from fmicl_text.text.lora import (
     quantization_config,
     save_with_weights,
 )
-from fmicl_text.text.tokenization import RepeatedStream
+from fmicl_text.text.tokenization import training_rows
 
+logger = logging.getLogger(__name__)
 POOLINGS = Pooling.POOLING_MODES
 
 
@@ -71,12 +72,16 @@ class TextContrastiveModel(ContrastiveModel):
         return inputs["attention_mask"].sum()  # without padding
 
     def prepare_data(self, train_dataset: Any) -> tuple[Any, Any]:
-        """Texts, pairs or triplets as a dataset, and a collator that tokenizes them. Longer texts are truncated to the
-        encoder's `max_seq_length`. A stream is repeated without end."""
-        data = as_text_dataset(train_dataset)
+        """The tokens of texts, pairs or triplets, and their collator. Longer texts are truncated to the encoder's
+        `max_seq_length`; its default prompt, if any, is prepended. A stream is repeated without end."""
+        dataset = as_text_dataset(train_dataset)
         length = self.encoder.max_seq_length or self.encoder.tokenizer.model_max_length
-        collator = TextViewCollator(self.encoder.tokenizer, text_columns(data), length)
-        return RepeatedStream(data) if isinstance(data, IterableDataset) else data, collator
+        data = TextData(dataset, text_columns(dataset), None, "train_dataset")
+        prompts = training_prompts(self.encoder, len(data.columns))
+        rows, collator, data = training_rows(data, self.encoder.tokenizer, length, prompts)
+        if data.num_skipped:
+            logger.warning("%s: skipped %d rows with a text that has no tokens", data.source, data.num_skipped)
+        return rows, collator
 
     @property
     def backbone(self) -> Any:
@@ -202,6 +207,45 @@ def set_pooling(encoder: SentenceTransformer, mode: str) -> None:
     """Replace the pooling of an encoder with one of `POOLINGS`."""
     (index,) = [i for i, module in enumerate(encoder) if isinstance(module, Pooling)]
     encoder[index] = Pooling(encoder[index].embedding_dimension, mode)
+
+
+def set_prompts(encoder: SentenceTransformer, prompts: Sequence[str]) -> None:
+    """Store the prompts of a training run in the encoder, for `encode`: one as its default prompt; two, of queries and
+    of documents, for `encode_query` and `encode_document`.
+
+    Raises:
+        InputError: More than two prompts.
+    """
+    if len(prompts) > 2:
+        raise InputError(f"prompts takes one, or one for queries and one for documents, got {len(prompts)}")
+    names = ("default",) if len(prompts) == 1 else ("query", "document")
+    encoder.prompts = {**encoder.prompts, **dict(zip(names, prompts, strict=True))}
+    encoder.default_prompt_name = "default" if len(prompts) == 1 else None
+
+
+def training_prompts(
+    encoder: SentenceTransformer, num_columns: int, prompts: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """The prompts of the text columns, as `encode` prepends them; empty for none.
+
+    Args:
+        encoder: Its default prompt, if any, is used for all columns if `prompts` is None.
+        num_columns: Number of text columns.
+        prompts: One for all columns, or one for the first column and one for the others.
+
+    Raises:
+        InputError: There are more prompts than columns, or the pooling excludes the prompt.
+    """
+    if prompts is None:
+        default = encoder.default_prompt_name
+        prompts = [] if default is None else [encoder.prompts[default] or ""]
+    if len(prompts) > num_columns:
+        raise InputError(f"prompts: got {len(prompts)} for {num_columns} text column")
+    if not any(prompts):
+        return ()
+    if any(isinstance(module, Pooling) and not module.include_prompt for module in encoder):
+        raise InputError("prompts are not supported with a pooling that excludes them (include_prompt=False)")
+    return (prompts[0], *[prompts[-1]] * (num_columns - 1))
 
 
 def dropout_settings(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import chain, count
+from itertools import count
 from typing import Any
 
 import datasets
@@ -12,62 +13,101 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
+from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from fmicl_text.errors import InputError
 from fmicl_text.loading import explain_full_cache, translate_dataset_errors
-from fmicl_text.text.collator import TextViewCollator, TokenCollator, check_max_seq_length, text_id, tokenizer_state
-from fmicl_text.text.data import TextData
+from fmicl_text.text.collator import TokenCollator, describe_tokens, empty_ids, token_id, tokenizer_state
+from fmicl_text.text.data import TextData, no_text
 
 # Increment this when the rows change, so that cached files of older versions are not reused.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def tokenize_dataset(
-    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_seq_length: int
-) -> datasets.Dataset:
-    """Tokenize the rows of a dataset for `collator.TokenCollator`.
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Sequence[str],
+    max_seq_length: int,
+    prompts: Sequence[str] | None = None,
+) -> Any:
+    """Tokenize the rows of a dataset for `collator.TokenCollator`. Rows in which a text has no token of its own are
+    skipped: for the encoder, they are blank.
 
     The result is cached next to the files of `dataset` and memory-mapped. A later call with the same data, tokenizer,
-    columns and length, in any process, reads the cached files instead. A dataset in memory stays in memory.
+    columns, length and prompts, in any process, reads the cached files instead. A dataset in memory stays in memory;
+    a stream is tokenized while it is read.
 
     Args:
-        dataset: Text columns, as returned by `load_training_text`.
+        dataset: Text columns, as returned by `load_training_text`: a `Dataset` or `IterableDataset`.
         tokenizer: The encoder's tokenizer.
         columns: The C text columns, in the order of the views.
         max_seq_length: Longer texts are truncated to this many tokens.
+        prompts: Prepended to the texts of each column. By default, nothing is prepended.
 
     Raises:
-        InputError: max_seq_length exceeds the model's maximum, or the disk is full.
+        InputError: max_seq_length exceeds the model's maximum, a prompt leaves no token for the text, or the disk is
+            full.
 
     Returns:
-        A dataset with the columns input_ids (C lists of int32), token_type_ids (C lists of int8, if the tokenizer
-        returns them), text_ids (C int64, `collator.text_id` of each text) and length (int32, the number of tokens of
-        the longest of the C texts). The attention mask is created by padding.
+        A dataset of the same type with the columns input_ids (C lists of int32), token_type_ids (C lists of int8, if
+        the tokenizer returns them), text_ids (C int64, `collator.token_id` of each text), length (int32, the number of
+        tokens of the longest of the C texts) and truncated (int32, how many of the C texts were truncated). The
+        attention mask is created by padding.
     """
-    check_max_seq_length(tokenizer, max_seq_length)
-    tokenize = partial(_tokenize, tokenizer=tokenizer, columns=list(columns), max_seq_length=max_seq_length)
+    prompts = list(prompts or [""] * len(columns))
+    empty_ids(tokenizer, max_seq_length, list(filter(None, prompts)))  # checks the arguments
+    tokenize = partial(
+        _tokenize,
+        tokenizer=tokenizer,
+        columns=list(columns),
+        max_seq_length=max_seq_length,
+        prompts=prompts,
+    )
+    source = dataset.with_format("arrow")
+    if isinstance(dataset, datasets.IterableDataset):
+        return source.map(tokenize, batched=True, remove_columns=list(columns)).with_format(None)
     # The default fingerprint of map pickles the tokenizer, and the pickle of a fast one changes with its first call.
-    state = [dataset._fingerprint, tokenizer_state(tokenizer), list(columns), max_seq_length, _FORMAT]
+    state = [dataset._fingerprint, tokenizer_state(tokenizer), list(columns), max_seq_length, prompts, _FORMAT]
     with explain_full_cache(dataset):
-        tokens = dataset.with_format("arrow").map(
-            tokenize, batched=True, new_fingerprint=Hasher.hash(state), desc="Tokenizing"
-        )
+        tokens = source.map(tokenize, batched=True, new_fingerprint=Hasher.hash(state), desc="Tokenizing")
     return tokens.with_format(None)
 
 
-def _tokenize(table: pa.Table, tokenizer: PreTrainedTokenizerBase, columns: list[str], max_seq_length: int) -> pa.Table:
-    texts = list(chain.from_iterable(zip(*(table[name].to_pylist() for name in columns), strict=True)))
+def _tokenize(
+    table: pa.Table, tokenizer: PreTrainedTokenizerBase, columns: list[str], max_seq_length: int, prompts: list[str]
+) -> pa.Table:
+    cells = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    texts = [prompt + text for row in cells for prompt, text in zip(prompts, row, strict=True)]
     tokens = tokenizer(texts, truncation=True, max_length=max_seq_length, return_attention_mask=False)
     arrays = {
         key: pa.array(lists, pa.list_(pa.int32() if key == "input_ids" else pa.int8())) for key, lists in tokens.items()
     }
-    lengths = pc.list_value_length(arrays["input_ids"]).to_numpy().reshape(len(table), len(columns))
-    arrays["text_ids"] = pa.array(map(text_id, texts), pa.int64())
+    shape = len(table), len(columns)
+    ids = np.array([token_id(np.asarray(text)) for text in tokens["input_ids"]], dtype=np.int64).reshape(shape)
+    lengths = pc.list_value_length(arrays["input_ids"]).to_numpy().reshape(shape)
+    truncated = _truncated(tokenizer, tokens, texts, max_seq_length).reshape(shape)
+    arrays["text_ids"] = pa.array(ids.ravel())
     # Group the entries of the texts into one list per row.
     starts = np.arange(0, len(texts) + 1, len(columns), dtype=np.int32)
     rows = {key: pa.ListArray.from_arrays(starts, array) for key, array in arrays.items()}
-    return pa.table({**rows, "length": lengths.max(axis=1)})
+    rows |= {"length": pa.array(lengths.max(axis=1)), "truncated": pa.array(truncated.sum(axis=1, dtype=np.int32))}
+    has_tokens = ids != empty_ids(tokenizer, max_seq_length, prompts)
+    return pa.table(rows).filter(pa.array(has_tokens.all(axis=1)))
+
+
+def _truncated(
+    tokenizer: PreTrainedTokenizerBase, tokens: Any, texts: list[str], max_seq_length: int
+) -> NDArray[np.bool_]:
+    """Which texts were truncated. A slow tokenizer tokenizes those of the maximum length again."""
+    if tokens.encodings is not None:
+        return np.array([bool(encoding.overflowing) for encoding in tokens.encodings], dtype=bool)
+    full = np.array([len(ids) == max_seq_length for ids in tokens["input_ids"]], dtype=bool)
+    again = [texts[i] for i in full.nonzero()[0]]
+    full[full] = [len(ids) > max_seq_length for ids in tokenizer(again)["input_ids"]] if again else []
+    return full
 
 
 class RepeatedStream(IterableDataset):
@@ -109,13 +149,47 @@ class RepeatedStream(IterableDataset):
 
 
 def training_rows(
-    data: TextData, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, tokenize_once: bool
-) -> tuple[Any, TextViewCollator | TokenCollator]:
-    """The trainer's dataset and its collator. With `tokenize_once`, text that is not streamed is tokenized
-    before training. Otherwise the collator tokenizes it batch by batch."""
-    if tokenize_once and isinstance(data.dataset, datasets.Dataset):
-        return tokenize_dataset(data.dataset, tokenizer, data.columns, max_seq_length), TokenCollator(tokenizer)
-    rows: Any = data.dataset
+    data: TextData, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, prompts: Sequence[str] | None = None
+) -> tuple[Any, TokenCollator, TextData]:
+    """The tokenized rows of training text, their collator, and the text with the statistics of its tokens.
+
+    Args:
+        data, tokenizer: See `tokenize_dataset`.
+        max_seq_length, prompts: See `tokenize_dataset`.
+
+    Raises:
+        InputError: See `tokenize_dataset`; or no row has tokens, or there are no negative pairs because every row
+            contains the same text.
+    """
+    rows: Any = tokenize_dataset(data.dataset, tokenizer, data.columns, max_seq_length, prompts)
+    settings = describe_tokens(tokenizer, data.columns, max_seq_length, prompts)
+    data = replace(data, prompts=tuple(prompts or ()))
     if isinstance(rows, datasets.IterableDataset):
-        rows = RepeatedStream(rows, data.fingerprint, data.source)
-    return rows, TextViewCollator(tokenizer, data.columns, max_seq_length)
+        return RepeatedStream(rows, data.fingerprint, data.source), TokenCollator(tokenizer, settings), data
+    if not len(rows):
+        raise no_text(data.source)
+    ids = _numbers(rows, "text_ids").reshape(len(rows), -1)
+    without_hard = ids.shape[1] <= 2
+    if len(ids) > 1 and without_hard and any((ids == text).any(axis=1).all() for text in ids[0]):
+        raise InputError(
+            f"{data.source}: the encoder sees the same text in all {len(ids)} rows, so there are no negative pairs "
+            f"(max_seq_length={max_seq_length})"
+        )
+    factors = 2 * np.random.default_rng(0).integers(2**62, size=ids.shape[1]) + 1  # one number per row
+    return (
+        rows,
+        TokenCollator(tokenizer, settings),
+        replace(
+            data,
+            num_skipped=(data.num_skipped or 0) + len(data.dataset) - len(rows),
+            num_rows=len(rows),
+            duplicate_share=(len(ids) - len(np.unique(ids @ factors))) / len(ids),
+            truncated_share=int(_numbers(rows, "truncated").sum()) / ids.size,
+        ),
+    )
+
+
+def _numbers(rows: datasets.Dataset, column: str) -> NDArray[Any]:
+    """The numbers of a column of integers or of lists of integers, in one array."""
+    chunks = rows.data.column(column).chunks
+    return np.concatenate([(chunk.flatten() if column == "text_ids" else chunk).to_numpy() for chunk in chunks])

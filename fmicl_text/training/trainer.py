@@ -352,12 +352,12 @@ class FMICLTrainer(Trainer):
         """The loss of V views [B, D], with its terms recorded for the log.
 
         Args:
-            views: x, y and, for triplets, hard negatives.
+            views: x, y and K >= 0 hard negatives.
             text_ids: [B, V], equal where texts are equal.
             queue: Negatives [K, D], for MoCo.
         """
-        x, y, *others = views
-        terms = self.loss.terms(x, y, others[0] if others else None, text_ids, queue)
+        x, y, *hard = views
+        terms = self.loss.terms(x, y, torch.stack(hard, dim=1) if hard else None, text_ids, queue)
         self.losses.append(terms.loss.detach())
         self.last_views = x.detach(), y.detach()
         self.check_views(x, y)

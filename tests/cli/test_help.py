@@ -76,8 +76,8 @@ def test_no_option_has_two_defaults(recipe, everything):
 def test_switches_without_a_default_of_true_need_no_value():
     shown = help_of("text")
     assert re.search(r"^  --bf16  ", shown, re.MULTILINE)
-    assert re.search(r"^  --tokenize_once BOOL", shown, re.MULTILINE)
-    assert "--no_tokenize_once" not in help_of("text", everything=True)
+    assert re.search(r"^  --load_best_model_at_end BOOL", shown, re.MULTILINE)
+    assert "--no_load_best_model_at_end" not in help_of("text", everything=True)
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h", "--help_all"])

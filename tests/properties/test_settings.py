@@ -24,7 +24,6 @@ COMMON = {
     "pooling": st.sampled_from(POOLINGS),
     "text_column": NAMES,
     "max_seq_length": st.integers(3, 512),
-    "tokenize_once": st.booleans(),
     "output_dir": NAMES,
     "run_name": NAMES,
     "per_device_train_batch_size": st.integers(64, 4096),

@@ -73,11 +73,11 @@ def odd_text(source: random.Random) -> bytes:
     return "".join(chr(code) for code in codes if code not in (10, 13)).encode()
 
 
-def train(path: Path, folder: Path, tokenize_once: bool = True) -> str:
+def train(path: Path, folder: Path) -> str:
     """Read, tokenize, take five steps."""
     encoder = build_text_encoder(str(ENCODER))
     data = load_training_text(str(path))
-    rows, collator = training_rows(data, encoder.tokenizer, 32, tokenize_once)
+    rows, collator, data = training_rows(data, encoder.tokenizer, 32)
     args = FMICLTrainingArguments(
         str(folder / "out"), per_device_train_batch_size=8, max_steps=5, eval_strategy="no", save_strategy="no",
         load_best_model_at_end=False, use_cpu=True, disable_tqdm=True, logging_steps=5,

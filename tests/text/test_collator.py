@@ -1,13 +1,14 @@
 """Complete batches, compared with their expected tensors."""
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from fmicl_text.errors import InputError
-from fmicl_text.text.collator import TextViewCollator, TokenCollator, text_id
+from fmicl_text.text.collator import TextViewCollator, TokenCollator, token_id
 from fmicl_text.text.tokenization import tokenize_dataset
 from tests.support import SPECIAL, WORDS, sentences
 
@@ -29,7 +30,9 @@ def test_one_column_gives_two_identical_views(bert_folder):
     expected = torch.tensor([[ids("a dog runs", 5)] * 2, [ids("the cat", 5)] * 2])
     assert torch.equal(batch["input_ids"], expected)
     assert torch.equal(batch["attention_mask"], (expected > 0).long())
-    assert torch.equal(batch["text_ids"], torch.tensor([[text_id("a dog runs")], [text_id("the cat")]]))
+    assert torch.equal(
+        batch["text_ids"], torch.tensor([[token_id(np.array(ids(text, 0)))] for text in ("a dog runs", "the cat")])
+    )
 
 
 def test_triplets_keep_their_order(bert_folder):
@@ -118,7 +121,8 @@ def test_tokens_and_texts_give_the_same_batches(bert_folder, make, columns):
                 assert torch.equal(expected["token_type_ids"].sum(-1), num_tokens - 1)
 
 
-def test_text_id_is_stable():
+def test_token_id_is_stable():
     """Equal in every process and on every machine, because processes compare their texts by it."""
-    assert text_id("a dog") == 9151722581430185315
-    assert 0 <= text_id("the cat") < 2**63
+    assert token_id(np.array([2, 5, 6, 3])) == token_id(np.array([2, 5, 6, 3], dtype=np.int32)) == 6352955776998409117
+    assert token_id(np.array([2, 5, 6, 3])) != token_id(np.array([2, 6, 5, 3]))
+    assert 0 <= token_id(np.array([2, 3])) < 2**63

@@ -263,33 +263,18 @@ def test_docstring_example() -> None:
 
 
 def test_counts(tmp_path: Path) -> None:
-    """Ten lines, three of them blank. Three of the other seven, b and twice a, repeat an earlier one: 3 / 7."""
+    """Ten lines, three of them blank."""
     file = write(tmp_path / "a.txt", "a\nb\n\nb \na\n  \nc\n\t\n a\nd\n")
     data = load_training_text(train_file=file)
     assert texts(data) == ["a", "b", "b", "a", "c", "a", "d"]
-    assert data.num_skipped == 3
-    assert data.duplicate_share == 3 / 7
+    assert (data.num_skipped, data.num_rows) == (3, 7)
     first = load_training_text(train_file=file, max_train_samples=3)
     assert texts(first) == ["a", "b", "b"]
-    assert first.num_skipped == 3
-    assert first.duplicate_share == 1 / 3
+    assert (first.num_skipped, first.num_rows) == (3, 3)
     assert len(load_training_text(train_file=file, max_train_samples=100).dataset) == 7
     streamed = load_training_text(train_file=file, max_train_samples=3, streaming=True)
     assert texts(streamed) == ["a", "b", "b"]
-    assert (streamed.num_skipped, streamed.duplicate_share) == (None, None)
-
-
-def test_duplicates_are_complete_rows(tmp_path: Path) -> None:
-    """The third row repeats the first; the second and the fourth have only single cells in common with it."""
-    file = write(tmp_path / "a.csv", "sent0,sent1\na,b\na,c\na,b\nb,a\n")
-    assert load_training_text(train_file=file).duplicate_share == 1 / 4
-
-
-def test_all_rows_the_same(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.txt", "a\n" * 25_000)
-    assert error_of(train_file=file) == f"{file}: all 25000 rows are identical, so there are no negative pairs"
-    file = write(tmp_path / "b.txt", "a\n" * 24_999 + "b\n")
-    assert load_training_text(train_file=file).duplicate_share == 1 - 2 / 25_000
+    assert (streamed.num_skipped, streamed.num_rows) == (None, None)
 
 
 def test_a_streamed_data_set_is_shuffled_on_request(tmp_path: Path) -> None:
@@ -536,7 +521,7 @@ def test_a_null_at_the_start_of_a_block_does_not_crash_the_process(tmp_path):
 def test_the_commit_of_data_from_the_hub_is_recorded():
     address = f"hf://datasets/someone/texts@{'0f' * 20}/train.txt"
     info = SimpleNamespace(download_checksums={address: {}})
-    data = TextData(SimpleNamespace(info=info), ("text",), None, None, "s")
+    data = TextData(SimpleNamespace(info=info), ("text",), None, "s")
     assert data.metadata() == {"source": "s", "revision": "0f" * 20, "columns": "text"}
     info.download_checksums = None
     assert data.metadata() == {"source": "s", "columns": "text"}

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fmicl_text.errors import InputError
-from fmicl_text.text.collator import text_id
+from fmicl_text.text.collator import token_id
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokenization import tokenize_dataset
 from tests.support import sentences
@@ -73,16 +74,16 @@ def test_rows(bert_folder: str, triplets: str) -> None:
     assert [list(map(len, row)) for row in expected] == [[4, 5, 4], [8, 3, 5]]
     expected[1][0] = [*expected[1][0][:5], 3]
     assert tokens.to_list() == [
-        {"input_ids": expected[0], "text_ids": [text_id(text) for text in TRIPLETS[0].values()], "length": 5},
-        {"input_ids": expected[1], "text_ids": [text_id(text) for text in TRIPLETS[1].values()], "length": 6},
+        {"input_ids": row, "text_ids": [token_id(np.array(text)) for text in row], "length": longest, "truncated": cut}
+        for row, longest, cut in zip(expected, (5, 6), (0, 1), strict=True)
     ]
 
 
 def test_columns_keep_their_order(bert_folder: str, triplets: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
     tokens = tokenize_dataset(load(triplets), tokenizer, ("hard_neg", "sent0"), 32)
-    assert tokens["text_ids"][0] == [text_id("a cat"), text_id("a dog")]
     assert tokens["input_ids"][0] == tokenizer(["a cat", "a dog"])["input_ids"]
+    assert tokens["text_ids"][0] == [token_id(np.array(text)) for text in tokens["input_ids"][0]]
 
 
 def test_types_in_the_file(bert_folder: str, triplets: str) -> None:
@@ -96,6 +97,7 @@ def test_types_in_the_file(bert_folder: str, triplets: str) -> None:
         "token_type_ids": pa.list_(pa.list_(pa.int8())),
         "text_ids": pa.list_(pa.int64()),
         "length": pa.int32(),
+        "truncated": pa.int32(),
     }
     assert file_of(tokens).parent == file_of(load(triplets)).parent
 
@@ -104,8 +106,8 @@ def test_many_rows_keep_their_order(bert_folder: str) -> None:
     texts = sentences(2500)
     tokenizer = AutoTokenizer.from_pretrained(bert_folder)
     tokens = tokenize_dataset(datasets.Dataset.from_dict({"text": texts}), tokenizer, ("text",), 8)
-    assert tokens["text_ids"][:] == [[text_id(text)] for text in texts]
     ids = tokenizer(texts, truncation=True, max_length=8)["input_ids"]
+    assert tokens["text_ids"][:] == [[token_id(np.array(row))] for row in ids]
     assert tokens["input_ids"][:] == [[row] for row in ids]
     assert tokens["length"][:] == list(map(len, ids))
 

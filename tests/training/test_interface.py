@@ -44,7 +44,7 @@ def test_the_defaults_train_and_save_checkpoints(bert_folder, tmp_path):
 def test_columns_of_any_name_are_pairs_and_triplets(bert_folder, tmp_path, columns):
     rows = Dataset.from_dict({column: sentences(16, seed) for seed, column in enumerate(columns)})
     trainer = FMICLTrainer(build_text_encoder(bert_folder), arguments(tmp_path), train_dataset=rows)
-    assert list(trainer.data_collator.columns) == list(columns)
+    assert trainer.data_collator.settings["columns"] == list(columns)
     seen = []
     trainer.loss.terms = lambda *a, terms=trainer.loss.terms: seen.append(a) or terms(*a)
     assert moved(trainer)

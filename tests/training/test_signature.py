@@ -25,11 +25,11 @@ def train_file(tmp_path):
     return path
 
 
-def file_trainer(model, output_dir, train_file, max_seq_length=16, tokenize_once=True, streaming=False, **settings):
+def file_trainer(model, output_dir, train_file, max_seq_length=16, streaming=False, **settings):
     """A trainer of a text file, as the recipe builds it."""
     encoder = build_text_encoder(model, pooling="mean")
     data = load_training_text(str(train_file), streaming=streaming)
-    rows, collator = training_rows(data, encoder.tokenizer, max_seq_length, tokenize_once)
+    rows, collator, _ = training_rows(data, encoder.tokenizer, max_seq_length)
     args = make_trainer(model, output_dir, **SAVING, **settings).args
     return FMICLTrainer(TextContrastiveModel(encoder), args, train_dataset=rows, data_collator=collator)
 
@@ -52,22 +52,22 @@ def edit_keeping_times(path, text):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.parametrize("tokenize_once, streaming", [(True, False), (False, False), (False, True)])
-def test_another_length_is_reported(bert_folder, tmp_path, train_file, tokenize_once, streaming):
-    how = {"tokenize_once": tokenize_once, "streaming": streaming}
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_length_is_reported(bert_folder, tmp_path, train_file, streaming):
+    how = {"streaming": streaming}
     file_trainer(bert_folder, tmp_path / "out", train_file, **how).train()
     assert resume(file_trainer(bert_folder, tmp_path / "out", train_file, **how)) == ""
     again = file_trainer(bert_folder, tmp_path / "out", train_file, max_seq_length=5, **how)
-    if tokenize_once:
+    if not streaming:
         with pytest.raises(InputError, match="data"):
             resume(again)
     else:
         assert "max_seq_length 16 -> 5" in resume(again)
 
 
-@pytest.mark.parametrize("tokenize_once, streaming", [(True, False), (False, False), (False, True)])
-def test_another_content_with_the_same_time_is_other_data(bert_folder, tmp_path, train_file, tokenize_once, streaming):
-    how = {"tokenize_once": tokenize_once, "streaming": streaming}
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_content_with_the_same_time_is_other_data(bert_folder, tmp_path, train_file, streaming):
+    how = {"streaming": streaming}
     file_trainer(bert_folder, tmp_path / "out", train_file, **how).train()
     edit_keeping_times(train_file, "\n".join(sentences(41)[1:]))
     with pytest.raises(InputError, match="data "):

@@ -43,7 +43,7 @@ def test_a_row_of_a_stream_that_cannot_be_read_is_one_line(bert_folder, tmp_path
     path.write_text("".join(f'{{"text": "a {i}"}}\n' for i in range(2**20 // len(line) * 12)) + "{oops}\n")
     data = load_training_text(str(path), streaming=True)
     encoder = build_text_encoder(bert_folder, pooling="mean")
-    rows, collator = training_rows(data, encoder.tokenizer, 8, tokenize_once=False)
+    rows, collator, _ = training_rows(data, encoder.tokenizer, 8)
     rows.stream = rows.stream.skip(2**20 // len(line) * 12 - 40)
     args = make_trainer(bert_folder, tmp_path / "out", max_steps=20, dataloader_num_workers=workers).args
     trainer = FMICLTrainer(TextContrastiveModel(encoder), args, train_dataset=rows, data_collator=collator)

@@ -122,7 +122,23 @@ def test_triplets_use_the_hard_negative(bert_folder, tmp_path):
     terms = trainer.loss.terms
     trainer.loss.terms = lambda *args: seen.append([tensor.shape for tensor in args[:4]]) or terms(*args)
     trainer.train()
-    assert seen == [[(8, 32), (8, 32), (8, 32), (8, 3)]]
+    assert seen == [[(8, 32), (8, 32), (8, 1, 32), (8, 3)]]
+
+
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_several_hard_negatives(bert_folder, tmp_path, mini_batch_size):
+    """Rows of five texts: the loss receives three hard negatives per example."""
+    columns = ("sent0", "sent1", "negative_1", "negative_2", "negative_3")
+    rows = Dataset.from_dict({name: sentences(16, seed) for seed, name in enumerate(columns)})
+    trainer = make_trainer(
+        bert_folder, tmp_path, columns=columns, dataset=rows, max_steps=1, mini_batch_size=mini_batch_size
+    )
+    seen = []
+    trainer.loss.terms = lambda *a, terms=trainer.loss.terms: seen.append([t.shape for t in a[:4]]) or terms(*a)
+    before = weights(trainer)
+    trainer.train()
+    assert seen == [[(8, 32), (8, 32), (8, 3, 32), (8, 5)]]
+    assert not same(before, weights(trainer))
 
 
 def test_bf16_trains_with_a_float32_loss(bert_folder, tmp_path):
