@@ -1,12 +1,16 @@
 """The losses in sentence-transformers' trainer: columns, plain and cached gradients, Matryoshka, adapters."""
 
 import copy
+import inspect
 import json
+import math
 import pickle
+import re
+import textwrap
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -337,6 +341,103 @@ def train(model, loss, kind, folder, rows=32, callbacks=None, **settings):
     trainer.train()
     moved = [name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])]
     return trainer, moved
+
+
+def default_trainer(model, loss, folder, train_dataset, eval_dataset=None, **settings):
+    """A trainer with default arguments, but quiet, on the CPU, and without reports."""
+    args = SentenceTransformerTrainingArguments(
+        str(folder), use_cpu=True, disable_tqdm=True, report_to="none", **settings
+    )
+    return SentenceTransformerTrainer(model, args, train_dataset, eval_dataset, loss=loss)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+@pytest.mark.parametrize("kind", one_fast(["pairs", "text", "triplets", "tuples"]))
+def test_default_arguments_train_any_number_of_rows(bert_folder, tmp_path, kind, make):
+    """From one batch of 8, the default, to two batches and a row; none is dropped in training or in evaluation."""
+    model = encoder(bert_folder)
+    for rows in range(8, 18):
+        loss = make(model, **SETTINGS)
+        trainer = default_trainer(
+            model, loss, tmp_path, data(kind, rows), data(kind, rows), num_train_epochs=1, logging_steps=1,
+            save_strategy="no", eval_strategy="epoch",
+        )  # fmt: skip
+        trainer.train()
+        assert trainer.state.global_step == math.ceil(rows / 8)
+        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        assert len(logged) == math.ceil(rows / 8) and len(evaluated) == 1
+        assert all(math.isfinite(value) for value in logged + evaluated)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+def test_evaluation_of_a_batch_and_a_row(no_dropout_folder, tmp_path, make):
+    """The mean over 9 rows, any of which may come last, because the trainer shuffles them in evaluation, too."""
+    model = encoder(no_dropout_folder)
+    rows = data("pairs", 9)
+    columns = [model.preprocess(rows[name]) for name in COLUMNS["pairs"]]
+    x, y = (model(column)["sentence_embedding"].detach() for column in columns)
+    loss, expected = core.FMICLLoss(**SETTINGS), []
+    for last in range(9):
+        others = [i for i in range(9) if i != last]
+        first, alone = loss(x[others], y[others]), loss(x[[last]], y[[last]])
+        assert first < 0 < alone
+        expected.append((8 * first + alone).item() / 9)
+    found = default_trainer(model, make(model, **SETTINGS), tmp_path, rows, rows).evaluate()["eval_loss"]
+    assert min(abs(found - value) for value in expected) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", one_fast([CachedFMICLLoss, FMICLLoss]))
+def test_prompts_datasets_and_accumulation(bert_folder, tmp_path, make):
+    """Two datasets with their own losses and columns, labels, prompts, no duplicates, bfloat16, two batches a step."""
+    model = encoder(bert_folder)
+    datasets = {"pairs": data("pairs", 20).add_column("label", [0, 1] * 10), "tuples": data("tuples", 13)}
+    trainer = default_trainer(
+        model, {"pairs": make(model, **SETTINGS), "tuples": make(model, **SETTINGS, negatives="both")}, tmp_path,
+        DatasetDict(datasets), DatasetDict(datasets), prompts={"anchor": "a dog ", "positive": "the cat "},
+        batch_sampler="no_duplicates", bf16=True, gradient_accumulation_steps=2, num_train_epochs=1, logging_steps=1,
+        save_strategy="no", gradient_checkpointing=True,
+    )  # fmt: skip
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 3 and all(math.isfinite(value) for value in logged)
+    assert {"eval_pairs_loss", "eval_tuples_loss"} <= set(trainer.evaluate())
+
+
+def test_ids_with_prompts(no_dropout_folder):
+    """Duplicates are found behind a prompt, on either side of the padding."""
+    model = encoder(no_dropout_folder)
+    texts = ["a dog runs", "the cat sleeps near one tree", "a dog runs"]
+    for side in ("left", "right"):
+        model.tokenizer.padding_side = side
+        ids = token_ids(model.preprocess(texts, prompt="one man sees "))
+        assert ids[0] == ids[2] != ids[1]
+        assert ids[0] == token_ids(model.preprocess(["one man sees a dog runs"]))[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+def test_the_example_of_the_docstring_runs(bert_folder, tmp_path, monkeypatch, make):
+    """With the tiny model in place of the one on the Hub."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    example = textwrap.dedent(make.__init__.__doc__.split("::\n\n")[-1])
+    assert 'SentenceTransformer("microsoft/mpnet-base")' in example and f"{make.__name__}(model" in example
+    variables = {}
+    exec(example.replace("microsoft/mpnet-base", bert_folder), variables)
+    assert isinstance(variables["loss"], make) and variables["trainer"].state.global_step == 3
+
+
+def test_the_docstring_names_every_argument():
+    for make in (FMICLLoss, CachedFMICLLoss):
+        text = make.__init__.__doc__
+        sections = "Args Raises References Requirements Inputs Recommendations Relations Example"
+        assert re.findall(r"^        (\w+):$", text, re.M) == sections.split()
+        arguments = re.findall(r"^            (\w+):", text[text.index("Args:") : text.index("Raises:")], re.M)
+        assert arguments == list(inspect.signature(make).parameters)
 
 
 @pytest.mark.filterwarnings("ignore")  # sentence-transformers' own
