@@ -19,8 +19,8 @@ from fmicl_text import losses
 from fmicl_text.errors import InputError
 from fmicl_text.hub.model_card import CITATION
 from fmicl_text.losses import FDivergence, Similarity
+from fmicl_text.losses.blockwise import NEGATIVE_TERMS
 from fmicl_text.losses.checks import require_choice
-from fmicl_text.losses.contrastive import IN_BATCH
 from fmicl_text.losses.distributed import world_size
 
 OTHER_MODALITIES = ("pixel_values", "pixel_values_videos", "input_features", "input_values")
@@ -144,7 +144,7 @@ class FMICLLoss(losses.FMICLLoss):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "negatives":  # there is no queue
-            require_choice(name, value, IN_BATCH)
+            require_choice(name, value, NEGATIVE_TERMS)
         if name == "gather_across_devices":
             self.global_batch = "gather" if value else "none"
         super().__setattr__(name, value)

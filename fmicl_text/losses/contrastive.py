@@ -42,7 +42,6 @@ from fmicl_text.losses.similarity import SIMILARITIES, Similarity, unit_rows
 IN_BATCH = tuple(NEGATIVE_TERMS)
 NEGATIVES = (*IN_BATCH, "queue")
 BLOCKWISE_FROM = 512  # from this many rows, one pass in blocks is faster (eval/loss_benchmark.py --sizes 256 512 1024)
-CHOICES = {"negatives": NEGATIVES, "global_batch": GLOBAL_BATCH}
 CPU_BLOCK, GPU_BLOCK = 512, 4096  # CPU: the buffers of a block fit the L2 cache; GPU: kernels are large enough
 
 
@@ -113,8 +112,10 @@ class ContrastiveLoss(nn.Module):
         in the constructor, and take effect at the next call."""
         if name in self.must_be_positive:
             require_positive(name, value)
-        elif name in CHOICES:
-            require_choice(name, value, CHOICES[name])
+        elif name == "negatives":
+            require_choice(name, value, [*NEGATIVE_TERMS, "queue"])
+        elif name == "global_batch":
+            require_choice(name, value, GLOBAL_BATCH)
         elif name == "similarity":
             value = load_similarity(value)
         super().__setattr__(name, value)

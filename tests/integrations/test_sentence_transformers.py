@@ -570,7 +570,7 @@ def test_losses_are_pickled_and_copied(no_dropout_folder, make, divergence):
         assert copied(features(model, "triplets"), None) == expected
 
 
-def weights_after(folder, output_dir, make, **settings):
+def weights_after(folder, output_dir, make, kind, **settings):
     model = encoder(folder)
     loss = make(model, **SETTINGS, gather_across_devices=True)
     settings |= {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "learning_rate": 0.05}
@@ -578,16 +578,22 @@ def weights_after(folder, output_dir, make, **settings):
         str(output_dir), max_steps=3, use_cpu=True, disable_tqdm=True, report_to="none", save_strategy="no", **settings
     )
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    SentenceTransformerTrainer(model=model, args=args, train_dataset=data("pairs", 64), loss=loss).train()
+    rows = data(kind, 64).remove_columns("anchor").add_column("anchor", sentences(24) * 2 + sentences(16))
+    rows = rows.select_columns(COLUMNS[kind])
+    SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=loss).train()
     return before, {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", one_fast([CachedFMICLLoss, FMICLLoss]))
-def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, make):
-    before, one = weights_after(no_dropout_folder, tmp_path, make, per_device_train_batch_size=16)
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    one_fast([(CachedFMICLLoss, "tuples"), (CachedFMICLLoss, "pairs"), (FMICLLoss, "pairs"), (FMICLLoss, "tuples")]),
+)
+def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, make, kind):
+    """Anchors recur within and across the processes."""
+    before, one = weights_after(no_dropout_folder, tmp_path, make, kind, per_device_train_batch_size=16)
     for _, two in run_trainers(
-        2, no_dropout_folder, tmp_path, make, function=weights_after, per_device_train_batch_size=8
+        2, no_dropout_folder, tmp_path, make, kind, function=weights_after, per_device_train_batch_size=8
     ):
         assert max((two[name] - one[name]).abs().max() for name in one) < 1e-6
     assert max((one[name] - before[name]).abs().max() for name in one) > 1e-3
