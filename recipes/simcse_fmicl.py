@@ -74,7 +74,10 @@ def main() -> None:
         )
         prompts = training_prompts(encoder, len(data.columns), data_args.prompts)
         rows, collator, data = training_rows(data, encoder.tokenizer, data_args.max_seq_length, prompts)
-    print_rank0(args, "Training text: " + ", ".join(f"{name} {value}" for name, value in data.metadata().items()))
+    if len(data.columns) > 1:
+        args.choose_negatives_of_pairs()
+    facts = data.metadata() | {"negatives": args.build_loss().negatives}
+    print_rank0(args, "Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
     if data_args.sts_dev_file:
         pairs, scored = load_pairs(data_args.sts_dev_file), scored_on(Path(data_args.sts_dev_file).name)
     else:

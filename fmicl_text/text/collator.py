@@ -79,6 +79,11 @@ class TokenCollator:
     tokenizer: PreTrainedTokenizerBase
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def columns(self) -> list[str]:
+        """The text columns, if they are known."""
+        return list(self.settings.get("columns", ()))
+
     def describe(self) -> dict[str, Any]:
         """Settings that affect the batches, which are compared when a run is resumed."""
         return {**self.settings, **describe_padding(self.tokenizer)}

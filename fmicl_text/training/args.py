@@ -40,6 +40,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, ("seed", "data_seed")),
 )
 CHECKPOINTING_OPTIONS = {"use_reentrant", "preserve_rng_state", "determinism_check", "context_fn", "debug"}
+PAIR_NEGATIVES = "cross_view"  # measured in recipes/README.md, "Pairs and triplets"
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FIXED_ARGUMENTS = {
     "auto_find_batch_size": False,  # the batch size changes the objective; mini_batch_size saves memory instead
@@ -104,7 +105,7 @@ class FMICLTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Which pairs are negatives: same_view (x_i, x_j), cross_view (x_i, y_j) or both (default "
-            "same_view; infonce, spectral: cross_view).",
+            "same_view; pairs of texts, infonce, spectral: cross_view).",
             "choices": IN_BATCH,
         },
     )
@@ -238,6 +239,12 @@ class FMICLTrainingArguments(TrainingArguments):
                 f"overwrite_output_dir=True would delete the checkpoint that "
                 f"resume_from_checkpoint={self.resume_from_checkpoint} reads; pass only one of them"
             )
+
+    def choose_negatives_of_pairs(self) -> None:
+        """Use cross-view negatives for pairs of texts, unless negatives are given: a text is then compared with the
+        others' positives, as in retrieval. `same_view`, the paper's setting, is meant for two views of one text."""
+        if self.negatives is None and self.objective == "fmicl":
+            self.negatives = PAIR_NEGATIVES
 
     @property
     def objective_name(self) -> str:

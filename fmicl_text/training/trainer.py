@@ -124,6 +124,8 @@ class FMICLTrainer(Trainer):
                 f"{len(train_dataset)} training examples are fewer than one batch of {batch}: reduce "
                 "per_device_train_batch_size"
             )
+        if loss is None and num_columns(data_collator) > 1:
+            args.choose_negatives_of_pairs()
         self.loss = args.build_loss() if loss is None else loss
         self.evaluator, self.views = evaluator, views
         self.metadata: dict[str, Any] = {}
@@ -607,6 +609,11 @@ def contrastive_model(model: ContrastiveModel | SentenceTransformer | str) -> Co
             f"{type(model).__name__}"
         )
     return TextContrastiveModel(encoder)
+
+
+def num_columns(data_collator: Any) -> int:
+    """The number of text columns of a collator; 0 if it has none."""
+    return len(getattr(data_collator, "columns", ()))
 
 
 def choose_metric(args: FMICLTrainingArguments, evaluator: Any) -> None:

@@ -152,7 +152,8 @@ def test_the_configs_are_all_there():
         "spectral",
     ]
     papers = {f"{m}-{n}" for m in ("bert-base", "roberta-base") for n in names}
-    assert {path.stem for path in CONFIGS} == {*papers, "modernbert-base-kl", "qwen3-0.6b-lora-js"}
+    others = {"modernbert-base-kl", "qwen3-0.6b-lora-js", "bert-base-nli-kl", "bert-base-search-kl"}
+    assert {path.stem for path in CONFIGS} == papers | others
 
 
 @pytest.mark.filterwarnings("ignore:.*uniformity")
@@ -162,8 +163,10 @@ def test_every_preset_parses_and_contains_its_command(path):
     model, _, objective = path.stem.rpartition("-")
     assert args.objective_name in (objective, f"fmicl-{objective}")
     assert model.split("-")[0] in model_args.model_name_or_path.lower()
-    assert data_args.max_seq_length == 32
-    if model.startswith("qwen3"):
+    assert data_args.max_seq_length == (256 if "search" in model else 32)
+    if model.endswith(("nli", "search")):
+        assert (model_args.head, args.negatives, bool(data_args.prompts)) == ("none", None, "search" in model)
+    elif model.startswith("qwen3"):
         assert (model_args.pooling, model_args.head, model_args.lora_rank) == ("lasttoken", "none", 16)
         assert args.activation_checkpointing
     else:

@@ -52,6 +52,21 @@ def test_columns_of_any_name_are_pairs_and_triplets(bert_folder, tmp_path, colum
     assert not torch.equal(x, y) and (hard_negatives is None) == (len(columns) == 2)
 
 
+@pytest.mark.parametrize("given", [None, "same_view", "both"])
+@pytest.mark.parametrize("objective", ["fmicl", "align_uniform", "infonce"])
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_negatives_of_pairs_are_those_of_the_other_view(bert_folder, tmp_path, columns, objective, given):
+    """f-MICL's default is same_view for single texts and cross_view for pairs; a choice is kept, and recorded."""
+    rows = [tuple(sentences(columns, i)) for i in range(16)]
+    args = arguments(tmp_path, objective=objective, negatives=given)
+    trainer = FMICLTrainer(build_text_encoder(bert_folder), args, train_dataset=rows)
+    default = {"fmicl": "cross_view" if columns > 1 else "same_view", "infonce": "cross_view"}.get(
+        objective, "same_view"
+    )
+    assert trainer.loss.negatives == trainer.loss.hyperparameters["negatives"] == (given or default)
+    assert args.build_loss().negatives == trainer.loss.negatives
+
+
 def test_a_name_is_opened(bert_folder, tmp_path):
     trainer = FMICLTrainer(bert_folder, arguments(tmp_path), train_dataset=[tuple(sentences(2, i)) for i in range(16)])
     assert isinstance(trainer.model.encoder, SentenceTransformer) and moved(trainer)
