@@ -24,7 +24,7 @@ ALLOWED = {
     "vision": {"errors", "evaluation", "files", "loading", "model"},
     "hub": {"errors", "evaluation", "files"},
     "training": {"errors", "evaluation", "files", "hub", "loading", "losses", "model", "text"},
-    "integrations": {"hub", "losses"},
+    "integrations": {"errors", "hub", "losses"},
     "cli": {
         *("errors", "evaluation", "files", "hub", "loading", "losses", "model", "quickstart", "text", "training"),
         "vision",

@@ -91,6 +91,8 @@ class ContrastiveLoss(nn.Module):
         ValueError: A hyperparameter is out of range. The message names it, the value received and the accepted values.
     """
 
+    must_be_positive: tuple[str, ...] = ("gamma",)  # names of hyperparameters that must be finite and > 0
+
     def __init__(
         self,
         gamma: float,
@@ -100,16 +102,23 @@ class ContrastiveLoss(nn.Module):
         global_batch: str = "none",
     ) -> None:
         super().__init__()
-        require_positive("gamma", gamma)
-        require_choice("negatives", negatives, NEGATIVES)
-        require_choice("global_batch", global_batch, GLOBAL_BATCH)
-        if not isinstance(similarity, Similarity):
-            require_choice("similarity", similarity, SIMILARITIES)
-            similarity = SIMILARITIES[similarity]
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {block_size}")
-        self.gamma, self.negatives, self.similarity = gamma, negatives, similarity
+        self.gamma, self.negatives, self.similarity = gamma, negatives, load_similarity(similarity)
         self.block_size, self.global_batch = block_size, global_batch
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute. Hyperparameters may change during training, e.g. `loss.alpha = 4000.0`; they are checked as
+        in the constructor, and take effect at the next call."""
+        if name in self.must_be_positive:
+            require_positive(name, value)
+        elif name == "negatives":
+            require_choice(name, value, [*NEGATIVE_TERMS, "queue"])
+        elif name == "global_batch":
+            require_choice(name, value, GLOBAL_BATCH)
+        elif name == "similarity":
+            value = load_similarity(value)
+        super().__setattr__(name, value)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -252,6 +261,14 @@ class ContrastiveLoss(nn.Module):
         return mean_over_rows(Terms(-objective.score(positive).mean(), objective.outer(mean)), counts)
 
 
+def load_similarity(similarity: str | Similarity) -> Similarity:
+    """A similarity by its name in `SIMILARITIES`."""
+    if isinstance(similarity, Similarity):
+        return similarity
+    require_choice("similarity", similarity, SIMILARITIES)
+    return SIMILARITIES[similarity]
+
+
 def mean_over_rows(terms: Terms, counts: list[int]) -> LossTerms:
     """Means of the terms over all processes, weighted by their numbers of rows; with the gradient of this process's
     rows, times the number of processes because DDP averages."""
@@ -314,6 +331,8 @@ class FMICLLoss(ContrastiveLoss):
         UserWarning: The uniformity condition does not hold, so embeddings may collapse.
     """
 
+    must_be_positive = ("gamma", "alpha")
+
     def __init__(
         self,
         divergence: str | FDivergence = "kl",
@@ -325,7 +344,6 @@ class FMICLLoss(ContrastiveLoss):
         global_batch: str = "none",
     ) -> None:
         super().__init__(gamma, negatives, similarity, block_size, global_batch)
-        require_positive("alpha", alpha)
         self.divergence = load_divergence(divergence) if isinstance(divergence, str) else divergence
         self.alpha = alpha
         if self.similarity.uniformity_condition and not uniformity_holds(self.divergence, gamma):
@@ -336,6 +354,11 @@ class FMICLLoss(ContrastiveLoss):
                 f"evenly, and they may collapse. Divergences that satisfy it: {', '.join(holds)}.",
                 stacklevel=2,
             )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "divergence" and isinstance(value, str):
+            value = load_divergence(value)
+        super().__setattr__(name, value)
 
     @property
     def objective(self) -> PairObjective:
@@ -371,15 +394,22 @@ class InfoNCELoss(ContrastiveLoss):
             the processes in the backward pass.
     """
 
+    must_be_positive = ("gamma", "temperature")
     formula = (
         "    loss = -mean log( p_i / (p_i + sum over negatives e^(x_i.n/temperature)) ), p_i = e^(x_i.y_i/temperature)"
     )
 
     def __init__(self, temperature: float = 0.05, negatives: str = "cross_view", global_batch: str = "none") -> None:
         require_positive("temperature", temperature)
-        require_choice("global_batch", global_batch, ["none", "gather"])
         super().__init__(gamma=1 / (2 * temperature), negatives=negatives, global_batch=global_batch)
         self.temperature = temperature
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "global_batch":
+            require_choice(name, value, ["none", "gather"])
+        super().__setattr__(name, value)
+        if name == "temperature":
+            self.gamma = 1 / (2 * value)
 
     @property
     def objective(self) -> Callable[[Tensor, Tensor, Tensor], Terms]:
@@ -396,6 +426,7 @@ class AlignUniformLoss(ContrastiveLoss):
         negatives, block_size, global_batch: See `FMICLLoss`.
     """
 
+    must_be_positive = ("gamma", "alpha")
     formula = "    loss = mean ||x_i - y_i||^2 + alpha log mean over negatives e^(-gamma ||x_i - n||^2)"
 
     def __init__(
@@ -407,10 +438,12 @@ class AlignUniformLoss(ContrastiveLoss):
         global_batch: str = "none",
     ) -> None:
         super().__init__(gamma, negatives, block_size=block_size, global_batch=global_batch)
-        require_positive("alpha", alpha)
-        if gamma > 36:
-            raise ValueError(f"gamma must be at most 36 for alignment + uniformity, got {gamma}")
         self.alpha = alpha
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "gamma" and value > 36:
+            raise ValueError(f"gamma must be at most 36 for alignment + uniformity, got {value}")
+        super().__setattr__(name, value)
 
     @property
     def objective(self) -> PairObjective:
@@ -426,6 +459,7 @@ class SpectralLoss(ContrastiveLoss):
         block_size, global_batch: See `FMICLLoss`.
     """
 
+    must_be_positive = ("gamma", "alpha")
     formula = "    loss = -2 mean x_i.y_i + alpha mean over negatives (x_i.n)^2"
 
     def __init__(
@@ -436,7 +470,6 @@ class SpectralLoss(ContrastiveLoss):
         global_batch: str = "none",
     ) -> None:
         super().__init__(gamma=0.5, negatives=negatives, block_size=block_size, global_batch=global_batch)
-        require_positive("alpha", alpha)
         self.alpha = alpha
 
     @property

@@ -66,6 +66,7 @@ class FDivergence:
         score: r -> f'(e^r), increasing in r.
         conjugate: r -> (f* o f')(e^r), increasing in r.
         formulas: f(u), up to c(u - 1), score and conjugate as text, for model cards.
+        made_by: See `pickled_as`.
 
     Each function takes a tensor and returns one of the same shape and dtype.
     """
@@ -75,6 +76,19 @@ class FDivergence:
     score: Callable[[Tensor], Tensor]
     conjugate: Callable[[Tensor], Tensor]
     formulas: tuple[str, str, str] | None = field(default=None, compare=False)
+    made_by: tuple[Callable[..., FDivergence], tuple[Any, ...]] | None = field(
+        default=None, init=False, compare=False, repr=False
+    )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if DIVERGENCES.get(self.name) is self:
+            return load_divergence, (self.name,)
+        return self.made_by or super().__reduce_ex__(protocol)
+
+    def pickled_as(self, function: Callable[..., FDivergence], *arguments: Any) -> FDivergence:
+        """This divergence, pickled as a call of a function: pickle does not accept local functions, such as `score`."""
+        object.__setattr__(self, "made_by", (function, arguments))
+        return self
 
     @classmethod
     def from_convex(cls, f: Callable[[Tensor], Tensor], name: str = "custom") -> FDivergence:
@@ -115,7 +129,7 @@ class FDivergence:
             raise ValueError(
                 f"divergence={name}: f must be convex and differentiable, with f' increasing and finite on [e^-8, e^2]"
             )
-        return cls(name, normalized, score, conjugate)
+        return cls(name, normalized, score, conjugate).pickled_as(cls.from_convex, f, name)
 
 
 def kl() -> FDivergence:
@@ -172,14 +186,14 @@ def tsallis(order: float = 3.0) -> FDivergence:
     require_positive("tsallis_order", order)
     formulas = ("(u^a - 1)/(a-1)", "a/(a-1) (e^((a-1)r) - 1)", "e^(ar) - 1")
     if order == 1.0:
-        return FDivergence("tsallis", kl().f, kl().score, kl().conjugate, formulas)
+        return replace(kl(), name="tsallis", formulas=formulas).pickled_as(tsallis, order)
     return FDivergence(
         "tsallis",
         lambda u: (u**order - 1 - order * (u - 1)) / (order - 1),
         lambda r: order / (order - 1) * expm1((order - 1) * r),
         lambda r: expm1(order * r),
         formulas,
-    )
+    ).pickled_as(tsallis, order)
 
 
 def vlc() -> FDivergence:
@@ -331,4 +345,4 @@ def load_divergence(name: str) -> FDivergence:
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = f"elementwise function of a tensor u > 0 ({' '.join(str(error).split())})"
         raise ValueError(f"divergence={name}: f must be an {reason}") from error
-    return replace(divergence, name=name.partition(":")[2])
+    return replace(divergence, name=name.partition(":")[2]).pickled_as(load_divergence, name)

@@ -413,3 +413,41 @@ def test_formula_of_fmicl(name, similarity):
 def test_examples_in_docstrings(module):
     result = doctest.testmod(importlib.import_module(f"fmicl_text.losses.{module}"))
     assert result.attempted and not result.failed
+
+
+CHANGES = [
+    (FMICLLoss, {"alpha": 3.0, "gamma": 0.5, "negatives": "both", "divergence": "js", "similarity": "cosine"}),
+    (InfoNCELoss, {"temperature": 0.5, "negatives": "both"}),
+    (AlignUniformLoss, {"alpha": 3.0, "gamma": 0.5, "negatives": "both"}),
+    (SpectralLoss, {"alpha": 3.0, "negatives": "both"}),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "value"), [(make, *item) for make, new in CHANGES for item in new.items()])
+def test_a_changed_hyperparameter_acts_at_the_next_call(make, name, value):
+    x, y, _ = batch()
+    loss = make(negatives="same_view")
+    before = loss(x, y).item()
+    setattr(loss, name, value)
+    expected = make(**({"negatives": "same_view"} | {name: value}))
+    assert loss(x, y).item() == expected(x, y).item() != before
+    assert loss.hyperparameters == expected.hyperparameters
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (FMICLLoss, "alpha", 0.0), (FMICLLoss, "gamma", math.inf), (FMICLLoss, "negatives", "all"),
+        (FMICLLoss, "global_batch", "all"), (FMICLLoss, "divergence", "chi"), (FMICLLoss, "similarity", "dot"),
+        (InfoNCELoss, "temperature", 0.0), (InfoNCELoss, "global_batch", "ring"), (AlignUniformLoss, "gamma", 40.0),
+        (AlignUniformLoss, "alpha", -1.0), (SpectralLoss, "alpha", math.nan),
+    ],
+)  # fmt: skip
+def test_a_changed_hyperparameter_is_checked(make, name, value):
+    loss = make()
+    before = getattr(loss, name)
+    with pytest.raises(ValueError, match=name):
+        setattr(loss, name, value)
+    assert getattr(loss, name) is before
+    with pytest.raises(ValueError, match=name):
+        make(**{name: value})

@@ -1,5 +1,9 @@
 """Every divergence against autograd on its own f, at both ends of the range of r, and the erratum."""
 
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -236,3 +240,29 @@ def test_names_that_load_no_divergence(name, message):
     with pytest.raises(ValueError, match=f"^divergence={name}: .*{message}") as error:
         load_divergence(name)
     assert "\n" not in str(error.value)
+
+
+def quartic(u):
+    return u**4
+
+
+@pytest.mark.parametrize(
+    "divergence",
+    [*DIVERGENCES.values(), tsallis(1.0), tsallis(2.5), FDivergence.from_convex(quartic, "quartic"),
+     load_divergence(f"{__name__}:quartic")],
+    ids=lambda divergence: divergence.name,
+)  # fmt: skip
+def test_pickled_and_copied(divergence):
+    r = torch.linspace(-5, 0, 11)
+    for copied in (pickle.loads(pickle.dumps(divergence)), copy.deepcopy(divergence)):
+        assert copied.name == divergence.name and copied.formulas == divergence.formulas
+        assert torch.equal(copied.score(r), divergence.score(r))
+        assert torch.equal(copied.conjugate(r), divergence.conjugate(r))
+
+
+def test_a_changed_divergence_is_not_pickled_as_what_it_was_made_from():
+    """Its new function is local, which pickle reports."""
+    changed = replace(tsallis(2.5), score=lambda r: 3 * r)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(changed)
+    assert copy.deepcopy(changed).score(torch.tensor(1.0)) == 3
