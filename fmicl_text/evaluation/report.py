@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fmicl_text.errors import InputError
 from fmicl_text.files import check_regular, read_json, write_atomic
 
@@ -39,6 +41,13 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def float32_products(device: str) -> str:
+    """The precision in which a device multiplies float32 matrices: float32, tf32 (`tf32=True`, or torch's own settings)
+    or bf16."""
+    backend: Any = torch.backends.mkldnn.matmul if device == "cpu" else torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    return {"none": "float32", "ieee": "float32"}.get(backend.fp32_precision, str(backend.fp32_precision))
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
