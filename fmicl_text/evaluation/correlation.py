@@ -69,8 +69,8 @@ def pair_correlations(x: Tensor, y: Tensor, scores: Tensor | list[float]) -> dic
 
 
 def ranked_values(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Values [N] with the order of `pair_similarities`, relative to the length of an embedding. The distance of the unit
-    embeddings takes the place of the cosine, which resolves distances near 0 badly (1 - d^2/2)."""
+    """Values [N] with the order of `pair_similarities`, relative to the length of an embedding. The distance of the
+    unit embeddings takes the place of the cosine, which resolves distances near 0 badly (1 - d^2/2)."""
     length = torch.cat([x, y]).norm(dim=-1).median()
     unit_x, unit_y = (rows / rows.norm(dim=-1, keepdim=True) for rows in (x, y))
     return {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -39,17 +40,67 @@ def applied_prompt(encoder: SentenceTransformer) -> str | None:
     return encoder.prompts.get(encoder.default_prompt_name or "") or None
 
 
-def truncated_share(encoder: SentenceTransformer, texts: Sequence[str], prompt: str | None = None) -> float | None:
+def set_prompt(encoder: SentenceTransformer, prompt: str) -> None:
+    """Make `encoder.encode` put a prompt before every text, instead of the model's own.
+
+    Args:
+        encoder: Any SentenceTransformer.
+        prompt: The name of one of the model's prompts, or a text; "" for no prompt.
+    """
+    text = encoder.prompts.get(prompt)
+    encoder.prompts, encoder.default_prompt_name = {"given": prompt if text is None else text}, "given"
+
+
+def truncated_share(encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> float | None:
     """The share of texts that the encoder truncates, in [0, 1]; None if its tokenizer is not one of transformers.
 
     Args:
         encoder: Any SentenceTransformer.
         texts: N >= 1 texts.
-        prompt: Put before every text. None uses the encoder's own.
+        prompt: Put before every text.
     """
     tokenizer, longest = encoder.tokenizer, encoder.max_seq_length
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or longest is None:
         return None
-    prompt = applied_prompt(encoder) or "" if prompt is None else prompt
     lengths = map(len, tokenizer([prompt + text for text in texts], verbose=False)["input_ids"])
     return sum(length > longest for length in lengths) / len(texts)
+
+
+class EncodingLog:
+    """What an encoder was given: its prompts, and how many texts it truncated.
+
+    Attributes:
+        prompts: The prompts that were applied, None where there was none.
+        num_texts: Number of texts.
+        num_truncated: Number of truncated texts.
+    """
+
+    def __init__(self) -> None:
+        self.prompts: set[str | None] = set()
+        self.num_texts = self.num_truncated = 0
+
+    def describe(self) -> dict[str, Any]:
+        """{prompt, truncated: share of the texts}; several prompts are a list. Empty if nothing was encoded."""
+        if not self.num_texts:
+            return {}
+        prompts = sorted(self.prompts, key=str)
+        return {"prompt": prompts if len(prompts) > 1 else prompts[0], "truncated": self.num_truncated / self.num_texts}
+
+
+@contextmanager
+def log_encoding(encoder: SentenceTransformer) -> Iterator[EncodingLog]:
+    """Within this context, an `EncodingLog` records what the encoder is given, by whichever method."""
+    log, preprocess = EncodingLog(), encoder.preprocess
+
+    def logged(inputs: Any, prompt: str | None = None, **kwargs: Any) -> Any:
+        texts = [text for text in inputs if isinstance(text, str)]
+        log.prompts.add(prompt or None)
+        log.num_texts += len(texts)
+        log.num_truncated += round(len(texts) * (truncated_share(encoder, texts, prompt or "") or 0)) if texts else 0
+        return preprocess(inputs, prompt=prompt, **kwargs)
+
+    encoder.preprocess = logged  # type: ignore[method-assign]
+    try:
+        yield log
+    finally:
+        del encoder.preprocess

@@ -322,9 +322,9 @@ def class_name(loss: ContrastiveLoss) -> str:
 
 
 def objective_values(loss: ContrastiveLoss) -> list[float] | None:
-    """Values of a loss for one positive and one negative pair, with inner products of 0.9 and 0.1, and of its functions,
-    to six digits. They differ if a user-defined divergence, similarity or objective of the same name has changed. None
-    if the loss is not a mean over pairs."""
+    """Similarities and terms of a loss at inner products of 0.9 (positive) and 0.1 (negative), to six digits. They
+    differ if a user-defined divergence, similarity or objective of the same name has changed. None if the loss is not a
+    mean over pairs."""
     if not isinstance(objective := loss.objective, PairObjective):
         return None
     products = torch.tensor([0.9, 0.1], dtype=torch.float64)

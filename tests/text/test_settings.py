@@ -1,12 +1,14 @@
 """Settings that decide embeddings: the values, and that each of them changes the vectors that are recorded with it."""
 
+from functools import partial
+
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from fmicl_text import TextContrastiveModel, build_text_encoder
 from fmicl_text.evaluation import encode_dropout_views, encode_sentences, encoder_metadata
-from fmicl_text.text.settings import encoder_settings, truncated_share
+from fmicl_text.text.settings import encoder_settings, log_encoding, set_prompt, truncated_share
 from tests.support import sentences
 
 
@@ -57,8 +59,39 @@ def test_the_share_of_truncated_texts(encoder):
     texts = ["a red dog", "a red dog sees a cat", "a red dog sees a cat today", "a red dog sees a big cat today"]
     encoder.max_seq_length = 8
     assert truncated_share(encoder, texts) == 0.5
-    encoder.prompts, encoder.default_prompt_name = {"query": "the "}, "query"
-    assert truncated_share(encoder, texts) == 0.75
-    assert truncated_share(encoder, texts, prompt="") == 0.5
-    encoder.max_seq_length = None
-    assert truncated_share(encoder, texts) in (None, 0.0)
+    assert truncated_share(encoder, texts, "the ") == 0.75
+    encoder.tokenizer.model_max_length, encoder.max_seq_length = 10**30, None
+    assert truncated_share(encoder, texts) is None
+
+
+def test_the_log_of_what_is_encoded(encoder):
+    """Also by methods that choose their own prompts. A prompt and its tokens count."""
+    encoder.max_seq_length = 8
+    texts = ["a red dog", "a red dog sees a cat", "a red dog sees a cat today", "a red dog sees a big cat today"]
+    with log_encoding(encoder) as log:
+        assert log.describe() == {}
+        plain = encode_sentences(encoder, texts, progress=False)
+    assert log.describe() == {"prompt": None, "truncated": 0.5}
+    torch.testing.assert_close(encode_sentences(encoder, texts, progress=False), plain)
+    set_prompt(encoder, "the ")
+    with log_encoding(encoder) as log:
+        prompted = encode_sentences(encoder, texts, progress=False)
+        assert log.describe() == {"prompt": "the ", "truncated": 0.75}
+        encoder.encode_query(texts[:1], prompt="a ")
+    assert log.describe()["prompt"] == ["a ", "the "]
+    set_prompt(encoder, "")
+    torch.testing.assert_close(prompted[:1], encode_sentences(encoder, ["the a red dog"], progress=False))
+
+
+def test_a_prompt_is_a_text_or_the_name_of_one_of_the_models(encoder):
+    texts, encode = ["a red dog"], partial(encode_sentences, progress=False)
+    plain = encode(encoder, texts)
+    encoder.prompts, encoder.default_prompt_name = {"query": "the ", "empty": ""}, "query"
+    the = encode(encoder, texts)
+    prompts = encoder.prompts
+    assert not torch.allclose(plain, the, atol=1e-3)
+    for prompt, expected in (("", plain), ("the ", the), ("query", the), ("empty", plain)):
+        encoder.prompts = prompts
+        set_prompt(encoder, prompt)
+        torch.testing.assert_close(encode(encoder, texts), expected)
+        torch.testing.assert_close(torch.tensor(encoder.encode_query(texts)), expected)
