@@ -45,9 +45,9 @@ def set_prompt(encoder: SentenceTransformer, prompt: str) -> None:
 
     Args:
         encoder: Any SentenceTransformer.
-        prompt: The name of one of the model's prompts, or a text; "" for no prompt.
+        prompt: The name of one of the model's prompts, or a text; `none` for no prompt.
     """
-    text = encoder.prompts.get(prompt)
+    text = "" if prompt == "none" else encoder.prompts.get(prompt)
     encoder.prompts, encoder.default_prompt_name = {"given": prompt if text is None else text}, "given"
 
 
@@ -75,7 +75,8 @@ class EncodingLog:
         num_truncated: Number of truncated texts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_seq_length: int | None) -> None:
+        self.max_seq_length = max_seq_length
         self.prompts: set[str | None] = set()
         self.num_texts = self.num_truncated = 0
 
@@ -86,11 +87,18 @@ class EncodingLog:
         prompts = sorted(self.prompts, key=str)
         return {"prompt": prompts if len(prompts) > 1 else prompts[0], "truncated": self.num_truncated / self.num_texts}
 
+    def truncation(self) -> str | None:
+        """The share of truncated texts in words; None if there are none."""
+        if not self.num_truncated:
+            return None
+        share = f"{self.num_truncated / self.num_texts:.1%} of the texts"
+        return f"{share} are truncated to {self.max_seq_length} tokens"
+
 
 @contextmanager
 def log_encoding(encoder: SentenceTransformer) -> Iterator[EncodingLog]:
     """Within this context, an `EncodingLog` records what the encoder is given, by whichever method."""
-    log, preprocess = EncodingLog(), encoder.preprocess
+    log, preprocess = EncodingLog(encoder.max_seq_length), encoder.preprocess
 
     def logged(inputs: Any, prompt: str | None = None, **kwargs: Any) -> Any:
         texts = [text for text in inputs if isinstance(text, str)]

@@ -79,7 +79,7 @@ def test_the_log_of_what_is_encoded(encoder):
         assert log.describe() == {"prompt": "the ", "truncated": 0.75}
         encoder.encode_query(texts[:1], prompt="a ")
     assert log.describe()["prompt"] == ["a ", "the "]
-    set_prompt(encoder, "")
+    set_prompt(encoder, "none")
     torch.testing.assert_close(prompted[:1], encode_sentences(encoder, ["the a red dog"], progress=False))
 
 
@@ -90,7 +90,7 @@ def test_a_prompt_is_a_text_or_the_name_of_one_of_the_models(encoder):
     the = encode(encoder, texts)
     prompts = encoder.prompts
     assert not torch.allclose(plain, the, atol=1e-3)
-    for prompt, expected in (("", plain), ("the ", the), ("query", the), ("empty", plain)):
+    for prompt, expected in (("none", plain), ("the ", the), ("query", the), ("empty", plain)):
         encoder.prompts = prompts
         set_prompt(encoder, prompt)
         torch.testing.assert_close(encode(encoder, texts), expected)
