@@ -172,7 +172,7 @@ def image_views(args: argparse.Namespace) -> Iterator[Views]:
                 pixels = images.for_views(rows.tolist(), args.image_size, make.crop, (args.seed,))
                 batches.append(embed(make(pixels, generator).flatten(0, 1)))
         x, y = torch.cat(batches).unflatten(0, (-1, 2)).unbind(1)
-        data = {"positive_pairs": f"two {args.views} views", "source": images.source, "model": path}
+        data: dict[str, Any] = {"positive_pairs": f"two {args.views} views", "source": images.source, "model": path}
         data |= {"commit": hub_commit(encoder.backbone), "pooling": encoder.pooling, "image_size": args.image_size}
         yield name, data | {"layer": "projection head" if args.after_head else "encoder"}, x, y
 

@@ -13,7 +13,7 @@ from fmicl_text.errors import InputError
 
 # Distances that differ by less, relative to the length of an embedding, are ties. In float32, embeddings of one text
 # differ by up to 1e-6 of their length between batches (all-MiniLM-L6-v2), and cosines of equal embeddings by 1e-16.
-RESOLUTION = 5e-6
+RESOLUTION = 2e-6
 
 
 def pair_similarities(x: Tensor, y: Tensor) -> dict[str, Tensor]:
