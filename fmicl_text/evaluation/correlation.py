@@ -11,9 +11,11 @@ from torch import Tensor
 
 from fmicl_text.errors import InputError
 
-# Distances that differ by less, relative to the length of an embedding, are ties. In float32, embeddings of one text
-# differ by up to 1e-6 of their length between batches (all-MiniLM-L6-v2), and cosines of equal embeddings by 1e-16.
-RESOLUTION = 2e-6
+# Relative to the length of an embedding:
+RESOLUTION = 2e-7  # similarities that differ by less are ties; float32 rounds by 6e-8
+SAME_TEXT = (
+    2e-6  # distances below are 0; embeddings of one text differ by up to 1e-6 between batches (all-MiniLM-L6-v2)
+)
 
 
 def pair_similarities(x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -41,9 +43,9 @@ def pair_correlations(x: Tensor, y: Tensor, scores: Tensor | list[float]) -> dic
         scores: Similarity scores given by annotators, [N].
 
     Returns:
-        spearman_cosine, pearson_cosine, spearman_dot, ..., pearson_euclidean, in [-100, 100]. Ranks treat similarities
-        that differ by less than `RESOLUTION` as ties, such as those of all pairs of equal sentences. Correlations of
-        the dot product or the distance are omitted if it is the same for all pairs.
+        spearman_cosine, pearson_cosine, spearman_dot, ..., pearson_euclidean, in [-100, 100]. Equal similarities have
+        equal ranks, such as those of all pairs of equal sentences; see `RESOLUTION`, `SAME_TEXT`. Correlations of the
+        dot product or the distance are omitted if it is the same for all pairs.
 
     Raises:
         InputError: A correlation with the cosine is undefined: non-finite or zero embeddings, equal cosines or scores.
@@ -73,11 +75,9 @@ def ranked_values(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     unit embeddings takes the place of the cosine, which resolves distances near 0 badly (1 - d^2/2)."""
     length = torch.cat([x, y]).norm(dim=-1).median()
     unit_x, unit_y = (rows / rows.norm(dim=-1, keepdim=True) for rows in (x, y))
-    return {
-        "cosine": -(unit_x - unit_y).norm(dim=-1),
-        "dot": (x * y).sum(dim=-1) / length**2,
-        "euclidean": -(x - y).norm(dim=-1) / length,
-    }
+    distances = (unit_x - unit_y).norm(dim=-1), (x - y).norm(dim=-1) / length
+    cosine, euclidean = (-distance.where(distance > SAME_TEXT, 0.0) for distance in distances)
+    return {"cosine": cosine, "dot": (x * y).sum(dim=-1) / length**2, "euclidean": euclidean}
 
 
 def tied(values: Tensor) -> np.ndarray:
