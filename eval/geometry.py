@@ -45,10 +45,12 @@ from fmicl_text.evaluation.report import library_versions, markdown_table, named
 from fmicl_text.evaluation.sts import POSITIVE_SCORE, embed_pairs, load_pairs
 from fmicl_text.evaluation.synthetic import SYNTHETIC
 from fmicl_text.files import check_regular
+from fmicl_text.loading import hub_commit
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.quickstart import ENCODER, SENTENCES
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import POOLINGS
+from fmicl_text.text.settings import log_encoding
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.data import Images, check_channels, load_digits, load_images
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
@@ -121,11 +123,17 @@ def text_views(args: argparse.Namespace) -> Iterator[Views]:
         data = {"positive_pairs": "dropout views", "source": args.text}
     for name, path in map(named_model, args.model):
         encoder = open_encoder(path, args.pooling, strict=args.strict)
-        if positives is not None:
-            x, y = embed_pairs(lambda texts: encode_sentences(encoder, texts), positives)  # noqa: B023  called here
-        else:
-            x, y = encode_dropout_views(encoder, sentences, args.seed)
-        yield name, data | encoder_metadata(path, encoder, args.pooling), x, y
+        metadata = data | encoder_metadata(path, encoder, args.pooling)
+        with log_encoding(encoder) as encoded:
+            if positives is not None:
+                x, y = embed_pairs(lambda texts: encode_sentences(encoder, texts), positives)  # noqa: B023  called here
+            else:
+                x, y = encode_dropout_views(encoder, sentences, args.seed)
+                config = encoder.transformers_model.config.to_dict() if encoder.transformers_model else {}
+                metadata |= {"dropout": {key: value for key, value in config.items() if "drop" in key}}
+        if truncation := encoded.truncation():
+            print(f"geometry.py: {path}: {truncation}", file=sys.stderr)
+        yield name, metadata | encoded.describe(), x, y
 
 
 def drop_repeats(pairs: Dataset, limit: int) -> Dataset:
@@ -164,7 +172,8 @@ def image_views(args: argparse.Namespace) -> Iterator[Views]:
                 pixels = images.for_views(rows.tolist(), args.image_size, make.crop, (args.seed,))
                 batches.append(embed(make(pixels, generator).flatten(0, 1)))
         x, y = torch.cat(batches).unflatten(0, (-1, 2)).unbind(1)
-        data = {"positive_pairs": f"two {args.views} views", "source": images.source, "model": path}
+        data: dict[str, Any] = {"positive_pairs": f"two {args.views} views", "source": images.source, "model": path}
+        data |= {"commit": hub_commit(encoder.backbone), "pooling": encoder.pooling, "image_size": args.image_size}
         yield name, data | {"layer": "projection head" if args.after_head else "encoder"}, x, y
 
 

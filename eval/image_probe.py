@@ -28,7 +28,15 @@ from fmicl_text.cli.checks import check_output, positive_number, whole_number
 from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
 from fmicl_text.evaluation.encoders import training_metadata
 from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, linear_accuracy, logistic_accuracy
-from fmicl_text.evaluation.report import library_versions, markdown_table, mean_std, named_model, write_json
+from fmicl_text.evaluation.report import (
+    float32_products,
+    library_versions,
+    markdown_table,
+    mean_std,
+    named_model,
+    write_json,
+)
+from fmicl_text.loading import hub_commit
 from fmicl_text.vision.data import Images, check_channels, load_digits, load_images, split
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, new_image_encoder, pixel_statistics
 from fmicl_text.vision.evaluator import MOST_FITTED, RAW_SIZE, raw_pixels
@@ -117,10 +125,15 @@ def main() -> None:
 
     def add(name: str, metadata: dict[str, Any], encoder: ImageEncoder | None, channels: int, path: str | None) -> None:
         train, test = loaded[channels]
-        known = pixel_statistics(path, channels) if path else None
-        scores = probe(args, train, test, encoder, *(known or train.mean_and_std()))
-        setup = {"source": train.source, "num_train": len(train.labels), "num_test": len(test.labels)}
-        setup |= {"layer": "encoder", "image_size": args.image_size, "seed": args.seed}
+        mean, std = (pixel_statistics(path, channels) if path else None) or train.mean_and_std()
+        scores = probe(args, train, test, encoder, mean, std)
+        setup = {"source": train.source, "fingerprint": train.fingerprint(), "layer": "encoder", "seed": args.seed}
+        setup |= {"num_train": len(train.labels), "num_test": len(test.labels), "image_size": args.image_size}
+        setup |= {"pixel_mean": mean, "pixel_std": std, "device": DEVICE, "float32_products": float32_products(DEVICE)}
+        if encoder is not None:
+            setup |= {"commit": hub_commit(encoder.backbone), "pooling": encoder.pooling}
+        if args.linear_epochs:
+            setup |= {"linear_epochs": args.linear_epochs, "views": args.views}
         results.append({"name": name, **metadata, **setup, "metrics": scores, "versions": library_versions()})
 
     for name, path in map(named_model, args.model):

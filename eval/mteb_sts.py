@@ -35,6 +35,7 @@ from fmicl_text.evaluation.encoders import encoder_metadata, open_encoder
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, score_rows, write_json
 from fmicl_text.loading import quiet_loading
 from fmicl_text.text.model import POOLINGS
+from fmicl_text.text.settings import log_encoding, set_prompt
 
 STS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
 
@@ -50,6 +51,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--split", help="split, named as in MTEB (default: the task's own, mostly test)")
     parser.add_argument("--pooling", choices=POOLINGS, help="pooling (default: the model's own, else mean)")
+    parser.add_argument(
+        "--prompt", help='put before every text: a text or the name of a prompt of the model; "" for none'
+    )
     parser.add_argument("--strict", action="store_true", help="fail if a model does not specify its pooling")
     parser.add_argument("--revision", help="branch, tag or commit of the models on the Hub")
     parser.add_argument("--batch_size", type=whole_number, default=64, help="texts per forward pass (default: 64)")
@@ -166,11 +170,17 @@ def main() -> None:
             results.append({"name": name, "model": path, "missing": message})
             print(f"mteb_sts.py: missing: {message}", file=sys.stderr)
             continue
+        if args.prompt is not None:
+            set_prompt(encoder, args.prompt)
         setup = {"name": name} | encoder_metadata(path, encoder, args.pooling) | {"versions": library_versions()}
         model = with_cache_key(encoder, path) if args.cache else encoder
         for task in tasks:
-            for entry in evaluate(model, task, args.batch_size, args.cache):
-                results.append(setup | entry)
+            with log_encoding(encoder) as encoded:
+                entries = list(evaluate(model, task, args.batch_size, args.cache))
+            if truncation := encoded.truncation():
+                print(f"mteb_sts.py: {path}, {task.metadata.name}: {truncation}", file=sys.stderr)
+            for entry in entries:
+                results.append(setup | {"from_cache": not encoded.num_texts} | encoded.describe() | entry)
                 if "missing" in entry:
                     source = f"--model {path}, {task.metadata.name}"
                     print(f"mteb_sts.py: missing: {source}: {entry['missing']}", file=sys.stderr)

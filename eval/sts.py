@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 
 from fmicl_text.cli.checks import check_output, whole_number
 from fmicl_text.cli.main import program_name
@@ -34,6 +35,7 @@ from fmicl_text.evaluation.report import library_versions, markdown_table, named
 from fmicl_text.evaluation.sts import load_pairs
 from fmicl_text.evaluation.tasks import STS_TASKS, SentEvalFiles, evaluate_task, load_task
 from fmicl_text.text.model import POOLINGS
+from fmicl_text.text.settings import log_encoding, set_prompt
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,6 +52,9 @@ def parse_args() -> argparse.Namespace:
     where.add_argument("--data_dir", type=Path, help="SentEval's data folder (default: downloaded from the Hub)")
     where.add_argument("--file", type=Path, help="your own pairs: sentence1, sentence2, score as .tsv, .csv, .parquet")
     parser.add_argument("--pooling", choices=POOLINGS, help="pooling (default: the model's own, else mean)")
+    parser.add_argument(
+        "--prompt", help='put before every text: a text or the name of a prompt of the model; "" for none'
+    )
     parser.add_argument("--strict", action="store_true", help="fail if a model does not specify its pooling")
     parser.add_argument("--revision", help="branch, tag or commit of the models on the Hub")
     parser.add_argument("--sets", action="store_true", help="add columns for the subsets of each task, and their means")
@@ -93,7 +98,8 @@ def main() -> None:
     jobs = []
     for task, load in load_jobs(args):
         try:
-            jobs.append((task, load()))
+            sets = load()
+            jobs.append((task | {"evaluation_data": Hasher.hash([pairs.to_dict() for pairs in sets.values()])}, sets))
         except InputError as error:
             results.append(task | report_missing(error))
     for name, path in map(named_model, args.model):
@@ -102,15 +108,20 @@ def main() -> None:
         except InputError as error:
             results.append({"name": name, "model": path} | report_missing(error))
             continue
+        if args.prompt is not None:
+            set_prompt(encoder, args.prompt)
         setup = {"name": name} | encoder_metadata(path, encoder, args.pooling)
         setup |= {"similarity": "cosine", "aggregation": "all pairs", "versions": library_versions()}
         for task, sets in jobs:
             try:
-                metrics = evaluate_task(partial(encode_sentences, encoder, batch_size=args.batch_size), sets)
+                with log_encoding(encoder) as encoded:
+                    metrics = evaluate_task(partial(encode_sentences, encoder, batch_size=args.batch_size), sets)
             except InputError as error:
                 results.append(setup | task | report_missing(error, f"--model {path}, {task['task']}: "))
                 continue
-            results.append(setup | task | {"metrics": metrics})
+            if truncation := encoded.truncation():
+                print(f"{program_name('sts.py')}: {path}, {task['task']}: {truncation}", file=sys.stderr)
+            results.append(setup | task | encoded.describe() | {"metrics": metrics})
     scored = [result for result in results if "metrics" in result]
     if scored:
         if args.output:

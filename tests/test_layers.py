@@ -22,7 +22,7 @@ ALLOWED = {
     "text": {"errors", "files", "loading", "model"},
     "evaluation": {"errors", "files", "loading", "losses", "text"},
     "vision": {"errors", "evaluation", "files", "loading", "model"},
-    "hub": {"errors", "evaluation", "files"},
+    "hub": {"errors", "evaluation", "files", "loading"},
     "training": {"errors", "evaluation", "files", "hub", "loading", "losses", "model", "text"},
     "integrations": {"errors", "hub", "losses"},
     "cli": {

@@ -15,6 +15,7 @@ from .metric import EmbeddingSimilarity as EmbeddingSimilarity
 from .plots import plot_geometry as plot_geometry
 from .plots import plot_training_curve as plot_training_curve
 from .probes import knn_accuracies as knn_accuracies
+from .retrieval import load_retrieval as load_retrieval
 from .sts import embed_pairs as embed_pairs
 from .sts import evaluate_sts as evaluate_sts
 from .sts import load_pairs as load_pairs

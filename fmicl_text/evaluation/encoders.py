@@ -12,10 +12,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from fmicl_text.errors import InputError
+from fmicl_text.evaluation.report import float32_products
 from fmicl_text.files import read_json
 from fmicl_text.loading import NO_CODE, check_model_folder, hub_commit, translate_loading_errors
 from fmicl_text.text.collator import check_max_seq_length
 from fmicl_text.text.model import require_tokenizer, set_pooling
+from fmicl_text.text.settings import encoder_settings
 
 logger = logging.getLogger(__name__)
 
@@ -93,26 +95,42 @@ def encoder_metadata(model: str, encoder: SentenceTransformer, pooling: str | No
 
     Returns:
         model, commit (on the Hub), pooling, pooling_from ("the model", "argument" or "assumed"), head (layers after
-        pooling), max_seq_length, precision, and the items of `training_metadata`.
+        pooling), max_seq_length, precision, float32_products, device, and the items of `encoder_settings` and
+        `training_metadata`.
     """
-    modules = [type(module).__name__ for module in encoder]
-    after_pooling = modules[modules.index("Pooling") + 1 :] if "Pooling" in modules else []
+    settings = encoder_settings(encoder)
+    modules = settings.pop("modules")
     metadata = {
         "model": model,
         "commit": hub_commit(encoder.transformers_model),
         "pooling": pooling_of(encoder),
         "pooling_from": "argument" if pooling else "the model" if specifies_pooling(encoder) else "assumed",
-        "head": after_pooling,
+        "head": modules[modules.index("Pooling") + 1 :] if "Pooling" in modules else [],
         "max_seq_length": encoder.max_seq_length,
         "precision": str(encoder.dtype).removeprefix("torch."),
+        "float32_products": float32_products(encoder.device.type),
+        "device": encoder.device.type,
     }
-    return metadata | training_metadata(Path(model).expanduser())
+    return metadata | settings | training_metadata(Path(model).expanduser())
+
+
+# What is reported of the run that trained an encoder, besides its objective.
+RUN_KEYS = ("seed", "hyperparameters", "precision", "processes", "data", "best_step", "scored_on")
+RUN_SETTINGS = (
+    *("model_name_or_path", "train_file", "dataset_name", "pooling", "head", "max_seq_length", "learning_rate"),
+    *("num_train_epochs", "max_steps", "gradient_accumulation_steps", "per_device_train_batch_size", "lora_rank"),
+)
 
 
 def training_metadata(folder: Path) -> dict[str, Any]:
-    """{trained: {objective, seed, head}} from the results.json of a recipe's output folder; {} for other folders."""
+    """{trained: {objective, head, base_model, ...}} from the results.json of a recipe's output folder; {} for other
+    folders."""
     try:
         run = read_json(folder / "results.json")
-        return {"trained": {key: run[key] for key in ("objective", "seed")} | {"head": run["settings"].get("head")}}
+        trained = {"objective": run["objective"], "head": run["settings"].get("head")}
+        trained |= {name: run["encoder"].get(name) for name in ("base_model", "base_revision", "prompts")}
+        trained |= {name: run[name] for name in RUN_KEYS if name in run}
+        settings = {name: run["settings"][name] for name in RUN_SETTINGS if name in run["settings"]}
+        return {"trained": trained | {"settings": settings}}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}  # not a folder, or a results.json of another program

@@ -8,6 +8,8 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fmicl_text.text.settings import applied_prompt
+
 CHUNK = 512
 
 
@@ -56,8 +58,9 @@ def encode_dropout_views(
         torch.manual_seed(seed)
         for start in tqdm(range(0, len(order), batch_size), desc="encode views", leave=False, disable=not progress):
             batch = [sentences[i] for i in order[start : start + batch_size]]
-            tokens = batch_to_device(encoder.preprocess(batch + batch), encoder.device)
-            views.append(encoder(tokens)["sentence_embedding"].float().cpu().unflatten(0, (2, len(batch))))
+            tokens = encoder.preprocess(batch + batch, prompt=applied_prompt(encoder))
+            rows = encoder(batch_to_device(tokens, encoder.device))["sentence_embedding"].float().cpu()
+            views.append(rows[:, : encoder.truncate_dim].unflatten(0, (2, len(batch))))
     encoder.train(training)
     x, y = torch.cat(views, dim=1)[:, torch.tensor(order).argsort()]
     return x, y

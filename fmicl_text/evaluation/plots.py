@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from torch import Tensor
 
 from fmicl_text.evaluation.geometry import direction_shares, pair_distances
+from fmicl_text.evaluation.report import PAPER_COLUMN, ROW_LABELS, SETTINGS
 
 LABELS = {  # title and explanation of panels
     "eval_sts_spearman": ("STS score", "Spearman x 100 on the evaluation pairs, higher is better"),
@@ -136,9 +137,7 @@ def plot_smoothed(axis: Axes, steps: Sequence[int], values: Sequence[float]) -> 
 def plot_scores(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Plot the scores of `score_rows`: a column per task, a color per row, error bars of one standard deviation. Hollow
     points are the averages in the paper."""
-    labels = ("model", "protocol", "pooling", "seeds")
-    paper_column = "Avg. in the paper, BERT-base"
-    tasks = list(dict.fromkeys(name for row in rows for name in row if name not in (*labels, paper_column)))
+    tasks = list(dict.fromkeys(name for row in rows for name in row if name not in (*ROW_LABELS, PAPER_COLUMN)))
     figure = Figure(figsize=(max(6.0, 1.1 * len(tasks) + 3), 4.5), layout="constrained")
     axis, handles = figure.subplots(), list[Any]()
     title_panel(axis, "Scores", "higher is better; error bars: standard deviation over seeds")
@@ -149,9 +148,10 @@ def plot_scores(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             continue
         name = Path(row["model"]).name
         x, y, deviation = zip(*points, strict=True)
-        label = f"{name}, {row['protocol']}, {row['pooling']}"
+        settings = [f"{key} {row[key]}" for key in SETTINGS if row.get(key)]
+        label = ", ".join([name, row["protocol"], row["pooling"], *settings])
         handles.append(axis.errorbar(x, y, yerr=deviation, fmt="o", capsize=3, color=f"C{i}", label=label))
-        if (paper := row.get(paper_column)) is not None:
+        if (paper := row.get(PAPER_COLUMN)) is not None:
             average = tasks.index("Avg.") + shift
             label = f"{name} in the paper (BERT-base)"
             handles += axis.plot([average], [paper], "o", mfc="none", color=f"C{i}", label=label)

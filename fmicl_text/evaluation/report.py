@@ -11,12 +11,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fmicl_text.errors import InputError
 from fmicl_text.files import check_regular, read_json, write_atomic
 
 PACKAGES = ("fmicl_text", "torch", "transformers", "sentence-transformers", "accelerate", "datasets", "scipy", "mteb")
 SEVEN_TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICKRelatedness")
 
+# Columns of `score_rows` that are not scores. Those of settings are shown where rows differ in them.
+SETTINGS = {"prompt": "prompt", "dimensions": "truncate_dim", "tokens": "max_seq_length", "precision": "precision"}
+ROW_LABELS = ("model", "protocol", "pooling", *SETTINGS, "seeds")
+PAPER_COLUMN = "Avg. in the paper, BERT-base"
 # Average STS scores in arXiv 2402.10150 for BERT-base trained on 1M Wikipedia sentences, by objective.
 PAPER_STS_AVERAGE = {
     "infonce": 77.40,
@@ -27,6 +33,19 @@ PAPER_STS_AVERAGE = {
     "fmicl-sh": 73.60,
     "fmicl-tsallis": 72.68,
     "fmicl-vlc_as_printed": 55.07,
+}
+# The setting of these scores, recipes/configs/text/bert-base-*.yaml: all of it must agree for the comparison.
+PAPER_MODELS = ("google-bert/bert-base-uncased", "bert-base-uncased")
+PAPER_FILE, PAPER_ROWS = "wiki1m_for_simcse.txt", 1_000_000
+PAPER_BATCH = 64
+PAPER_SETTINGS = {"pooling": "cls", "head": "simcse", "max_seq_length": 32, "learning_rate": 3e-5}
+PAPER_DEFAULTS = {"num_train_epochs": 1.0, "max_steps": -1, "gradient_accumulation_steps": 1, "lora_rank": None}
+FMICL_HYPERPARAMETERS = {"gamma": 20.0, "alpha": 409600.0, "negatives": "same_view", "similarity": "gaussian"}
+PAPER_HYPERPARAMETERS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(PAPER_STS_AVERAGE, FMICL_HYPERPARAMETERS),
+    "infonce": {"temperature": 0.05, "negatives": "cross_view"},
+    "align_uniform": {"gamma": 2.0, "alpha": 1.0},
+    "fmicl-tsallis": FMICL_HYPERPARAMETERS | {"tsallis_order": 3.0},
 }
 
 
@@ -39,6 +58,13 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+def float32_products(device: str) -> str:
+    """The precision in which a device multiplies float32 matrices: float32, tf32 (`tf32=True`, or torch's own settings)
+    or bf16."""
+    backend: Any = torch.backends.mkldnn.matmul if device == "cpu" else torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    return {"none": "float32", "ieee": "float32"}.get(backend.fp32_precision, str(backend.fp32_precision))
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -95,47 +121,80 @@ def named_model(argument: str) -> tuple[str, str]:
 
 
 def score_rows(results: Sequence[Mapping[str, Any]], sets: bool = False) -> list[dict[str, Any]]:
-    """Table rows with Spearman x 100 on every task, one row per name, protocol and pooling.
+    """Table rows with Spearman x 100 on every task, one row per name, protocol, pooling and other settings.
 
     Models with the same name are seeds of one run: their cells are mean ± standard deviation. The cell of a task is
     empty if one of them lacks it, and the average is empty unless all seven tasks are present.
 
     Args:
         results: Entries that `eval/sts.py` and `eval/mteb_sts.py` write: {name, model, pooling, pooling_from, protocol,
-            task, split, metrics}.
+            task, split, metrics}, and the settings prompt, truncate_dim, max_seq_length and precision.
         sets: Add columns for each subset of a task, and their unweighted and weighted means.
 
     Raises:
         InputError: A model has two scores for the same task.
     """
-    scores: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
-    objectives: dict[tuple[str, str, str], set[str | None]] = {}
+    scores: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
+    paper: dict[tuple[str, ...], set[float | None]] = {}
     columns: dict[str, None] = {}
     for result in results:
-        row = (result["name"], result["protocol"], pooling_label(result))
+        row = (result["name"], result["protocol"], pooling_label(result), *setting_labels(result))
         of_model = scores.setdefault(row, {}).setdefault(result["model"], {})
         for column, score in task_scores(result, sets).items():
             if column in of_model:
                 raise InputError(f"{result['model']} has two scores for {column} ({result['protocol']})")
             of_model[column] = score
             columns[column] = None
-        objectives.setdefault(row, set()).add(result.get("trained", {}).get("objective"))
+        paper.setdefault(row, set()).add(paper_average(result))
+    labels = ("model", "protocol", "pooling", *SETTINGS)
+    hidden = {label for i, label in enumerate(labels[3:], start=3) if len({row[i] for row in scores}) < 2}
+    hidden -= {"prompt", "dimensions"} if any(row[3] or row[4] for row in scores) else set()
     rows = []
     for row, models in scores.items():
         for of_model in models.values():
             if row[1] == "SimCSE" and all(task in of_model for task in SEVEN_TASKS):
                 of_model["Avg."] = statistics.mean(of_model[task] for task in SEVEN_TASKS)
-        cells: dict[str, Any] = dict(zip(("model", "protocol", "pooling"), row, strict=True))
+        cells: dict[str, Any] = {name: cell for name, cell in zip(labels, row, strict=True) if name not in hidden}
         if max(map(len, scores.values())) > 1:
             cells["seeds"] = len(models)
         cells |= {column: mean_std([of_model.get(column) for of_model in models.values()]) for column in columns}
         if average := mean_std([of_model.get("Avg.") for of_model in models.values()]):
             cells["Avg."] = average
-            (objective, *others) = objectives[row]
-            if not others and objective in PAPER_STS_AVERAGE:
-                cells["Avg. in the paper, BERT-base"] = PAPER_STS_AVERAGE[objective]
+            (published, *others) = paper[row]
+            if published is not None and not others:
+                cells[PAPER_COLUMN] = published
         rows.append(cells)
     return rows
+
+
+def setting_labels(result: Mapping[str, Any]) -> list[str]:
+    """Cells of `SETTINGS`; prompts are quoted, because of their spaces."""
+    values = {name: result.get(key) for name, key in SETTINGS.items()}
+    prompt = values.pop("prompt")
+    quoted = "" if prompt is None else json.dumps(prompt, ensure_ascii=False).replace("|", r"\|")
+    return [quoted, *("" if value is None else str(value) for value in values.values())]
+
+
+def paper_average(result: Mapping[str, Any]) -> float | None:
+    """The average of an encoder's objective in the paper, if the encoder was trained and is evaluated in the setting of
+    the paper's scores: the model, the data, the batch, the hyperparameters, ...; else None."""
+    trained = result.get("trained", {})
+    settings, data = trained.get("settings", {}), trained.get("data", {})
+    objective, hyperparameters = trained.get("objective"), trained.get("hyperparameters", {})
+    expected = PAPER_HYPERPARAMETERS.get(objective, {})
+    comparable = (
+        objective in PAPER_STS_AVERAGE
+        and trained.get("base_model") in PAPER_MODELS
+        and Path(str(settings.get("train_file"))).name == PAPER_FILE
+        and data.get("rows", 0) + data.get("blank rows skipped", 0) == PAPER_ROWS
+        and settings.get("per_device_train_batch_size", 0) * trained.get("processes", 1) == PAPER_BATCH
+        and all(settings.get(name) == value for name, value in PAPER_SETTINGS.items())
+        and all(settings.get(name, value) == value for name, value in PAPER_DEFAULTS.items())
+        and all(hyperparameters.get(name) == value for name, value in expected.items())
+        and result["pooling"] == "cls"
+        and not (trained.get("prompts") or result.get("prompt") or result.get("truncate_dim") or result.get("head"))
+    )
+    return PAPER_STS_AVERAGE[objective] if comparable else None
 
 
 def pooling_label(result: Mapping[str, Any]) -> str:

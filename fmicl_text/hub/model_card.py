@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,10 @@ def objective_sentence(run: Mapping[str, Any]) -> str:
 
 
 def hyperparameters_sentence(run: Mapping[str, Any]) -> str:
-    """Values of the hyperparameters, except the divergence, which the first line names, and `global_batch`."""
-    values = {k: v for k, v in run["hyperparameters"].items() if k not in ("global_batch", "divergence")}
+    """Values of the hyperparameters, except `global_batch` and a divergence that the first line names completely."""
+    named = str(run["objective"]).removeprefix("fmicl-")
+    hidden = {"global_batch": run["hyperparameters"].get("global_batch"), "divergence": named}
+    values = {k: v for k, v in run["hyperparameters"].items() if k not in hidden or hidden[k] != v}
     return f"Hyperparameters: {', '.join(f'{name} {value}' for name, value in values.items())}." if values else ""
 
 
@@ -166,24 +169,48 @@ def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     started_from = settings.get("model_name_or_path")
     if started_from is None and settings.get("architecture"):
         started_from = f"random weights, {settings['architecture']}"
+    start = encoder["base_model"] or (started_from and Path(started_from).name)
     facts = {
-        "started from": encoder["base_model"] or (started_from and Path(started_from).name),
-        "data": ", ".join(Path(file).name for file in files) or data["source"],
+        "started from": start and at_revision(start, encoder.get("base_revision")),
+        "data": at_revision(", ".join(Path(file).name for file in files) or data["source"], data.get("revision")),
         "rows": data.get("rows"),
         "positives": "two random views of an image" if encoder["modality"] == "image" else positives(data),
+        "prompts, in training": quoted(encoder.get("prompts")),
+        "prompt of `encode`": quoted(encoder.get("prompt")),
         "pooling": encoder["pooling"],
         "tokens per text, in training": settings.get("max_seq_length"),
         "maximum tokens per text" if encoder["modality"] == "text" else "image size": encoder["size"],
+        "dimensions kept": encoder.get("truncate_dim"),
+        "similarity": encoder.get("similarity_fn_name"),
         "training-only head": head_of(settings),
         "LoRA rank (merged)": settings.get("lora_rank"),
         "batch": settings["per_device_train_batch_size"] * run["processes"],
         "steps": run["steps"],
         "best step (saved)": run["best_step"],
         "learning rate": settings["learning_rate"],
+        "precision": precision_of(run),
         "seed": run["seed"],
         "versions": ", ".join(f"{package} {number}" for package, number in run["versions"].items()),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def at_revision(name: Any, revision: str | None) -> str:
+    """The name of a model or of data, with its revision on the Hub if it has one."""
+    return f"{name}, revision {revision}" if revision else str(name)
+
+
+def quoted(prompts: Any) -> str | None:
+    """One or several prompts for a cell of a table, with their spaces; None without any."""
+    return json.dumps(prompts, ensure_ascii=False).replace("|", r"\|") if prompts else None
+
+
+def precision_of(run: Mapping[str, Any]) -> str | None:
+    """The precision of training: `bf16 (mixed)`, `float32`, `float32 with tf32 products`."""
+    mixed, products = run.get("precision"), run.get("float32_products", "float32")
+    if mixed not in (None, "no"):
+        return f"{mixed} (mixed)"
+    return mixed and ("float32" if products == "float32" else f"float32 with {products} products")
 
 
 def head_of(settings: Mapping[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fmicl_text.evaluation.report import library_versions
+from fmicl_text.evaluation.report import float32_products, library_versions
 
 
 def scored_on(
@@ -58,6 +58,9 @@ def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
         "seed": args.seed,
         "steps": state.global_step,
         "engine": str(trainer.accelerator.distributed_type.value),
+        "device": args.device.type,
+        "precision": trainer.accelerator.mixed_precision,  # also that of `accelerate launch`
+        "float32_products": float32_products(args.device.type),
         "processes": args.world_size,
         "best_step": state.best_global_step if args.load_best_model_at_end else None,
         "before": metadata["before"],

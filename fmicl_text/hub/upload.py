@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -10,27 +12,34 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from fmicl_text.errors import InputError
 from fmicl_text.files import read_json
+from fmicl_text.loading import NO_CODE, translate_loading_errors
 
 logger = logging.getLogger(__name__)
 
-PUBLIC_NAMES = ("README.md", "training_curve.png", "modules.json", "vocab.txt", "merges.txt")
-PUBLIC_SUFFIXES = (".json", ".safetensors", ".model")  # .model: sentencepiece
-RUN_FILES = (  # of those, files that describe a run and not an encoder
-    "manifest.json",
-    "results.json",
-    "trainer_state.json",
-    "training_only.safetensors",
-    "optimizer.safetensors",
+PUBLIC_PATTERNS = (  # files of an encoder in the folder itself, besides those of its tokenizer
+    *("README.md", "LICENSE*", "training_curve.png", "modules.json", "*config.json", "config_*.json", "*.index.json"),
+    *("model.safetensors", "model-*.safetensors", "adapter_model*.safetensors"),
+    *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("*.model", "*.spm", "*.jinja"),
 )
+MODULE_PATTERNS = (*PUBLIC_PATTERNS, "*.json", "*.safetensors", "*.txt")  # in the folders of modules
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
+BINARY_SUFFIXES = (".safetensors", ".model", ".spm", *IMAGE_SUFFIXES[:-1])
+PROBES = ["A man is eating food.", "Zwölf Vögel singen – 今日は晴れ, 42%!"]  # compared before an upload
 NOT_PUSHED = "%s was not pushed; training continues: %s"
 TOKEN_PATTERN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 STATUS_REASONS = {
@@ -54,41 +63,95 @@ class HubError(InputError):
         self.reason = reason
 
 
-def files_to_push(folder: Path) -> list[str]:
-    """Sorted names, relative to the folder, of the encoder's files, its model card, training curve and .eval_results.
+def files_to_push(folder: Path, trust_remote_code: bool = False) -> list[str]:
+    """Sorted names, relative to the folder, of the encoder's files, its model card with images, and .eval_results.
+
+    The files of an encoder are weights, configs, what its tokenizer saves, the folders of its modules, and the Python
+    code that its configs name. Records of the run, optimizers, heads and all other files stay.
+
+    Args:
+        folder: Output folder of a recipe, a checkpoint, or any folder of a SentenceTransformer or image encoder.
+        trust_remote_code: Run the code of a custom tokenizer, to list its files.
 
     Raises:
         InputError: The folder contains no encoder, or a file that must not become public: one that contains a token or
             a local path, or a link to a place outside the folder.
     """
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+    found = set((folder / ".eval_results").glob("*.yaml")) | images_in_card(folder)
+    for place in (folder, *module_folders(folder)):
+        patterns = PUBLIC_PATTERNS if place == folder else MODULE_PATTERNS
+        names = {path.name for path in place.iterdir() if any(path.match(pattern) for pattern in patterns)}
+        names |= tokenizer_files(place, trust_remote_code) | code_files(place)
+        found |= {place / name for name in names if (place / name).is_file()}
+    if not any(path.suffix == ".safetensors" for path in found) or not any(path.suffix == ".json" for path in found):
         raise InputError(f"{folder} contains no encoder (config.json and *.safetensors)")
-    places = [folder, *(folder / name for name in module_folders(folder))]
-    found = [path for place in places for path in place.iterdir() if path.is_file() and is_public(path.name)]
-    found += (folder / ".eval_results").glob("*.yaml")
     for path in found:
         check_public(path, folder)
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-def module_folders(folder: Path) -> list[str]:
-    """Folders of a SentenceTransformer's modules, except the first, which is in the folder itself."""
-    try:
-        modules = read_json(folder / "modules.json")
-        names = [str(module["path"]) for module in modules if module["path"]]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'modules.json'}: not a list of modules ({error})") from error
-    for name in names:
-        if ".." in PurePosixPath(name).parts or not (folder / name).is_dir():
-            raise InputError(f"{folder / 'modules.json'} names {name!r}, which is not a subfolder of {folder}")
-    return names
+def module_folders(folder: Path) -> list[Path]:
+    """Folders of a SentenceTransformer's modules, except the first, which is in the folder itself; also those inside
+    modules, such as the routes of a Router."""
+    found = []
+    for file, read in (("modules.json", lambda modules: [module["path"] for module in modules]),
+                       ("router_config.json", lambda router: list(router["types"]))):  # fmt: skip
+        try:
+            names = [str(name) for name in read(read_json(folder / file)) if name]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{folder / file}: not a list of modules ({error})") from error
+        for name in names:
+            if ".." in PurePosixPath(name).parts or not (folder / name).is_dir():
+                raise InputError(f"{folder / file} names {name!r}, which is not a subfolder of {folder}")
+            found += [folder / name, *module_folders(folder / name)]
+    return found
 
 
-def is_public(name: str) -> bool:
-    """Whether a file of this name belongs to an encoder."""
-    return name not in RUN_FILES and (name in PUBLIC_NAMES or name.endswith(PUBLIC_SUFFIXES))
+def tokenizer_files(folder: Path, trust_remote_code: bool = False) -> set[str]:
+    """Names of the files that the tokenizer in a folder saves or reads, such as bpe.codes; empty without a tokenizer.
+
+    Raises:
+        InputError: The tokenizer cannot be loaded, or requires custom code.
+    """
+    if not (folder / "tokenizer_config.json").is_file():
+        return set()
+    with translate_loading_errors(f"{folder}: its tokenizer"), tempfile.TemporaryDirectory() as saved:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer.save_pretrained(saved)
+        names = {path.relative_to(saved).as_posix() for path in Path(saved).rglob("*") if path.is_file()}
+    return names | {name for name in tokenizer.vocab_files_names.values() if isinstance(name, str)}
+
+
+def code_files(folder: Path) -> set[str]:
+    """Names of the Python files of custom code that the configs in a folder name, and of those that they import."""
+    references: list[Any] = []
+    for path in (*folder.glob("*config.json"), *folder.glob("modules.json")):
+        with translate_loading_errors(str(path)):
+            content = read_json(path)
+        if isinstance(content, dict):
+            mapped = content.get("auto_map") or {}
+            references += chain.from_iterable(
+                value if isinstance(value, list) else [value] for value in mapped.values()
+            )
+        else:
+            references += [module.get("type") for module in content]
+    named = {folder / f"{str(reference).partition('.')[0]}.py" for reference in references if reference}
+    files = [path for path in named if path.is_file()]
+    files += [Path(imported) for path in files for imported in get_relative_import_files(path)]
+    return {path.relative_to(folder).as_posix() for path in files}
+
+
+def images_in_card(folder: Path) -> set[Path]:
+    """Images in the folder that its model card shows."""
+    if not (folder / "README.md").is_file():
+        return set()
+    text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    names = re.findall(r'!\[[^\]]*\]\(([^)\s]+)|<img[^>]+src="([^"]+)"', text)
+    paths = [PurePosixPath(markdown or html) for markdown, html in names]
+    inside = [folder / path for path in paths if not path.is_absolute() and ".." not in path.parts]
+    return {path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()}
 
 
 def check_public(path: Path, folder: Path) -> None:
@@ -96,7 +159,7 @@ def check_public(path: Path, folder: Path) -> None:
     root = folder.resolve()
     if not path.resolve().is_relative_to(root):
         raise InputError(f"{path} is a symbolic link that points outside {folder}; not pushed")
-    if path.suffix in (".safetensors", ".model", ".png"):
+    if path.suffix in BINARY_SUFFIXES:
         return
     content = path.read_bytes()
     if TOKEN_PATTERN.search(content):
@@ -104,6 +167,45 @@ def check_public(path: Path, folder: Path) -> None:
     for private in {str(root), str(Path.home()), str(Path.cwd())} - {"/"}:
         if private.encode() in content:
             raise InputError(f"{path} contains the local path {private}; not pushed")
+    if path.name.endswith("config.json") and isinstance(config := json.loads(content), dict):
+        for key in (key for key in config if key.endswith("name_or_path")):  # the base model of an adapter, for example
+            if isinstance(value := config[key], str) and value.startswith((".", "/", "~")) and os.path.exists(value):
+                raise InputError(f"{path} contains the local path {value}; not pushed")
+
+
+def check_opens(folder: Path, files: list[str], trust_remote_code: bool = False) -> None:
+    """Open a copy of an encoder that consists of the files to upload, and compare its embeddings with the encoder's.
+
+    Raises:
+        InputError: The copy does not open, or its embeddings differ.
+    """
+    here = probe_embeddings(folder, str(folder), trust_remote_code)
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for file in files:
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            (copy / file).symlink_to((folder / file).resolve())
+        there = probe_embeddings(copy, f"{folder}: the {len(files)} files to upload do not open", trust_remote_code)
+    if here.shape != there.shape or not torch.allclose(here, there, atol=1e-5, equal_nan=True):
+        raise InputError(f"{folder}: an encoder of the {len(files)} files to upload has other embeddings; not pushed")
+
+
+def probe_embeddings(folder: Path, source: str, trust_remote_code: bool) -> torch.Tensor:
+    """Embeddings of two fixed inputs by the encoder in a folder, on the CPU. `source` begins an error's message."""
+    with translate_loading_errors(source), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)  # weights that the files lack, such as an unused pooler
+        if (folder / "preprocessor_config.json").is_file() and not (folder / "modules.json").is_file():
+            model = AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code, use_safetensors=True).eval()
+            config = model.config
+            size = getattr(config, "image_size", None) or 64
+            shape = size if isinstance(size, list | tuple) else (size, size)
+            channels = getattr(config, "num_channels", 3)
+            pixels = torch.linspace(-1, 1, 2 * channels * shape[0] * shape[1]).reshape(2, channels, *shape)
+            return model(pixel_values=pixels).last_hidden_state
+        encoder = SentenceTransformer(
+            str(folder), device="cpu", trust_remote_code=trust_remote_code, model_kwargs={**NO_CODE}
+        )
+        return encoder.encode_document(PROBES, convert_to_tensor=True, show_progress_bar=False)
 
 
 def push(
@@ -115,8 +217,10 @@ def push(
     create_pr: bool = False,
     exist_ok: bool = False,
     token: str | None = None,
+    trust_remote_code: bool = False,
+    check: bool = True,
 ) -> str:
-    """Upload an encoder in one commit.
+    """Upload an encoder in one commit, after a copy of what is uploaded has been opened.
 
     Args:
         folder: Output folder of a recipe, or a checkpoint.
@@ -127,6 +231,8 @@ def push(
         create_pr: Open a pull request instead.
         exist_ok: Do not fail if the repository exists.
         token: By default the token of `hf auth login` or HF_TOKEN.
+        trust_remote_code: Run custom code that belongs to the encoder, to open the copy.
+        check: Open the copy; see `check_opens`.
 
     Returns:
         URL of the commit or the pull request.
@@ -135,7 +241,9 @@ def push(
         InputError: The folder or the repository name is not valid.
         HubError: The Hub could not be reached or rejected the upload.
     """
-    files = files_to_push(folder)
+    files = files_to_push(folder, trust_remote_code)
+    if check:
+        check_opens(folder, files, trust_remote_code)
     repo_id = create_repository(repo_id, private, exist_ok or create_pr, folder, token)
     with translate_hub_errors(repo_id, retry_command(folder, repo_id, private, revision, create_pr)):
         api = HfApi(token=token)
@@ -213,7 +321,7 @@ class BackgroundPush:
         self.wait()
         copy = tempfile.TemporaryDirectory()
         try:
-            for name in files_to_push(folder):
+            for name in files_to_push(folder, options.get("trust_remote_code", False)):
                 (Path(copy.name) / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / name, Path(copy.name) / name)
         except (OSError, InputError) as error:
@@ -226,7 +334,7 @@ class BackgroundPush:
         """Push the copy, in the worker thread. The warning omits the retry command, because the copy is removed."""
         with copy:
             try:
-                push(Path(copy.name), repo_id, **options)
+                push(Path(copy.name), repo_id, check=False, **options)  # opening it would slow down training
             except HubError as error:
                 logger.warning(NOT_PUSHED, folder, error.reason)
             except InputError as error:

@@ -124,13 +124,17 @@ class ContrastiveLoss(nn.Module):
     def hyperparameters(self) -> dict[str, Any]:
         """Constructor arguments that define the objective, as JSON-serializable values, for records and model cards.
 
-        A divergence or a similarity is given by its name. Arguments that are not plain attributes, and
+        A similarity is given by its name, a divergence by its name, or the `package.module:attribute` that it was
+        loaded from, and its parameters. Arguments that are not plain attributes, and
         `block_size`, which does not change the value, are skipped."""
         values = {name: vars(self)[name] for name in constructor_arguments(type(self)) if name in vars(self)}
         values.pop("block_size", None)
         if not self.similarity.uses_gamma:
             values.pop("gamma", None)
-        return {name: to_json(value) for name, value in values.items()}
+        found = {name: to_json(value) for name, value in values.items()}
+        for value in values.values():
+            found |= value.parameters if isinstance(value, FDivergence) else {}
+        return found
 
     @property
     def formula(self) -> str:
@@ -500,7 +504,9 @@ def to_json(value: Any) -> Any:
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, Tensor):
         return value.tolist()
-    if isinstance(value, FDivergence | Similarity):
+    if isinstance(value, FDivergence):
+        return value.source or value.name
+    if isinstance(value, Similarity):
         return value.name
     return value.__name__ if inspect.isroutine(value) or isinstance(value, type) else type(value).__name__
 

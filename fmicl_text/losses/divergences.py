@@ -66,6 +66,8 @@ class FDivergence:
         score: r -> f'(e^r), increasing in r.
         conjugate: r -> (f* o f')(e^r), increasing in r.
         formulas: f(u), up to c(u - 1), score and conjugate as text, for model cards.
+        parameters: Parameters of f by name, for records and model cards.
+        source: `package.module:attribute`, if it was loaded from there.
         made_by: See `pickled_as`.
 
     Each function takes a tensor and returns one of the same shape and dtype.
@@ -76,6 +78,8 @@ class FDivergence:
     score: Callable[[Tensor], Tensor]
     conjugate: Callable[[Tensor], Tensor]
     formulas: tuple[str, str, str] | None = field(default=None, compare=False)
+    parameters: dict[str, float] = field(default_factory=dict, compare=False)
+    source: str | None = field(default=None, compare=False)
     made_by: tuple[Callable[..., FDivergence], tuple[Any, ...]] | None = field(
         default=None, init=False, compare=False, repr=False
     )
@@ -185,14 +189,16 @@ def tsallis(order: float = 3.0) -> FDivergence:
     """
     require_positive("tsallis_order", order)
     formulas = ("(u^a - 1)/(a-1)", "a/(a-1) (e^((a-1)r) - 1)", "e^(ar) - 1")
+    parameters = {"tsallis_order": order}
     if order == 1.0:
-        return replace(kl(), name="tsallis", formulas=formulas).pickled_as(tsallis, order)
+        return replace(kl(), name="tsallis", formulas=formulas, parameters=parameters).pickled_as(tsallis, order)
     return FDivergence(
         "tsallis",
         lambda u: (u**order - 1 - order * (u - 1)) / (order - 1),
         lambda r: order / (order - 1) * expm1((order - 1) * r),
         lambda r: expm1(order * r),
         formulas,
+        parameters,
     ).pickled_as(tsallis, order)
 
 
@@ -337,7 +343,7 @@ def load_divergence(name: str) -> FDivergence:
     expected = f"one of {', '.join(DIVERGENCES)}, or package.module:attribute, an FDivergence or a convex function f"
     found = import_attribute("divergence", name, expected)
     if isinstance(found, FDivergence):
-        return found
+        return replace(found, source=name)
     if isinstance(found, type) or not callable(found):
         raise ValueError(f"divergence={name}: is of type {type(found).__name__}, expected {expected}")
     try:
@@ -345,4 +351,4 @@ def load_divergence(name: str) -> FDivergence:
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = f"elementwise function of a tensor u > 0 ({' '.join(str(error).split())})"
         raise ValueError(f"divergence={name}: f must be an {reason}") from error
-    return replace(divergence, name=name.partition(":")[2]).pickled_as(load_divergence, name)
+    return replace(divergence, name=name.partition(":")[2], source=name).pickled_as(load_divergence, name)

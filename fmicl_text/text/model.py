@@ -27,6 +27,7 @@ from fmicl_text.text.lora import (
     quantization_config,
     save_with_weights,
 )
+from fmicl_text.text.settings import encoder_settings
 from fmicl_text.text.tokenization import training_rows
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class TextContrastiveModel(ContrastiveModel):
             "base_revision": hub_commit(self.backbone),
             "pooling": next(module.pooling_mode for module in self.encoder if isinstance(module, Pooling)),
             "size": self.encoder.max_seq_length,
+            **encoder_settings(self.encoder),
         }
 
     def describe_training(self) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text.errors import InputError
-from fmicl_text.evaluation.report import library_versions
+from fmicl_text.evaluation.report import float32_products, library_versions
+from fmicl_text.losses.contrastive import ContrastiveLoss
+from fmicl_text.losses.objectives import PairObjective
 from fmicl_text.training.checkpoint import (
     STATE,
     UNFINISHED,
@@ -47,12 +49,12 @@ RESUME_KEYS = (  # arguments that affect the final weights
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "momentum", "weight_decay", "max_grad_norm"),
     *("eval_strategy", "eval_steps", "eval_delay", "load_best_model_at_end", "metric_for_best_model"),
-    "greater_is_better",
+    *("greater_is_better", "optim_target_modules", "torch_compile"),
 )
 ACCELERATOR_KEYS = ("split_batches", "even_batches", "use_seedable_sampler")
 # Entries of the resume signature that may differ when a finished run is started again.
 VERSIONS = ("torch", "transformers", "fmicl_text")
-INCIDENTAL_KEYS = ("threads", "dataloader_num_workers", "callbacks", *VERSIONS)
+INCIDENTAL_KEYS = ("threads", "device", "float32_products", "dataloader_num_workers", "callbacks", *VERSIONS)
 # Arguments that do not affect the final weights; a change is reported.
 HARMLESS_KEYS = ("save_strategy", "save_steps")
 # Entries of the resume signature that must be equal unless `resume_changed` is given.
@@ -153,7 +155,9 @@ class Checkpointer:
         run |= {"objective_name": trainer.loss.objective_name} | trainer.loss.hyperparameters
         accelerator: Any = args.accelerator_config
         run |= {name: getattr(accelerator, name) for name in ACCELERATOR_KEYS}
+        run |= {"loss_class": class_name(trainer.loss), "objective_values": objective_values(trainer.loss)}
         run |= {"processes": args.world_size, "precision": trainer.accelerator.mixed_precision}
+        run |= {"device": args.device.type, "float32_products": float32_products(args.device.type)}
         run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
         run |= {"dataloader_num_workers": args.dataloader_num_workers} if has_several_shards(rows) else {}
         run |= {"callbacks": self.callback_settings(), "save_only_model": args.save_only_model}
@@ -310,6 +314,24 @@ class Checkpointer:
         else:
             warnings.warn(f"{best} is corrupted ({problem}): using the last weights instead of the best", stacklevel=2)
             state.best_global_step = state.global_step
+
+
+def class_name(loss: ContrastiveLoss) -> str:
+    """The module and class of a loss: two modules may each have a class of one name."""
+    return f"{type(loss).__module__}:{type(loss).__qualname__}"
+
+
+def objective_values(loss: ContrastiveLoss) -> list[float] | None:
+    """Similarities and terms of a loss at inner products of 0.9 (positive) and 0.1 (negative), to six digits. They
+    differ if a user-defined divergence, similarity or objective of the same name has changed. None if the loss is not a
+    mean over pairs."""
+    if not isinstance(objective := loss.objective, PairObjective):
+        return None
+    products = torch.tensor([0.9, 0.1], dtype=torch.float64)
+    positive, negative = loss.similarity.of_product(products, loss.gamma)
+    pair = objective.pair(negative)
+    values = (positive, negative, objective.score(positive), pair, objective.outer(pair))
+    return [float(f"{float(value):.6g}") for value in values]
 
 
 def optimizer_state_ratio(trainer: Any) -> float:

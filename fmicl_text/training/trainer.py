@@ -586,6 +586,7 @@ class FMICLTrainer(Trainer):
         write_card(run_record(self, scores_at(self, step)), folder, self.hub_model_id)
         options: dict[str, Any] = {"message": message, "revision": revision or self.args.hub_revision, "token": token}
         options |= {"private": self.args.hub_private_repo, "exist_ok": True}
+        options |= {"trust_remote_code": bool(getattr(self.model.encoder, "trust_remote_code", False))}
         background: Any = self.background_push
         if blocking:
             background.wait()

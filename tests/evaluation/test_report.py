@@ -1,12 +1,18 @@
 """Tables and JSON."""
 
 import json
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
+import yaml
 
+from fmicl_text import FMICLLoss, FMICLTrainingArguments
 from fmicl_text.cli import compare
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.report import (
+    PAPER_COLUMN,
+    PAPER_STS_AVERAGE,
     SEVEN_TASKS,
     before_after_table,
     library_versions,
@@ -16,6 +22,10 @@ from fmicl_text.evaluation.report import (
     score_rows,
     write_json,
 )
+from fmicl_text.losses.divergences import tsallis
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs" / "text"
+ARGUMENTS = {item.name for item in fields(FMICLTrainingArguments)}
 
 
 def test_markdown_table_is_aligned_and_a_missing_value_is_empty():
@@ -75,15 +85,87 @@ def test_average_only_when_all_seven_are_there():
     assert incomplete["STS12"] is None and "Avg." not in incomplete and incomplete["STS13"] == "72.00 ± 1.41"
 
 
-def test_the_average_in_the_paper_is_shown_for_the_same_objective():
-    def seven(**changes):
-        return [result("a", task, 70.0, **changes) for task in SEVEN_TASKS]
+# What eval/sts.py reports of a run of recipes/configs/text/bert-base-kl.yaml.
+PAPER_RUN = {
+    "objective": "fmicl-kl",
+    "base_model": "google-bert/bert-base-uncased",
+    "hyperparameters": FMICLLoss("kl", global_batch="gather").hyperparameters,
+    "processes": 1,
+    "data": {"rows": 999_990, "blank rows skipped": 10},
+    "settings": {"train_file": "data/wiki1m_for_simcse.txt", "pooling": "cls", "head": "simcse", "max_seq_length": 32,
+                 "per_device_train_batch_size": 64, "learning_rate": 3e-5, "num_train_epochs": 1.0},
+}  # fmt: skip
 
-    paper = "Avg. in the paper, BERT-base"
-    assert score_rows(seven(trained={"objective": "fmicl-kl"}))[0][paper] == 78.02
-    assert paper not in score_rows(seven(trained={"objective": "fmicl-jeffrey"}))[0]
-    assert paper not in score_rows(seven())[0]
-    assert paper not in score_rows(seven(trained={"objective": "fmicl-kl"})[:-1])[0]
+
+def seven(trained=None, **changes):
+    trained = {} if trained is None else {"trained": trained}
+    return [result("a", task, 70.0, **trained, **changes) for task in SEVEN_TASKS]
+
+
+def other(**settings):
+    return PAPER_RUN | {"settings": PAPER_RUN["settings"] | settings}
+
+
+def test_the_average_in_the_paper_is_shown_for_its_setting():
+    assert score_rows(seven(PAPER_RUN))[0][PAPER_COLUMN] == 78.02
+    two = PAPER_RUN | {"processes": 2, "settings": other(per_device_train_batch_size=32)["settings"]}
+    assert score_rows(seven(two))[0][PAPER_COLUMN] == 78.02
+    for objective, published in PAPER_STS_AVERAGE.items():
+        config = yaml.safe_load((CONFIGS / f"bert-base-{objective.removeprefix('fmicl-')}.yaml").read_text())
+        args = FMICLTrainingArguments(**{name: value for name, value in config.items() if name in ARGUMENTS})
+        run = PAPER_RUN | {"objective": args.objective_name, "hyperparameters": args.build_loss().hyperparameters}
+        run |= {"base_model": config["model_name_or_path"]}
+        settings = {name: value for name, value in config.items() if name in PAPER_RUN["settings"]}
+        assert args.objective_name == objective
+        assert score_rows(seven(run | {"settings": settings}))[0][PAPER_COLUMN] == published
+
+
+DIFFERENT = {
+    "no run": None,
+    "an objective without a published score": PAPER_RUN | {"objective": "fmicl-jeffrey"},
+    "a small model": PAPER_RUN | {"base_model": "prajjwal1/bert-tiny"},
+    "a local model": PAPER_RUN | {"base_model": None},
+    "another alpha": PAPER_RUN | {"hyperparameters": FMICLLoss("kl", alpha=4096.0).hyperparameters},
+    "cross view": PAPER_RUN | {"hyperparameters": FMICLLoss("kl", negatives="cross_view").hyperparameters},
+    "cosine": PAPER_RUN | {"hyperparameters": FMICLLoss("kl", similarity="cosine").hyperparameters},
+    "another order": PAPER_RUN
+    | {"objective": "fmicl-tsallis", "hyperparameters": FMICLLoss(tsallis(2.0)).hyperparameters},
+    "less data": PAPER_RUN | {"data": {"rows": 100_000}},
+    "other data": other(train_file="other.txt"),
+    "a larger batch": other(per_device_train_batch_size=128),
+    "more processes": PAPER_RUN | {"processes": 8},
+    "longer texts": other(max_seq_length=64),
+    "no head": other(head="none"),
+    "another rate": other(learning_rate=1e-5),
+    "more epochs": other(num_train_epochs=3.0),
+    "few steps": other(max_steps=60),
+    "adapters": other(lora_rank=8),
+    "an older record": {"objective": "fmicl-kl", "seed": 1, "head": "simcse"},
+}
+
+
+@pytest.mark.parametrize("trained", DIFFERENT.values(), ids=DIFFERENT)
+def test_the_average_in_the_paper_is_not_shown_beside_what_differs(trained):
+    assert PAPER_COLUMN not in score_rows(seven(trained))[0]
+
+
+@pytest.mark.parametrize("change", [{"pooling": "mean"}, {"prompt": "q: "}, {"truncate_dim": 64}, {"head": ["Dense"]}])
+def test_nor_beside_another_evaluation(change):
+    assert PAPER_COLUMN not in score_rows(seven(PAPER_RUN, **change))[0]
+    assert PAPER_COLUMN not in score_rows(seven(PAPER_RUN)[:-1])[0]
+
+
+def test_settings_that_differ_are_columns_and_keep_rows_apart():
+    """The same name with another prompt, number of dimensions or tokens is not another seed."""
+    changes = [{}, {"prompt": "query: "}, {"truncate_dim": 64}, {"max_seq_length": 32}, {"precision": "bfloat16"}]
+    common = {"prompt": None, "truncate_dim": None, "max_seq_length": 128, "precision": "float32"}
+    rows = score_rows([result(f"m{i}", "STS13", 70.0 + i, "kl", **common | one) for i, one in enumerate(changes)])
+    assert [row["STS13"] for row in rows] == ["70.00", "71.00", "72.00", "73.00", "74.00"]
+    assert list(rows[0]) == ["model", "protocol", "pooling", "prompt", "dimensions", "tokens", "precision", "STS13"]
+    assert rows[1]["prompt"] == '"query: "' and rows[2]["dimensions"] == "64" and rows[3]["tokens"] == "32"
+    same = score_rows([result("m", "STS13", 70.0, **common)])[0]
+    assert list(same) == ["model", "protocol", "pooling", "STS13"]
+    assert list(score_rows([result("m", "STS13", 70.0, **common | {"prompt": "q: "})])[0])[3] == "prompt"
 
 
 def test_protocols_poolings_and_splits_are_kept_apart():
@@ -116,13 +198,12 @@ def test_sets_are_columns_on_request():
 
 
 def test_many_files_become_one_table_and_one_plot(tmp_path, monkeypatch, capsys):
-    trained = {"objective": "fmicl-kl"}
-    seven = [
-        [result(f"m{i}", task, 60.0 + 3 * i + k, "kl", trained=trained) for k, task in enumerate(SEVEN_TASKS)]
+    scored = [
+        [result(f"m{i}", task, 60.0 + 3 * i + k, "kl", trained=PAPER_RUN) for k, task in enumerate(SEVEN_TASKS)]
         for i in range(2)
     ]
     files = [tmp_path / "1.json", tmp_path / "2.json", tmp_path / "3.json"]
-    for file, entries in zip(files, [*seven, [result("bert", "STS13", 50.0), {"missing": "x"}]], strict=True):
+    for file, entries in zip(files, [*scored, [result("bert", "STS13", 50.0), {"missing": "x"}]], strict=True):
         write_json(file, entries)
     plot = tmp_path / "scores.png"
     monkeypatch.setattr("sys.argv", ["compare", *map(str, files), "--plot", str(plot)])

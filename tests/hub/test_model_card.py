@@ -5,12 +5,14 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from fmicl_text.hub.model_card import MARK, model_card, write_card
 from fmicl_text.hub.run_record import run_record
 from fmicl_text.losses import DIVERGENCES, OBJECTIVES, ContrastiveLoss, FDivergence, FMICLLoss, InfoNCELoss
+from fmicl_text.losses.divergences import tsallis
 
 TEXT_RUN = {
     "objective": "fmicl-js",
@@ -69,9 +71,9 @@ def test_record_and_card_of_every_objective(name):
     trainer = SimpleNamespace(
         loss=loss,
         args=SimpleNamespace(per_device_train_batch_size=8, learning_rate=0.1, seed=1, world_size=1,
-                             load_best_model_at_end=False),
+                             load_best_model_at_end=False, device=torch.device("cpu")),
         state=SimpleNamespace(log_history=[], global_step=3),
-        accelerator=SimpleNamespace(distributed_type=SimpleNamespace(value="NO")),
+        accelerator=SimpleNamespace(distributed_type=SimpleNamespace(value="NO"), mixed_precision="bf16"),
         model=SimpleNamespace(describe=lambda: TEXT_RUN["encoder"]),
         metadata={},
     )  # fmt: skip
@@ -98,6 +100,33 @@ def test_a_text_encoders_card():
                  "torch 2.13.0", "| seed | 7 |", "@article{lu2023fmicl", "training_curve.png",
                  "semantic_search"):  # fmt: skip
         assert part in content, part
+
+
+def test_what_decides_a_score_is_in_the_card(monkeypatch, tmp_path):
+    """The prompt, dimensions, similarity, precision, revisions, the order of tsallis, the module of a divergence."""
+    encoder = {"prompt": "query: ", "prompts": ["query: ", "a|b\n"], "truncate_dim": 64, "similarity_fn_name": "dot"}
+    run = TEXT_RUN | {
+        "encoder": TEXT_RUN["encoder"] | encoder | {"base_revision": "abc123"},
+        "data": {"source": "owner/texts", "columns": "text", "rows": 1000, "revision": "def456"},
+        "settings": TEXT_RUN["settings"] | {"train_file": None},
+        "objective": "fmicl-tsallis",
+        "hyperparameters": FMICLLoss(tsallis(1.5)).hyperparameters,
+        "precision": "bf16",
+    }
+    content = model_card(run, "m")
+    for part in ('| prompt of `encode` | "query: " |', r'| prompts, in training | ["query: ", "a\|b\n"] |',
+                 "| dimensions kept | 64 |", "| similarity | dot |", "| precision | bf16 (mixed) |", "revision abc123",
+                 "| data | owner/texts, revision def456 |", "tsallis_order 1.5"):  # fmt: skip
+        assert part in content, part
+    assert "| precision | float32 with tf32 products |" in model_card(
+        run | {"precision": "no", "float32_products": "tf32"}, "m"
+    )
+    (tmp_path / "mine.py").write_text("def power(u):\n    return u**1.5\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loss = FMICLLoss("mine:power")
+    content = model_card(run | {"objective": loss.objective_name, "hyperparameters": loss.hyperparameters}, "m")
+    assert "f-MICL (power)" in content and "divergence mine:power" in content
+    assert loss.objective_name == "fmicl-power"
 
 
 def test_an_image_encoders_card():

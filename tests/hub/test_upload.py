@@ -1,6 +1,7 @@
 """Pushing an encoder to a local server: the uploaded files, loading them, and all ways to fail."""
 
 import hashlib
+import json
 import re
 import runpy
 import shutil
@@ -8,11 +9,29 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
-from transformers import AutoImageProcessor, AutoModel, ViTConfig
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    Router,
+    StaticEmbedding,
+    Transformer,
+)
+from tokenizers import Tokenizer
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    BertModel,
+    PhobertTokenizer,
+    RobertaConfig,
+    RobertaModel,
+    ViTConfig,
+)
 
 from fmicl_text import InputError, TextContrastiveModel, build_text_encoder
 from fmicl_text.cli.parser import cli_errors
@@ -20,7 +39,7 @@ from fmicl_text.cli.push import main
 from fmicl_text.hub.upload import BackgroundPush, HubError, files_to_push, push
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
 from tests.hub_server import TOKEN, Handler
-from tests.support import TINY_VIT, image_parquet, picture, sentences
+from tests.support import TINY_VIT, image_parquet, peft_or_skip, picture, sentences
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")  # huggingface_hub's own
 
@@ -68,6 +87,157 @@ def test_a_pushed_encoder_opens_with_the_same_vectors(hub, folder, tmp_path):
     assert (SentenceTransformer(fetched, device="cpu").encode(texts) == here).all()
     opened = SentenceTransformer("user/encoder", device="cpu", cache_folder=str(tmp_path / "other"))
     assert (opened.encode(texts) == here).all() and opened[1].pooling_mode == "cls"
+
+
+def save(folder, *modules):
+    SentenceTransformer(modules=list(modules), device="cpu").save_pretrained(str(folder), create_model_card=False)
+
+
+def phobert(folder, bert):
+    """PhoBERT's tokenizer reads vocab.txt and bpe.codes and has no tokenizer.json."""
+    (folder / "source").mkdir(parents=True)
+    (folder / "source" / "bpe.codes").write_text("a t</w> 5\nc at</w> 4\nd o 3\ndo g</w> 2\n")
+    (folder / "source" / "vocab.txt").write_text("cat</w> 5\ndog</w> 4\na</w> 3\nd 2\n".replace("</w>", ""))
+    tokenizer = PhobertTokenizer(str(folder / "source" / "vocab.txt"), str(folder / "source" / "bpe.codes"))
+    config = RobertaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=64, max_position_embeddings=40)  # fmt: skip
+    RobertaModel(config, add_pooling_layer=False).save_pretrained(folder / "source")
+    tokenizer.save_pretrained(folder / "source")
+    module = Transformer(str(folder / "source"), max_seq_length=30)
+    save(folder, module, Pooling(32, "mean"))
+    shutil.rmtree(folder / "source")
+
+
+def with_chat_templates(folder, bert):
+    module = Transformer(bert)
+    module.tokenizer.chat_template = {"default": "{{ messages }}", "search": "search {{ messages }}"}
+    save(folder, module, Pooling(32, "mean"))
+
+
+def with_dense(folder, bert):
+    save(folder, Transformer(bert), Pooling(32, "mean"), Dense(32, 16), Normalize())
+
+
+def static_embedding(folder, bert):
+    save(folder, StaticEmbedding(Tokenizer.from_file(f"{bert}/tokenizer.json"), embedding_dim=8))
+
+
+def router(folder, bert):
+    query, document = ([Transformer(bert), Pooling(32, mode)] for mode in ("mean", "cls"))
+    save(folder, Router.for_query_document(query, document))
+
+
+def sharded(folder, bert):
+    save(folder, Transformer(bert), Pooling(32, "mean"))
+    BertModel.from_pretrained(bert, add_pooling_layer=False).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+
+
+def adapter(folder, bert):
+    peft_or_skip()
+    from peft import LoraConfig
+
+    save(folder / "base", Transformer(bert), Pooling(32, "mean"))
+    module = Transformer(str(folder / "base"))
+    module.model.add_adapter(LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    save(folder, module, Pooling(32, "mean"))
+
+
+KINDS = {
+    phobert: {"bpe.codes", "vocab.txt"},
+    with_chat_templates: {"chat_template.jinja", "additional_chat_templates/search.jinja"},
+    with_dense: {"2_Dense/model.safetensors", "2_Dense/config.json", "modules.json"},
+    static_embedding: {"tokenizer.json", "model.safetensors"},
+    router: {"router_config.json", "query_0_Transformer/model.safetensors", "document_1_Pooling/config.json"},
+    sharded: {"model.safetensors.index.json", "model-00001-of-00005.safetensors"},
+}
+
+
+@pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
+def test_every_file_of_an_encoder_is_pushed(hub, bert_folder, tmp_path, make):
+    """The copy from the Hub opens with the same vectors."""
+    torch.manual_seed(0)
+    make(tmp_path / "run", bert_folder)
+    texts = ["a cat", "a dog", *sentences(2)]
+    here = SentenceTransformer(str(tmp_path / "run"), device="cpu").encode_query(texts)
+    push(tmp_path / "run", "user/encoder")
+    files = hub.repos["user/encoder"]["main"]
+    names = {name.partition("/")[2] if make is static_embedding and "/" in name else name for name in files}
+    assert names >= KINDS[make], names
+    fetched = snapshot_download("user/encoder", cache_dir=tmp_path / "cache")
+    there = SentenceTransformer(fetched, device="cpu").encode_query(texts)
+    assert np.array_equal(here, there) and not np.allclose(here[0], here[1], atol=1e-4)
+
+
+def test_an_adapter_is_pushed_without_the_path_of_a_local_base(hub, bert_folder, tmp_path):
+    adapter(tmp_path / "run", bert_folder)
+    with pytest.raises(InputError, match=r"adapter_config\.json contains the local path"):
+        push(tmp_path / "run", "user/encoder")
+    assert hub.requests == []
+
+
+CODE = """
+from transformers import BertModel
+from .scale import factor
+
+
+class ScaledBert(BertModel):
+    config_class = ScaledConfig
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state * factor
+        return output
+"""
+
+
+def test_custom_code_is_pushed_and_run_only_if_it_is_trusted(hub, folder, tmp_path, monkeypatch, capsys):
+    (folder / "modeling_scaled.py").write_text(CODE)
+    (folder / "scale.py").write_text("factor = -3.0\n")
+    (folder / "private.py").write_text("")
+    config = json.loads((folder / "config.json").read_text())
+    mapped = {"AutoConfig": "modeling_scaled.ScaledConfig", "AutoModel": "modeling_scaled.ScaledBert"}
+    config |= {"auto_map": mapped, "model_type": "scaled"}
+    header = "from transformers import BertConfig\nclass ScaledConfig(BertConfig):\n    model_type = 'scaled'\n"
+    (folder / "modeling_scaled.py").write_text(header + CODE)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="trust_remote_code=True"):
+        push(folder, "user/encoder")
+    assert hub.requests == []
+    command(monkeypatch, folder, "user/encoder", "--trust_remote_code")
+    assert set(hub.repos["user/encoder"]["main"]) == {*ENCODER_FILES, "modeling_scaled.py", "scale.py"}
+
+
+def test_files_of_other_names_stay(folder):
+    """Also JSON files and weights that a user put there."""
+    for name in ("sts.json", "pairs.jsonl", "embeddings.safetensors", "secret.txt", "notes.md", "curve.png"):
+        (folder / name).write_text("{}")
+    assert set(files_to_push(folder)) == ENCODER_FILES
+    (folder / "assets").mkdir()
+    (folder / "assets" / "map.png").write_bytes(b"\x89PNG")
+    (folder.parent / "outside.png").write_bytes(b"\x89PNG")
+    card = '# Mine\n![a map](assets/map.png) <img src="curve.png"> ![o](../outside.png) ![w](https://x.y/z.png)\n'
+    (folder / "README.md").write_text(card)
+    assert set(files_to_push(folder)) == {*ENCODER_FILES, "assets/map.png", "curve.png"}
+
+
+def test_a_copy_that_does_not_open_is_not_pushed(hub, folder, monkeypatch):
+    """A file that the encoder needs and the list lacks, or whose absence changes the vectors."""
+    files = files_to_push(folder)
+    for missing, message in (("model.safetensors", "do not open"), ("1_Pooling/config.json", "do not open|embeddings"),
+                             ("modules.json", "other embeddings")):  # fmt: skip
+        kept = [name for name in files if name != missing]
+        monkeypatch.setattr("fmicl_text.hub.upload.files_to_push", lambda *_, kept=kept: kept)
+        with pytest.raises(InputError, match=message) as error:
+            push(folder, "user/encoder")
+        assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    assert hub.requests == []
+
+
+def test_a_push_does_not_change_the_random_state(hub, folder):
+    state = torch.get_rng_state()
+    push(folder, "user/encoder")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_revision_a_second_push_and_a_pull_request(hub, folder):

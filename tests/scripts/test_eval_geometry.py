@@ -44,6 +44,8 @@ def test_models_side_by_side(monkeypatch, capsys, bert_folder, no_dropout_folder
     assert first["metrics"]["alignment"] > 0.05 and second["metrics"]["alignment"] < 1e-6
     assert first["num_pairs"] == 60 and first["width"] == 32
     assert first["positive_pairs"] == "dropout views" and first["pooling_from"] == "argument" and "kernel" not in first
+    assert (first["prompt"], first["truncated"], first["float32_products"]) == (None, 0.0, "float32")
+    assert first["dropout"]["hidden_dropout_prob"] == 0.1 and second["dropout"]["hidden_dropout_prob"] == 0.0
     header, _, *rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 2 and "effective_rank" in header
     assert plot.read_bytes()[:4] == b"\x89PNG"

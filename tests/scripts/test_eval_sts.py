@@ -196,6 +196,39 @@ def test_pooling_errors_are_caught(plain_model, model, pairs_file, tmp_path, mon
     assert not words_missing(printed.err, ["--model", str(plain_model), "--pooling", "--strict"])
 
 
+def test_what_decides_a_score_is_recorded(plain_model, model, rows, pairs_file, tmp_path, monkeypatch, capsys):
+    """The prompt that the model applies by default or --prompt sets, its dimensions, and the texts that are cut. The
+    score is that of texts with the prompt, from transformers alone."""
+    folder, output = tmp_path / "prompted", tmp_path / "r.json"
+    encoder = SentenceTransformer(str(model), device="cpu", prompts={"query": "a red "}, default_prompt_name="query")
+    encoder.save_pretrained(str(folder))
+
+    def evaluate(*flags):
+        main(monkeypatch, "--model", folder, "--file", pairs_file, "--output", output, *flags)
+        return json.loads(output.read_text())[0]
+
+    prompted = [(f"a red {first}", f"a red {second}", score) for first, second, score in rows]
+    result = evaluate()
+    assert result["prompt"] == "a red " and result["truncated"] == 0 and result["truncate_dim"] is None
+    assert result["similarity_fn_name"] == "cosine" and result["float32_products"] == "float32"
+    assert result["metrics"]["spearman"] == pytest.approx(spearman(plain_model, prompted, "mean"), abs=0.05)
+    assert '| "a red " |' in capsys.readouterr().out
+    none = evaluate("--prompt", "none")
+    assert none["prompt"] is None and none["metrics"]["spearman"] == pytest.approx(
+        spearman(plain_model, rows, "mean"), abs=0.05
+    )
+    assert evaluate("--prompt", "query")["metrics"] == evaluate("--prompt", "a red ")["metrics"] == result["metrics"]
+    assert abs(none["metrics"]["spearman"] - result["metrics"]["spearman"]) > 0.5
+    assert none["evaluation_data"] == result["evaluation_data"]
+    capsys.readouterr()
+    cut = evaluate("--prompt", "none", "--max_seq_length", "10")  # texts of 6 or 9 words, and [CLS] and [SEP]
+    distinct = {first for first, *_ in rows}, {second for _, second, _ in rows}
+    share = len(distinct[1]) / (len(distinct[0]) + len(distinct[1]))
+    assert cut["truncated"] == pytest.approx(share) and cut["max_seq_length"] == 10
+    line = f"sts.py: {folder}, pairs.tsv: {share:.1%} of the texts are truncated to 10 tokens\n"
+    assert line in capsys.readouterr().err
+
+
 def test_seeds_share_a_row_and_errors_do_not_stop_the_rest(
     plain_model, model, rows, pairs_file, tmp_path, monkeypatch, capsys
 ):

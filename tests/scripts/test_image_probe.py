@@ -36,6 +36,12 @@ def test_digits_with_every_probe(monkeypatch, capsys, tmp_path):
     assert list(results[0]["metrics"]) == [*probes, "5 labels per class"]  # raw pixels have no encoder to freeze
     assert results[0]["metrics"]["k-NN, k 1, T 0.1"] > 80 and len(results[2]["metrics"]["5 labels per class"]) == 5
     assert results[2]["model"] == str(folder) and results[2]["layer"] == "encoder"
+    assert (
+        results[2]["pooling"] == "auto" and results[2]["commit"] is None and results[2]["float32_products"] == "float32"
+    )
+    for made in results:  # everything that decides the scores and can be set
+        assert (made["image_size"], made["views"], made["linear_epochs"], made["seed"]) == (16, "gray", 2, 0)
+        assert made["pixel_mean"] == results[0]["pixel_mean"] and len(made["fingerprint"]) > 8
     header, _, *rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 3 and "| linear layer |" in header and " ± " in rows[0]
 
@@ -57,5 +63,7 @@ def test_a_parquet_file_and_pixel_statistics_of_the_model(monkeypatch, tmp_path)
         return original(encoder, pixels, size, mean, std, progress=False)
 
     monkeypatch.setattr("fmicl_text.vision.model.encode_images", record)
-    main(monkeypatch, "--model", tmp_path / "vit", "--images", path, "--held_out", 10, "--ks", 5)
+    output = tmp_path / "r.json"
+    main(monkeypatch, "--model", tmp_path / "vit", "--images", path, "--held_out", 10, "--ks", 5, "--output", output)
     assert used == [(0.1, 0.2, 0.3)] * 4
+    assert json.loads(output.read_text())[2]["pixel_mean"] == [0.1, 0.2, 0.3]

@@ -138,6 +138,16 @@ def test_scores_are_ours(monkeypatch, capsys, tmp_path, pairs, models):
             "head": [],
             "max_seq_length": 40,
             "precision": "float32",
+            "float32_products": "float32",
+            "device": "cpu",
+            "prompt": None,
+            "prompt_is_pooled": True,
+            "do_lower_case": False,
+            "truncation_side": "right",
+            "truncate_dim": None,
+            "similarity_fn_name": "cosine",
+            "truncated": 0.0,
+            "from_cache": False,
             "protocol": PROTOCOL,
             "task": "STSBenchmark",
             "source": "mteb/stsbenchmark-sts",
@@ -239,6 +249,35 @@ def test_the_score_is_that_of_the_cosine(monkeypatch, tmp_path, pairs, models):
     assert entry["metrics"]["spearman"] == pytest.approx(expected["spearman"], abs=1e-4)
     assert 100 * entry["metrics"]["mteb"]["spearman"] == pytest.approx(expected["spearman_dot"], abs=1e-4)
     assert abs(expected["spearman"] - expected["spearman_dot"]) > 1
+
+
+def test_the_prompt_that_mteb_applies_is_recorded(monkeypatch, capsys, tmp_path, pairs, models):
+    """MTEB selects prompts of the model by the name and the type of the task; --prompt replaces them."""
+    serve(monkeypatch, "STSBenchmark", datasets.DatasetDict(test=pairs))
+    folder, output = tmp_path / "prompted", tmp_path / "r.json"
+    shutil.copytree(models["mean"], folder)
+    config = folder / "config_sentence_transformers.json"
+    prompts = {"prompts": {"STS": "a red ", "other": "the "}, "default_prompt_name": "other"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | prompts))
+
+    def evaluate(*flags):
+        run(monkeypatch, "--model", folder, "--tasks", "STSBenchmark", "--output", output, *flags)
+        (entry,) = json.loads(output.read_text())
+        return entry
+
+    def expected(prompt):
+        prompted = {side: [prompt + text for text in pairs[side]] for side in ("sentence1", "sentence2")}
+        return ours(models["mean"], datasets.Dataset.from_dict(prompted | {"score": pairs["score"][:]}))["spearman"]
+
+    for flags, prompt in (((), "a red "), (("--prompt", "the "), "the "), (("--prompt", "other"), "the ")):
+        entry = evaluate(*flags)
+        assert entry["prompt"] == prompt and entry["truncated"] == 0 and not entry["from_cache"]
+        assert entry["metrics"]["spearman"] == pytest.approx(expected(prompt), abs=1e-4)
+    entry = evaluate("--prompt", "none")
+    assert entry["prompt"] is None and entry["metrics"]["spearman"] == pytest.approx(expected(""), abs=1e-4)
+    assert len({round(expected(prompt), 3) for prompt in ("", "the ", "a red ")}) == 3
+    cut = evaluate("--prompt", "none", "--max_seq_length", 5)
+    assert 0.5 < cut["truncated"] <= 1 and "of the texts are truncated to 5 tokens" in capsys.readouterr().err
 
 
 def test_an_entry_for_every_split_and_subset(monkeypatch, capsys, tmp_path, models):

@@ -3,14 +3,17 @@
 import json
 import os
 import shutil
+import sys
 import warnings
 
 import datasets
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
-from fmicl_text import FMICLTrainer, InputError, TextContrastiveModel, build_text_encoder
+from fmicl_text import FDivergence, FMICLLoss, FMICLTrainer, InputError, TextContrastiveModel, build_text_encoder
 from fmicl_text.evaluation.evaluator import STSEvaluator
+from fmicl_text.hub.run_record import run_record
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokenization import training_rows
 from fmicl_text.training import checkpointer
@@ -230,3 +233,65 @@ def test_the_best_of_a_run_is_not_a_checkpoint_of_another(bert_folder, tmp_path)
     resumed = make(tmp_path / "b")
     messages(lambda: resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4")))
     assert same(weights(resumed), weights(best))
+
+
+DIVERGENCE = """
+from fmicl_text import FDivergence
+power = FDivergence.from_convex(lambda u: u**{power}, "power")
+def convex(u):
+    return u**{power}
+"""
+
+
+@pytest.mark.parametrize(
+    "first, then, message",
+    [
+        ({"divergence": "tsallis"}, {"divergence": "tsallis", "tsallis_order": 1.5}, "tsallis_order 3.0 -> 1.5"),
+        ({"divergence": "first:power"}, {"divergence": "second:power"}, "divergence first:power -> second:power"),
+        ({"divergence": "first:convex"}, {"divergence": "second:convex"}, "divergence first:convex -> second:convex"),
+        ({"objective": "first:Loss"}, {"objective": "second:Loss"}, "loss_class first:Loss -> second:Loss"),
+    ],
+)
+def test_another_objective_of_the_same_name_is_reported(bert_folder, tmp_path, monkeypatch, first, then, message):
+    for name in ("first", "second"):
+        text = "from fmicl_text.losses import InfoNCELoss\nclass Loss(InfoNCELoss):\n    pass\n"
+        (tmp_path / f"{name}.py").write_text(text + DIVERGENCE.format(power=1.5))
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    how = SAVING | ({} if "divergence" in first else {"gamma": None, "alpha": None})
+    make_trainer(bert_folder, tmp_path / "out", **how, **first).train()
+    assert resume(make_trainer(bert_folder, tmp_path / "out", **how, **first)) == ""
+    assert message in resume(make_trainer(bert_folder, tmp_path / "out", **how, **then))
+
+
+def test_a_divergence_that_was_edited_is_reported(bert_folder, tmp_path):
+    def make(power):
+        trainer = make_trainer(bert_folder, tmp_path, **SAVING)
+        trainer.loss = FMICLLoss(FDivergence.from_convex(lambda u: u**power, "power"), 2.0, 4.0)
+        return trainer
+
+    make(1.5).train()
+    assert resume(make(1.5)) == ""
+    assert "objective_values" in resume(make(1.7))
+
+
+def test_another_precision_of_products_is_reported(bert_folder, tmp_path):
+    """On a GPU, `tf32=True`; on a CPU, bfloat16 products."""
+    make_trainer(bert_folder, tmp_path, **SAVING).train()
+    products = torch.backends.mkldnn.matmul
+    before, products.fp32_precision = products.fp32_precision, "bf16"
+    try:
+        trainer = make_trainer(bert_folder, tmp_path, **SAVING)
+        assert "float32_products float32 -> bf16" in resume(trainer)
+        assert run_record(trainer, {})["float32_products"] == "bf16"
+    finally:
+        products.fp32_precision = before
+
+
+def test_mixed_precision_of_the_launcher_is_reported(bert_folder, tmp_path, monkeypatch):
+    make_trainer(bert_folder, tmp_path, **SAVING).train()
+    AcceleratorState._reset_state()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    trainer = make_trainer(bert_folder, tmp_path, **SAVING)
+    assert "precision no -> bf16" in resume(trainer)
+    assert run_record(trainer, {})["precision"] == "bf16"
