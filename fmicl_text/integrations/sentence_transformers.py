@@ -107,6 +107,8 @@ class FMICLLoss(losses.FMICLLoss):
             - Use ``BatchSamplers.NO_DUPLICATES`` (:class:`docs <sentence_transformers.base.sampler.BatchSamplers>`) to
               fill batches with different texts. Duplicates are no negatives of each other, so they are harmless, but a
               batch has fewer negative pairs.
+            - Use ``negatives="cross_view"`` for pairs, triplets and n-tuples: an anchor is then compared with the
+              positives of other examples, as in retrieval.
             - Compare alphas in factors of 10 on a development set.
 
         Relations:
@@ -128,7 +130,7 @@ class FMICLLoss(losses.FMICLLoss):
                     "anchor": ["It's nice weather outside today.", "He drove to work."],
                     "positive": ["It's so sunny.", "He took the car to the office."],
                 })
-                loss = FMICLLoss(model, divergence="js", gamma=10, alpha=4096)
+                loss = FMICLLoss(model, divergence="js", gamma=10, alpha=4096, negatives="cross_view")
 
                 trainer = SentenceTransformerTrainer(
                     model=model,
@@ -296,7 +298,9 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
                     "anchor": ["It's nice weather outside today.", "He drove to work."],
                     "positive": ["It's so sunny.", "He took the car to the office."],
                 })
-                loss = CachedFMICLLoss(model, divergence="js", gamma=10, alpha=4096, mini_batch_size=64)
+                loss = CachedFMICLLoss(
+                    model, divergence="js", gamma=10, alpha=4096, negatives="cross_view", mini_batch_size=64
+                )
 
                 trainer = SentenceTransformerTrainer(
                     model=model,

@@ -425,7 +425,7 @@ def test_the_example_of_the_docstring_runs(bert_folder, tmp_path, monkeypatch, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     example = textwrap.dedent(make.__init__.__doc__.split("::\n\n")[-1])
-    assert 'SentenceTransformer("microsoft/mpnet-base")' in example and f"{make.__name__}(model" in example
+    assert 'SentenceTransformer("microsoft/mpnet-base")' in example and f"loss = {make.__name__}(" in example
     variables = {}
     exec(example.replace("microsoft/mpnet-base", bert_folder), variables)
     assert isinstance(variables["loss"], make) and variables["trainer"].state.global_step == 3
