@@ -90,7 +90,9 @@ def claim_output_dir(args: FMICLTrainingArguments, settings: Mapping[str, Any], 
                 check_outside(args.output_dir, f"{name}={path}", path)
         complete_save(args.output_dir)
         finished = bool(args.resume_from_checkpoint)
-        finished = finished and is_finished(args.output_dir, settings, defaults, args.world_size)
+        finished = finished and is_finished(
+            args.output_dir, settings, defaults, args.world_size, str(args.mixed_precision)
+        )
         check_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, finished)
         return finished
 
@@ -104,7 +106,11 @@ def check_outside(output_dir: Any, source: str, data: Any) -> None:
 
 
 def is_finished(
-    output_dir: Any, settings: Mapping[str, Any], defaults: Mapping[str, Any], processes: int | None = None
+    output_dir: Any,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    processes: int | None = None,
+    precision: str | None = None,
 ) -> bool:
     """Whether the results in an output folder are those of a run with these settings."""
     try:
@@ -117,6 +123,7 @@ def is_finished(
     known = [name for name in defaults if name not in INCIDENTAL and not name.startswith(INCIDENTAL_PREFIXES)]
     same = all(same_setting(saved.get(name, defaults[name]), now.get(name, defaults[name])) for name in known)
     same = same and processes in (None, results.get("processes", processes))
+    same = same and precision in (None, results.get("precision", precision))  # that of the launcher is no setting
     if not same or not isinstance(recorded := results.get("inputs", {}), dict):
         return False
     found = input_hashes(settings)

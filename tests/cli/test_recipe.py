@@ -151,6 +151,14 @@ def test_output_inside_any_folder_of_training_text(tmp_path):
         claim_output_dir(arguments(tmp_path / "texts" / "out"), settings, DEFAULTS)
 
 
+def test_a_finished_run_in_another_precision_of_the_launcher_is_another_run(tmp_path, monkeypatch):
+    (tmp_path / "results.json").write_text(json.dumps(RECORD | {"settings": {}, "precision": "no"}))
+    assert claim(tmp_path, resume_from_checkpoint="auto")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(InputError, match=r"already contains results\.json"):
+        claim(tmp_path, resume_from_checkpoint="auto")
+
+
 @pytest.mark.parametrize("text", ["[", "[" * 100_000, "5", '{"settings": 5}', '{"settings": [1]}'])
 def test_results_of_something_else_are_never_replaced(tmp_path, text):
     (tmp_path / "results.json").write_text(text)

@@ -214,7 +214,8 @@ def chi_square(u):
 def test_load_divergence():
     r = torch.linspace(-2, 0, 5)
     assert load_divergence("js") is DIVERGENCES["js"]
-    assert load_divergence(f"{__name__}:SQUARE") is SQUARE
+    loaded = load_divergence(f"{__name__}:SQUARE")
+    assert loaded == SQUARE and loaded.source == f"{__name__}:SQUARE"
     loaded = load_divergence(f"{__name__}:chi_square")
     assert loaded.name == "chi_square"
     torch.testing.assert_close(loaded.conjugate(r), pearson().conjugate(r))
