@@ -42,7 +42,10 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("in [0, 1)", lambda n: 0 <= n < 1, ("adam_beta1", "adam_beta2")),
     ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, ("seed", "data_seed")),
 )
-CHECKPOINTING_OPTIONS = {"use_reentrant", "preserve_rng_state", "determinism_check", "context_fn", "debug"}
+CHECKPOINTING_OPTIONS = {
+    *("use_reentrant", "preserve_rng_state", "determinism_check", "context_fn", "debug"),
+    *("every_n_layers", "offload"),
+}
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FIXED_ARGUMENTS: dict[str, Any] = {
     "auto_find_batch_size": False,  # the batch size changes the objective; mini_batch_size saves memory instead
@@ -73,7 +76,7 @@ FIXED_ARGUMENTS: dict[str, Any] = {
     "eval_do_concat_batches": True,
     "eval_use_gather_object": False,
 }
-# Loggers of transformers: the module that each needs, and the package that contains it.
+# Loggers of transformers: the module that each needs, and the package that has it.
 LOGGERS = {
     **{name: (name, name) for name in ("clearml", "codecarbon", "dvclive", "mlflow", "neptune", "swanlab", "trackio")},
     **{name: (name, name) for name in ("dagshub", "tensorboard", "wandb")},
@@ -195,7 +198,7 @@ class FMICLTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not supported: it hides non-finite losses."})
 
     def __post_init__(self) -> None:
-        self.check_loggers()
+        self.check_installed()
         with warnings.catch_warnings(action="ignore"):  # the trainer's own call warns
             self.output_dir = self.output_dir or f"runs/{self.objective_name}"
         if not torch.accelerator.is_available():
@@ -232,8 +235,13 @@ class FMICLTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name, None) and not self.dataloader_num_workers:
                 raise ValueError(f"{name}={getattr(self, name)} needs dataloader_num_workers above 0")
-        if unknown := set(self.gradient_checkpointing_kwargs or {}) - CHECKPOINTING_OPTIONS:
-            raise ValueError(f"gradient_checkpointing_kwargs does not accept {sorted(unknown)[0]!r}")
+        options: Any = self.activation_checkpointing_kwargs or {}
+        if unknown := set(options) - CHECKPOINTING_OPTIONS:
+            raise ValueError(f"activation_checkpointing_kwargs does not accept {sorted(unknown)[0]!r}")
+        if options.get("offload") and self.device.type == "cpu":
+            raise ValueError(
+                f"activation_checkpointing_kwargs={options} is not supported on a CPU: offload needs a GPU"
+            )
         if self.fsdp and self.world_size == 1:
             raise ValueError(f"fsdp={self.fsdp} needs several processes: start them with `accelerate launch`")
         if (backend := self.torch_compile_backend) is not None and backend.upper() not in DynamoBackend.list():
@@ -288,6 +296,12 @@ class FMICLTrainingArguments(TrainingArguments):
             raise ValueError(f"warmup_steps={self.warmup_steps} {no_effect}{instead}")
         if self.lr_scheduler_kwargs and schedule in NO_SCHEDULE_OPTIONS:
             raise ValueError(f"lr_scheduler_kwargs={self.lr_scheduler_kwargs} {no_effect}")
+        for name, switch in {
+            "activation_checkpointing_kwargs": "activation_checkpointing",
+            "fsdp_config": "fsdp",
+        }.items():
+            if getattr(self, name) and not getattr(self, switch):
+                raise ValueError(f"{name}={getattr(self, name)} has no effect without {switch}")
         if self.optim_target_modules and not any(name in optim for name in TARGETED_OPTIMIZERS):
             raise ValueError(f"optim_target_modules={self.optim_target_modules} has no effect with optim={optim}")
         if self.torch_empty_cache_steps is not None and self.mini_batch_size is not None:
@@ -298,8 +312,10 @@ class FMICLTrainingArguments(TrainingArguments):
         if DebugOption.TPU_METRICS_DEBUG in self.debug:
             raise ValueError("debug=tpu_metrics_debug is not supported; it must be underflow_overflow")
 
-    def check_loggers(self) -> None:
-        """Raise ValueError for a logger that is unknown or not installed."""
+    def check_installed(self) -> None:
+        """Raise ValueError for an engine or a logger that is not installed, and for an unknown logger."""
+        if self.deepspeed and find_spec("deepspeed") is None:
+            raise ValueError(f"deepspeed={self.deepspeed} requires deepspeed: pip install deepspeed")
         names = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or ())
         names = [name for name in names if name not in ("none", "all")]
         for name in names:

@@ -118,5 +118,5 @@ def test_the_line_for_the_warmup_ratio(capsys):
         parse_args(["--warmup_ratio", "0.1"])
     expected = "--warmup_ratio is not an option: use --warmup_steps 0.1 for a tenth of all steps: a number below 1 is"
     assert capsys.readouterr().err == f"x.py: error: {expected} a fraction\n"
-    with pytest.raises(InputError, match="^unknown argument --max_length "):  # images have no length
+    with pytest.raises(InputError, match=r"^unknown argument --max_length "):  # images have no length
         parse_vision_args(["--max_length", "1"])
