@@ -239,9 +239,7 @@ class FMICLTrainingArguments(TrainingArguments):
         if unknown := set(options) - CHECKPOINTING_OPTIONS:
             raise ValueError(f"activation_checkpointing_kwargs does not accept {sorted(unknown)[0]!r}")
         if options.get("offload") and self.device.type == "cpu":
-            raise ValueError(
-                f"activation_checkpointing_kwargs={options} is not supported on a CPU: offload needs a GPU"
-            )
+            raise ValueError(f"activation_checkpointing_kwargs={options} needs a GPU to offload from")
         if self.fsdp and self.world_size == 1:
             raise ValueError(f"fsdp={self.fsdp} needs several processes: start them with `accelerate launch`")
         if (backend := self.torch_compile_backend) is not None and backend.upper() not in DynamoBackend.list():
