@@ -19,7 +19,9 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import number_of_arguments
 
 from fmicl_text.errors import InputError
+from fmicl_text.training.callbacks import NonFiniteError
 from fmicl_text.training.metrics import TrainingMetrics
+from fmicl_text.training.output_dir import create_folder
 
 if TYPE_CHECKING:
     from fmicl_text.training.trainer import FMICLTrainer
@@ -103,11 +105,14 @@ def search_state(trainer: FMICLTrainer) -> Iterator[None]:
 
 @contextmanager
 def trial_state(trainer: FMICLTrainer, trial: Any) -> Iterator[None]:
-    """Within this context, the trainer has the hyperparameters of a trial, and its folder as `output_dir`."""
+    """Within this context, the trainer has the hyperparameters of a trial, and its folder as `output_dir`. The folder
+    gets the trial's trainer_state.json, even if it was pruned or had a non-finite loss."""
     if trial is None or trainer.hp_search_backend is None:
         trainer.update_loss()
         yield
         return
+    from optuna import TrialPruned  # installed, since there is a trial
+
     apply_trial(trainer, trial)
     reset_callbacks(trainer)
     trainer.metrics = TrainingMetrics()
@@ -123,6 +128,10 @@ def trial_state(trainer: FMICLTrainer, trial: Any) -> Iterator[None]:
             dict(trainer.evaluate())
         )  # of the weights that training ends with
         trainer.save_state()
+    except (TrialPruned, NonFiniteError):
+        create_folder(args.output_dir)
+        trainer.save_state()
+        raise
     finally:
         args.output_dir = parent
 

@@ -273,6 +273,13 @@ def test_predictions_and_cards_of_the_base_class_are_named(bert_folder, tmp_path
         trainer.evaluate(sentences(4))
 
 
+def test_a_search_without_optuna_is_named(bert_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fmicl_text.training.search.is_optuna_available", lambda: False)
+    trainer = FMICLTrainer(bert_folder, arguments(tmp_path), train_dataset=sentences(16), evaluator=lambda e: 0.5)
+    with pytest.raises(InputError, match="hyperparameter_search requires optuna: pip install optuna"):
+        trainer.hyperparameter_search()
+
+
 # ---- methods of a subclass
 
 

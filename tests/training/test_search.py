@@ -190,10 +190,22 @@ def test_trials_are_protected_like_runs(bert_folder, tmp_path):
 def test_a_trial_that_diverges_does_not_end_the_search(bert_folder, tmp_path):
     trainer = make(bert_folder, tmp_path, given={"model_init": lambda trial: broken(bert_folder, trial)})
     assert trainer.hyperparameter_search(**alphas(1.0, 2.0)).run_id == "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run-0", "run-1"]
     trainer = make(bert_folder, tmp_path / "b", given={"model_init": lambda trial: broken(bert_folder, trial)})
     with pytest.raises(InputError, match="no trial of the search was completed"):
         trainer.hyperparameter_search(**alphas(1.0))
     assert trainer.args.alpha == 4.0 and trainer.hp_search_backend is None
+
+
+def test_a_pruned_trial_leaves_its_folder(bert_folder, tmp_path):
+    class Pruner(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            return trial.number == 1
+
+    trainer = make(bert_folder, tmp_path)
+    assert trainer.hyperparameter_search(**alphas(1.0, 2.0, 3.0), pruner=Pruner()).run_id != "1"
+    steps = [json.loads((tmp_path / f"run-{i}" / "trainer_state.json").read_text())["global_step"] for i in range(3)]
+    assert steps == [4, 2, 4] and not trainer.output_dir.held
 
 
 def broken(folder, trial):
