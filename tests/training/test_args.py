@@ -334,3 +334,7 @@ def test_tokens_seen_are_counted_for_text_only(bert_folder, tmp_path):
     trainer.train()
     counts = [entry["num_input_tokens_seen"] for entry in trainer.state.log_history if "loss" in entry]
     assert 0 < counts[0] < counts[1] <= 2 * 2 * 8 * 14
+    model = trainer.model
+    model.unit = "images"
+    with pytest.raises(InputError, match="include_num_input_tokens_seen=all does not apply to images"):
+        FMICLTrainer(model, arguments(tmp_path, include_num_input_tokens_seen=True))
