@@ -19,7 +19,6 @@ from transformers import set_seed
 from fmicl_text import FMICLTrainer, TextContrastiveModel, build_text_encoder
 from fmicl_text.cli.parser import cli_errors, default_settings, resolved_settings
 from fmicl_text.cli.recipe import (
-    check_processes,
     claim_output_dir,
     end_together,
     finished_message,
@@ -34,6 +33,7 @@ from fmicl_text.evaluation.report import before_after_table
 from fmicl_text.evaluation.sts import STSB_HUB_NAME, load_pairs, load_stsb
 from fmicl_text.hub.run_record import scored_on
 from fmicl_text.loading import hub_revision
+from fmicl_text.processes import check_processes
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import set_prompts, training_prompts
 from fmicl_text.text.tokenization import training_rows

@@ -20,7 +20,6 @@ from transformers import ViTImageProcessorPil, set_seed
 
 from fmicl_text.cli.parser import cli_errors, default_settings, resolved_settings
 from fmicl_text.cli.recipe import (
-    check_processes,
     claim_output_dir,
     end_together,
     finished_message,
@@ -32,6 +31,7 @@ from fmicl_text.cli.recipe import (
 from fmicl_text.cli.vision import parse_vision_args
 from fmicl_text.evaluation.report import markdown_table
 from fmicl_text.hub.run_record import scored_on
+from fmicl_text.processes import check_processes
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.data import Images, TrainingRows, check_channels, collate_images, load_digits, load_images, split
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder, pixel_statistics

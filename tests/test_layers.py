@@ -15,6 +15,7 @@ ALLOWED = {
     "__init__": set(),
     "errors": set(),
     "files": {"errors"},
+    "processes": {"errors"},
     "quickstart": set(),
     "losses": {"errors"},
     "loading": {"errors", "files"},
@@ -23,11 +24,11 @@ ALLOWED = {
     "evaluation": {"errors", "files", "loading", "losses", "text"},
     "vision": {"errors", "evaluation", "files", "loading", "model"},
     "hub": {"errors", "evaluation", "files", "loading"},
-    "training": {"errors", "evaluation", "files", "hub", "loading", "losses", "model", "text"},
+    "training": {"errors", "evaluation", "files", "hub", "loading", "losses", "model", "processes", "text"},
     "integrations": {"errors", "hub", "losses"},
     "cli": {
-        *("errors", "evaluation", "files", "hub", "loading", "losses", "model", "quickstart", "text", "training"),
-        "vision",
+        *("errors", "evaluation", "files", "hub", "loading", "losses", "model", "processes", "quickstart", "text"),
+        *("training", "vision"),
     },
 }
 

@@ -1,8 +1,4 @@
-"""How this process was launched: the number of processes requested, and the command that resumes the run.
-
-accelerate does not pass the requested number on to the processes that it starts, so it is read from the command line of
-the parent process.
-"""
+"""How this process was launched: the command that resumes the run."""
 
 from __future__ import annotations
 
@@ -16,47 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from accelerate.commands.config import default_config_file, load_config_from_file
-from accelerate.commands.launch import launch_command_parser
 
-from fmicl_text.cli.main import LAUNCH
+from fmicl_text.processes import LAUNCH, launch_arguments
 
 SHELLS = ("sh", "bash", "dash", "zsh", "fish", "csh", "tcsh", "ksh")
-
-
-def launcher_arguments(parents: Sequence[psutil.Process]) -> list[str] | None:
-    """The arguments of `accelerate launch`, in this process or in the command of a parent process; None without it."""
-    if LAUNCH in os.environ:
-        return list(json.loads(os.environ[LAUNCH])["launcher"])
-    for parent in parents:
-        with contextlib.suppress(psutil.Error):
-            if (arguments := launch_arguments(parent.cmdline())) is not None:
-                return arguments
-    return None
-
-
-def launch_arguments(command: list[str]) -> list[str] | None:
-    """The arguments after `accelerate launch`, in any of its spellings; None for another command."""
-    for i, word in enumerate(command):
-        cli = Path(word).name == "accelerate" or word == "accelerate.commands.accelerate_cli"
-        if cli and command[i + 1 : i + 2] == ["launch"]:
-            return command[i + 2 :]
-        if Path(word).name == "accelerate-launch" or word == "accelerate.commands.launch":
-            return command[i + 1 :]
-    return None
-
-
-def launcher_processes(arguments: list[str] | None) -> int:
-    """The number of processes that `accelerate launch` starts: from these arguments, else from its configuration file
-    (by default that of `accelerate config`), else 1."""
-    if arguments is None:
-        return 1
-    with contextlib.suppress(SystemExit):  # arguments that accelerate itself would reject
-        asked, _ = launch_command_parser().parse_known_args([*arguments, "script"])
-        by_default = default_config_file if Path(default_config_file).is_file() and not asked.cpu else None
-        file = asked.config_file or by_default
-        return asked.num_processes or (load_config_from_file(file).num_processes if file else None) or 1
-    return 1
 
 
 def resume_command(checkpoint: str, overwrite: bool = False) -> str:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import fmicl_text
+from fmicl_text.processes import LAUNCH
 
 PACKAGE = Path(__file__).parents[1]
-LAUNCH = "FMICL_TEXT_LAUNCH"  # environment variable with the command of this process and its children
 
 
 class Subcommand(NamedTuple):

@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from transformers import HfArgumentParser, Trainer, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
 
 from fmicl_text.cli.checks import check_filled
 from fmicl_text.cli.help import recipe_help
@@ -31,6 +30,51 @@ from fmicl_text.files import DISK_FULL, check_regular, is_disk_full
 from fmicl_text.training.args import FMICLTrainingArguments
 
 FLAGS: set[str] = set()  # names of the options of this command line, for messages
+# Options of transformers 4, SimCSE and sentence-transformers under another name here, and what replaces each.
+RENAMED = {
+    "adafactor": "optim=adafactor",
+    "batch_size": "per_device_train_batch_size",
+    "bf16_backend": "bf16=True",
+    "cache_dir": "the environment variable HF_HOME",
+    "config_name": "model_name_or_path",
+    "dataset_config_name": "dataset_config",
+    "dispatch_batches": 'accelerator_config={"dispatch_batches": ...}',
+    "epochs": "num_train_epochs",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "evaluation_strategy": "eval_strategy",
+    "fp16_backend": "fp16=True",
+    "fp16_opt_level": "fp16=True",
+    "fsdp_min_num_params": 'fsdp_config={"min_num_params": ...}',
+    "fsdp_transformer_layer_cls_to_wrap": 'fsdp_config={"transformer_layer_cls_to_wrap": ...}',
+    "group_by_length": "train_sampling_strategy=group_by_length",
+    "half_precision_backend": "fp16=True",
+    "include_inputs_for_metrics": "an evaluator",
+    "include_tokens_per_second": "the throughput in every log",
+    "logging_dir": "the environment variable TENSORBOARD_LOGGING_DIR",
+    "lr": "learning_rate",
+    "margin": "your own objective=package.module:Class",
+    "max_length": "max_seq_length",
+    "mlp_only_train": "head=simcse, which is never exported",
+    "model_name": "model_name_or_path",
+    "no_cuda": "use_cpu=True",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "pooler_type": "pooling",
+    "push_to_hub_model_id": "hub_model_id",
+    "push_to_hub_organization": "hub_model_id=organization/name",
+    "push_to_hub_token": "`hf auth login` or the environment variable HF_TOKEN",
+    "scale": "gamma=scale/2, or temperature=1/scale with objective=infonce",
+    "sharded_ddp": "fsdp",
+    "split_batches": 'accelerator_config={"split_batches": ...}',
+    "temp": "temperature with objective=infonce; gamma=1/(2 temp) else",
+    "tokenizer_name": "model_name_or_path",
+    "torchdynamo": "torch_compile_backend",
+    "train_batch_size": "per_device_train_batch_size",
+    "use_auth_token": "`hf auth login` or the environment variable HF_TOKEN",
+    "validation_file": "sts_dev_file",
+    "warmup_ratio": "warmup_steps=0.1 for a tenth of all steps: a number below 1 is a fraction",
+    "xpu_backend": "ddp_backend",
+}
 
 
 @contextmanager
@@ -193,7 +237,7 @@ def parse_groups(
     check_filled(from_file)
     named, unknown = parser.parse_known_args([*from_file, *argv])
     if unknown:
-        raise InputError(f"unknown argument {unknown[0]} (--help lists the options)")
+        raise InputError(unknown_option(unknown[0], known_flags(parser)))
     if (preset_file := preset_of(named)) is not None:
         preset = yaml_flags(preset_file, known_flags(parser))
         if any(flag.startswith("--num_train_epochs") for flag in (*from_file, *argv)):
@@ -205,21 +249,9 @@ def parse_groups(
     check(namespace)
     find_own_modules(on_command_line)
     try:
-        parsed = parser.parse_dict(vars(namespace))
-        check_loggers(parsed[-1].report_to)
-        return parsed
+        return parser.parse_dict(vars(namespace))
     except (ValueError, TypeError, ArithmeticError, ImportError, RuntimeError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
-
-
-def check_loggers(report_to: list[str]) -> None:
-    """Raise `InputError` for a logger that is unknown or not installed."""
-    for name in report_to:
-        try:
-            for logger in get_reporting_integration_callbacks([name]):
-                logger()
-        except (RuntimeError, ImportError) as error:
-            raise InputError(f"--report_to {name}: {' '.join(str(error).split())}") from error
 
 
 def find_own_modules(on_command_line: Namespace) -> None:
@@ -288,6 +320,22 @@ def check_needs_dataset(namespace: Namespace, **defaults: str | None) -> None:
             raise InputError(f"--{name} requires --dataset_name")
 
 
+def unknown_option(flag: str, known: Mapping[str, bool]) -> str:
+    """The message for a flag that this command line does not have. It names what replaces an option that other programs
+    have.
+
+    Args:
+        flag: As it was given.
+        known: Names of the options that there are.
+    """
+    name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+    instead = RENAMED.get(name, "")
+    option = re.match(r"\w*", instead)[0]  # type: ignore[index]
+    if instead and ("_" not in option or option in known):
+        return f"--{name} is not an option: use {instead}"
+    return f"unknown argument {flag} (--help lists the options)"
+
+
 def known_flags(parser: argparse.ArgumentParser) -> dict[str, bool]:
     """Keys that a YAML file may contain, and whether their values may be lists."""
     skipped = ("help", "help_all", "config")
@@ -321,7 +369,8 @@ def yaml_flags(path: Path, known: Mapping[str, bool]) -> list[str]:
     if settings.get("trust_remote_code"):
         raise InputError(f"--config {path}: trust_remote_code can only be set on the command line")
     if unknown := [key for key in settings if key not in known]:
-        raise InputError(f"--config {path}: unknown key {unknown[0]}")
+        message = unknown_option(str(unknown[0]), known)
+        raise InputError(f"--config {path}: {message.replace('unknown argument', 'unknown key')}")
     document: Any = yaml.compose(text, yaml.SafeLoader)
     keys = [key.value for key, _ in document.value]
     if twice := [key for key in settings if keys.count(key) > 1]:

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from fmicl_text.cli.launcher import launcher_arguments, launcher_processes, resume_command
+from fmicl_text.cli.launcher import resume_command
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
@@ -50,23 +48,6 @@ INCIDENTAL_PREFIXES = (
         "torch_empty_cache",
     ),
 )
-
-
-def check_processes(args: FMICLTrainingArguments) -> None:
-    """Check that all requested processes are running. On a CPU, accelerate may silently start only one, or several that
-    are not connected and write to the same folder.
-
-    Raises:
-        InputError: Fewer are running. The message explains how to start the others.
-    """
-    launched = launcher_arguments(psutil.Process().parents())
-    requested = max(int(os.environ.get("WORLD_SIZE", 1)), launcher_processes(launched))
-    if requested > args.world_size:
-        on_cpu = "on CPUs start them with `accelerate launch --multi_gpu --num_processes N` and pass --use_cpu True"
-        raise InputError(
-            f"{requested} processes were requested, but the world size is {args.world_size}: "
-            + (on_cpu if args.device.type == "cpu" else "see `accelerate launch --help`")
-        )
 
 
 def claim_output_dir(args: FMICLTrainingArguments, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:

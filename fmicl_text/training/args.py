@@ -6,13 +6,15 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
+from transformers.debug_utils import DebugOption
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import is_liger_kernel_available
 
 from fmicl_text.losses.contrastive import (
     IN_BATCH,
@@ -35,14 +37,18 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("at least 0", lambda n: n >= 0, ("dataloader_num_workers",)),
     ("at least 2", lambda n: n >= 2, ("per_device_train_batch_size",)),
     ("at least 1", lambda n: n >= 1, ("gradient_accumulation_steps", "save_total_limit", "dataloader_prefetch_factor")),
+    ("at least 1", lambda n: n >= 1, ("per_device_eval_batch_size", "ddp_timeout")),
     ("at least 1, or -1 for num_train_epochs", lambda n: n >= 1 or n == -1, ("max_steps",)),
     ("in [0, 1)", lambda n: 0 <= n < 1, ("adam_beta1", "adam_beta2")),
     ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, ("seed", "data_seed")),
 )
-CHECKPOINTING_OPTIONS = {"use_reentrant", "preserve_rng_state", "determinism_check", "context_fn", "debug"}
+CHECKPOINTING_OPTIONS = {
+    *("use_reentrant", "preserve_rng_state", "determinism_check", "context_fn", "debug"),
+    *("every_n_layers", "offload"),
+}
 PAIR_NEGATIVES = "cross_view"  # measured in recipes/README.md, "Pairs and triplets"
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-FIXED_ARGUMENTS = {
+FIXED_ARGUMENTS: dict[str, Any] = {
     "auto_find_batch_size": False,  # the batch size changes the objective; mini_batch_size saves memory instead
     "enable_jit_checkpoint": False,  # SIGTERM already saves an exact checkpoint
     "ignore_data_skip": False,  # a resumed run would see different batches
@@ -50,9 +56,38 @@ FIXED_ARGUMENTS = {
     "dataloader_drop_last": True,  # a last batch of one has no negative
     "logging_nan_inf_filter": False,  # it would hide non-finite losses
     "neftune_noise_alpha": None,
-    "label_smoothing_factor": 0.0,  # there are no labels
     "remove_unused_columns": False,  # the collator reads the text
+    "length_column_name": "length",  # of text that is tokenized before training
+    "save_on_each_node": False,  # checkpoints need an output_dir that all machines share
+    "parallelism_config": None,  # the loss needs complete embeddings of different rows in each process
+    "use_liger_kernel": False,  # transformers would not apply it to an encoder inside another module
+    "liger_kernel_config": None,
+    "use_cache": False,  # of generation
+    # There are no labels, and no loss is evaluated: an evaluator scores the encoder.
+    "label_names": None,
+    "label_smoothing_factor": 0.0,
+    "average_tokens_across_devices": True,
+    "do_predict": False,
+    "bf16_full_eval": False,
+    "fp16_full_eval": False,
+    "prediction_loss_only": False,
+    "include_for_metrics": [],
+    "batch_eval_metrics": False,
+    "eval_accumulation_steps": None,
+    "eval_do_concat_batches": True,
+    "eval_use_gather_object": False,
 }
+# Loggers of transformers: the module that each needs, and the package that has it.
+LOGGERS = {
+    **{name: (name, name) for name in ("clearml", "codecarbon", "dvclive", "mlflow", "neptune", "swanlab", "trackio")},
+    **{name: (name, name) for name in ("dagshub", "tensorboard", "wandb")},
+    "azure_ml": ("azureml", "azureml-sdk"),
+    "comet_ml": ("comet_ml", "comet-ml"),
+    "flyte": ("flytekit", "flytekit"),
+}
+NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # schedules that ignore warmup_steps
+NO_SCHEDULE_OPTIONS = ("constant", "constant_with_warmup")  # schedules that ignore lr_scheduler_kwargs
+TARGETED_OPTIMIZERS = ("galore", "apollo")  # in the names of those that use optim_target_modules
 
 
 @dataclass
@@ -61,9 +96,9 @@ class FMICLTrainingArguments(TrainingArguments):
     class; one that the objective does not accept raises an error.
 
     Changed defaults: the paper's text setting (batch 64, learning rate 3e-5, one epoch); two checkpoints kept; a log
-    line every 25 steps; `output_dir` runs/<objective>; `ddp_find_unused_parameters` off (every parameter gets a
-    gradient); each process reads a stream itself (`dispatch_batches` off); and the values in `FIXED_ARGUMENTS`, which
-    cannot be changed.
+    line every 25 steps; `per_device_eval_batch_size` None, which keeps the evaluator's batch size; `output_dir`
+    runs/<objective>; `ddp_find_unused_parameters` off (every parameter gets a gradient); each process reads a stream
+    itself (`dispatch_batches` off); and the values in `FIXED_ARGUMENTS`, which cannot be changed.
     """
 
     objective: str = field(
@@ -144,6 +179,9 @@ class FMICLTrainingArguments(TrainingArguments):
     per_device_train_batch_size: int = field(
         default=64, metadata={"help": "Examples per step and process, >= 2. Larger batches have more negatives."}
     )
+    per_device_eval_batch_size: int | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Inputs per forward pass of the evaluator (default: the evaluator's own)."}
+    )
     learning_rate: float = field(default=3e-5, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Number of epochs, unless max_steps is given."})
     logging_steps: float = field(default=25, metadata={"help": "Log every N steps."})
@@ -161,6 +199,7 @@ class FMICLTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not supported: it hides non-finite losses."})
 
     def __post_init__(self) -> None:
+        self.check_installed()
         with warnings.catch_warnings(action="ignore"):  # the trainer's own call warns
             self.output_dir = self.output_dir or f"runs/{self.objective_name}"
         if not torch.accelerator.is_available():
@@ -197,10 +236,11 @@ class FMICLTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name, None) and not self.dataloader_num_workers:
                 raise ValueError(f"{name}={getattr(self, name)} needs dataloader_num_workers above 0")
-        if unknown := set(self.gradient_checkpointing_kwargs or {}) - CHECKPOINTING_OPTIONS:
-            raise ValueError(f"gradient_checkpointing_kwargs does not accept {sorted(unknown)[0]!r}")
-        if self.use_liger_kernel and not is_liger_kernel_available():
-            raise ValueError("use_liger_kernel=True requires liger-kernel: pip install liger-kernel")
+        options: Any = self.activation_checkpointing_kwargs or {}
+        if unknown := set(options) - CHECKPOINTING_OPTIONS:
+            raise ValueError(f"activation_checkpointing_kwargs does not accept {sorted(unknown)[0]!r}")
+        if options.get("offload") and self.device.type == "cpu":
+            raise ValueError(f"activation_checkpointing_kwargs={options} needs a GPU to offload from")
         if self.fsdp and self.world_size == 1:
             raise ValueError(f"fsdp={self.fsdp} needs several processes: start them with `accelerate launch`")
         if (backend := self.torch_compile_backend) is not None and backend.upper() not in DynamoBackend.list():
@@ -215,6 +255,7 @@ class FMICLTrainingArguments(TrainingArguments):
                 f"mini_batch_size={self.mini_batch_size} is not supported with optim="
                 f"{getattr(self.optim, 'value', self.optim)}, which steps in the backward pass"
             )
+        self.check_ignored()
         if self.hub_token is not None:
             raise ValueError(
                 "hub_token is not accepted because arguments are saved to disk: use `hf auth login` or set HF_TOKEN"
@@ -247,9 +288,61 @@ class FMICLTrainingArguments(TrainingArguments):
             self.negatives = PAIR_NEGATIVES
 
     @property
+    def eval_batch_size(self) -> int:
+        """As in the base class; recorded by some loggers."""
+        return self.per_device_eval_batch_size or self.train_batch_size
+
+    def check_ignored(self) -> None:
+        """Raise ValueError for an option that transformers would ignore because of another one."""
+        schedule, optim = (str(getattr(kind, "value", kind)) for kind in (self.lr_scheduler_type, self.optim))
+        no_effect = f"has no effect with lr_scheduler_type={schedule}"
+        if self.warmup_steps and schedule in NO_WARMUP:
+            instead = "; use constant_with_warmup" if schedule == "constant" else ""
+            raise ValueError(f"warmup_steps={self.warmup_steps} {no_effect}{instead}")
+        if self.lr_scheduler_kwargs and schedule in NO_SCHEDULE_OPTIONS:
+            raise ValueError(f"lr_scheduler_kwargs={self.lr_scheduler_kwargs} {no_effect}")
+        for name, switch in {
+            "activation_checkpointing_kwargs": "activation_checkpointing",
+            "fsdp_config": "fsdp",
+        }.items():
+            if getattr(self, name) and not getattr(self, switch):
+                raise ValueError(f"{name}={getattr(self, name)} has no effect without {switch}")
+        if self.optim_target_modules and not any(name in optim for name in TARGETED_OPTIMIZERS):
+            raise ValueError(f"optim_target_modules={self.optim_target_modules} has no effect with optim={optim}")
+        if self.torch_empty_cache_steps is not None and self.mini_batch_size is not None:
+            raise ValueError(
+                f"torch_empty_cache_steps={self.torch_empty_cache_steps} is not supported with mini_batch_size="
+                f"{self.mini_batch_size}"
+            )
+        if DebugOption.TPU_METRICS_DEBUG in self.debug:
+            raise ValueError("debug=tpu_metrics_debug is not supported; it must be underflow_overflow")
+
+    def check_installed(self) -> None:
+        """Raise ValueError for an engine or a logger that is not installed, and for an unknown logger."""
+        if self.deepspeed and find_spec("deepspeed") is None:
+            raise ValueError(f"deepspeed={self.deepspeed} requires deepspeed: pip install deepspeed")
+        names = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or ())
+        names = [name for name in names if name not in ("none", "all")]
+        for name in names:
+            module, package = LOGGERS.get(name, (None, None))
+            if module is not None and find_spec(module) is None:
+                raise ValueError(f"report_to={name} requires {package}: pip install {package}")
+            try:
+                for logger in get_reporting_integration_callbacks([name]):
+                    logger()
+            except (ValueError, RuntimeError, ImportError) as error:  # an unknown name, or settings that are missing
+                raise ValueError(f"report_to={name} cannot be used: {error}") from error
+
+    @property
     def objective_name(self) -> str:
         """The objective with its divergence, if it has one: fmicl-kl, infonce, ..."""
         return self.build_loss().objective_name
+
+    def loss_settings(self) -> dict[str, Any]:
+        """The arguments that `build_loss` reads, by name."""
+        kinds = (*OBJECTIVES.values(), load_objective(self.objective))
+        known = {name for kind in kinds for name in constructor_arguments(kind)} | {"objective", "tsallis_order"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name in known}
 
     def build_loss(self) -> ContrastiveLoss:
         """The loss with these hyperparameters.
@@ -259,9 +352,10 @@ class FMICLTrainingArguments(TrainingArguments):
         """
         loss_class = load_objective(self.objective)
         accepted = constructor_arguments(loss_class)
-        known = {name for kind in (*OBJECTIVES.values(), loss_class) for name in constructor_arguments(kind)}
         defaults = {item.name: item.default for item in fields(self)}
-        given = {name: getattr(self, name) for name in known & defaults.keys() if getattr(self, name) is not None}
+        given = {name: value for name, value in self.loss_settings().items() if value is not None}
+        del given["objective"]
+        given.pop("tsallis_order", None)
         for name, value in sorted(given.items()):
             if name not in accepted and value != defaults[name]:
                 raise ValueError(

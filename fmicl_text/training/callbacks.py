@@ -138,7 +138,8 @@ class FiniteCheckCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        broken = ~torch.stack(trainer.losses).isfinite().all()
+        losses = trainer.losses or [trainer.finite_loss]  # none if a subclass has its own training_step
+        broken = ~torch.stack(losses).isfinite().all()
         if trainer.accelerator.scaler is None:  # in fp16 the scaler skips steps whose gradients overflow
             broken |= ~torch.as_tensor(trainer.grad_norm, device=broken.device).isfinite()
         if trainer.graceful_stop.agree(broken):
@@ -154,7 +155,7 @@ class FiniteCheckCallback(TrainerCallback):
                 for weight in trainer.model.parameters():
                     weight.grad = None
             return
-        loss = torch.stack(trainer.losses).mean().item()
+        loss = sum(loss.item() for loss in trainer.losses)
         views = "" if trainer.last_views is None else f", {describe_views(trainer.loss, *trainer.last_views)}"
         checkpoint = latest_valid_checkpoint(Path(str(args.output_dir))) or "none was saved"
         raise NonFiniteError(

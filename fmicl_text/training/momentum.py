@@ -170,7 +170,7 @@ class MomentumTrainer(FMICLTrainer):
 
     def __init__(
         self,
-        model: MomentumModel,
+        model: MomentumModel | None = None,
         *args: Any,
         encoder_momentum: float = 0.99,
         increase_momentum: bool = False,
@@ -180,16 +180,17 @@ class MomentumTrainer(FMICLTrainer):
         super().__init__(model, *args, **kwargs)
         self.add_callback(UpdateMomentumCallback(self))
         added = 2 * self.args.train_batch_size * self.args.world_size
-        if model.queue is not None and len(model.queue) < added:
-            raise InputError(f"queue_size must be at least the {added} embeddings of one step, got {len(model.queue)}")
+        queue = self.model.queue
+        if queue is not None and len(queue) < added:
+            raise InputError(f"queue_size must be at least the {added} embeddings of one step, got {len(queue)}")
 
     def check_engine(self) -> None:
+        if self.args.mini_batch_size is not None:
+            raise InputError("mini_batch_size is not supported with MoCo")
         super().check_engine()
         engine = self.accelerator.distributed_type
         if engine in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             raise InputError(f"MoCo is not supported with {engine.value}, which shards the weights: use DDP")
-        if self.args.mini_batch_size is not None:
-            raise InputError("mini_batch_size is not supported with MoCo")
 
     def resume_signature(self) -> dict[str, Any]:
         momentum = {"encoder_momentum": self.encoder_momentum, "increase_momentum": self.increase_momentum}

@@ -19,9 +19,9 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Sampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import IntervalStrategy, TrainOutput
+from transformers.trainer_utils import BestRun, IntervalStrategy, TrainOutput
 
 from fmicl_text.errors import InputError
 from fmicl_text.files import DISK_FULL, is_disk_full, move_files
@@ -30,6 +30,7 @@ from fmicl_text.hub.run_record import run_record, scores_at
 from fmicl_text.hub.upload import BackgroundPush, create_repository, push
 from fmicl_text.losses.contrastive import ContrastiveLoss
 from fmicl_text.model import ContrastiveModel
+from fmicl_text.processes import check_processes
 from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training.cached_step import cached_step
@@ -45,10 +46,14 @@ from fmicl_text.training.callbacks import (
 )
 from fmicl_text.training.checkpoint import STATE, UNFINISHED
 from fmicl_text.training.checkpointer import Checkpointer
+from fmicl_text.training.interface import check_interface, is_overridden, set_evaluation_batch
 from fmicl_text.training.metrics import TrainingMetrics
 from fmicl_text.training.output_dir import REPLACED, OutputDir, create_folder, remove_empty
 from fmicl_text.training.sampler import SeededLengthSampler
+from fmicl_text.training.search import check_search, default_space, metric_objective, search_state, trial_state
 from fmicl_text.training.signals import GracefulStop
+
+MEASURED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # follow metric_for_best_model
 
 
 class FMICLTrainer(Trainer):
@@ -63,14 +68,18 @@ class FMICLTrainer(Trainer):
         model: A `SentenceTransformer`, its name or folder, or a `ContrastiveModel` (an encoder with a head, such as
             `TextContrastiveModel` or `ImageContrastiveModel`).
         args: The objective, its hyperparameters, and all of `transformers.TrainingArguments`.
+        data_collator: Maps rows to {tensors [B, V, ...], text_ids [B, V]}, such as `text.TextViewCollator`.
         train_dataset: For text: a list of texts, of pairs or of triplets, or a `datasets.Dataset` with such columns;
             for other modalities or with a `data_collator`: rows for the collator.
-        data_collator: Maps rows to {tensors [B, V, ...], text_ids [B, V]}, such as `text.TextViewCollator`.
+        model_init: Instead of `model`, a function without arguments or of a trial that returns one. Called by every
+            `train`; see `transformers.Trainer`.
         evaluator: Any callable that maps the encoder to a dict of numbers or to a number, such as an evaluator of
             sentence-transformers, `evaluation.STSEvaluator` or a function. Metrics are logged as `eval_<name>`.
         loss: A `ContrastiveLoss`, instead of the objective in the arguments.
         views: Maps inputs [B, ...] and a generator to views [B, V, ...], computed on the device, such as
             `vision.ImageViews`.
+        tokenizer: Not supported, as are the other arguments of `transformers.Trainer` in `NOT_USED`. The error names
+            what to pass instead.
         callbacks: See `transformers.Trainer`.
         optimizers: See `transformers.Trainer`.
         optimizer_cls_and_kwargs: See `transformers.Trainer`.
@@ -100,33 +109,55 @@ class FMICLTrainer(Trainer):
 
     def __init__(
         self,
-        model: ContrastiveModel | SentenceTransformer | str,
-        args: FMICLTrainingArguments,
-        *,
-        train_dataset: Any = None,
+        model: ContrastiveModel | SentenceTransformer | str | None = None,
+        args: FMICLTrainingArguments | None = None,
         data_collator: Callable[..., Any] | None = None,
-        evaluator: Callable[[Any], Mapping[str, float] | float] | None = None,
-        loss: ContrastiveLoss | None = None,
-        views: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., Any] | None = None,
+        compute_loss_func: Any = None,
+        compute_metrics: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Any = None,
+        *,
+        evaluator: Callable[[Any], Mapping[str, float] | float] | None = None,
+        loss: ContrastiveLoss | None = None,
+        views: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        tokenizer: Any = None,
     ) -> None:
-        if args.eval_strategy != "no" and evaluator is None:
+        given = dict(locals())
+        args = FMICLTrainingArguments() if args is None else args
+        check_interface(type(self), FMICLTrainer, args, given)
+        check_processes(args)
+        if args.eval_strategy != "no" and evaluator is None and not is_overridden(type(self), FMICLTrainer, "evaluate"):
             strategy = IntervalStrategy(args.eval_strategy).value
-            raise ValueError(f"eval_strategy={strategy} needs an evaluator; pass one, or eval_strategy='no'")
-        model = contrastive_model(model)
-        if data_collator is None and train_dataset is not None:
-            train_dataset, data_collator = model.prepare_data(train_dataset)
-        batch = args.train_batch_size * args.world_size
-        if isinstance(train_dataset, Sized) and len(train_dataset) < batch:
-            raise InputError(
-                f"{len(train_dataset)} training examples are fewer than one batch of {batch}: reduce "
-                "per_device_train_batch_size"
-            )
-        if loss is None and num_columns(data_collator) > 1:
+            raise InputError(f"eval_strategy={strategy} needs an evaluator; pass one, or eval_strategy='no'")
+        self.model_init: Any = model_init
+        self.raw_dataset = train_dataset if data_collator is None else None
+        self.train_dataset: Any = train_dataset
+        self.data_collator: Any = data_collator
+        if model_init is None:
+            module: Any = self.with_data(model)
+        elif optimizers != (None, None):
+            raise InputError("optimizers cannot be used with model_init, which makes new weights for every training")
+        else:
+            set_seed(args.seed)
+            module = self.call_model_init()
+        self.args = args
+        self.check_batch()
+        if loss is None and num_columns(self.data_collator) > 1:
             args.choose_negatives_of_pairs()
-        self.loss = args.build_loss() if loss is None else loss
+        self.loss_is_given = loss is not None
+        self.loss_settings = args.loss_settings()
+        self.loss: ContrastiveLoss = args.build_loss() if loss is None else loss
+        set_evaluation_batch(args, evaluator)
+        if (counted := args.include_num_input_tokens_seen) != "no" and module.unit != "tokens":
+            raise InputError(f"include_num_input_tokens_seen={counted} does not apply to {module.unit}")
+        self.values_before_search: dict[str, Any] = {}
+        self.trial_names: set[str] = set()
         self.evaluator, self.views = evaluator, views
         self.metadata: dict[str, Any] = {}
         self.metrics = TrainingMetrics()
@@ -135,7 +166,7 @@ class FMICLTrainer(Trainer):
         self.graceful_stop = GracefulStop(self)
         self.background_push: BackgroundPush | None = None
         self.length_sampler: SeededLengthSampler | None = None
-        self.losses: list[Tensor] = []  # of this step's micro-batches
+        self.losses: list[Tensor] = []  # of this step's micro-batches, divided by their number
         self.grad_norm: Any = None
         self.last_views: tuple[Tensor, Tensor] | None = None
         self.finite_loss = torch.zeros((), device=args.device)
@@ -145,11 +176,11 @@ class FMICLTrainer(Trainer):
         new_folders = create_folder(args.output_dir)  # the base class would fail for a link to a missing folder
         try:
             super().__init__(
-                model=model,
+                model=module,
                 args=args,
-                train_dataset=train_dataset,
-                eval_dataset=None if evaluator is None else [],  # required by the base class to evaluate
-                data_collator=data_collator,
+                train_dataset=self.train_dataset,
+                eval_dataset=[],  # required by the base class to evaluate
+                data_collator=self.data_collator,
                 callbacks=callbacks,
                 optimizers=optimizers,
                 optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
@@ -158,6 +189,7 @@ class FMICLTrainer(Trainer):
             raise InputError(" ".join(str(error).split())) from error
         finally:
             remove_empty(new_folders)  # until training begins
+        self.model_init = model_init  # the base class would build the model again
         if args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         for callback in (
@@ -197,15 +229,117 @@ class FMICLTrainer(Trainer):
                 "resume_from_checkpoint"
             )
         engine = self.accelerator.distributed_type
+        for hook in ("compute_loss", "compute_loss_context_manager"):
+            if self.args.mini_batch_size is not None and is_overridden(type(self), FMICLTrainer, hook):
+                raise InputError(
+                    f"mini_batch_size={self.args.mini_batch_size} is not supported with a {hook} of your own, which "
+                    "sees the whole batch: override compute_loss_from_embeddings, or pass loss"
+                )
         if self.args.mini_batch_size is not None and engine in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             raise InputError(
                 f"mini_batch_size={self.args.mini_batch_size} is not supported with {engine.value}, because it needs "
                 "several backward passes per step; use plain processes (DDP)"
             )
 
+    def with_data(self, model: Any) -> ContrastiveModel:
+        """A model as `ContrastiveModel`, the data and the collator prepared for it, if the trainer is given none."""
+        model = contrastive_model(model)
+        if self.raw_dataset is not None:
+            self.train_dataset, self.data_collator = model.prepare_data(self.raw_dataset)
+        return model
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """As in the base class, for models of all kinds that the trainer accepts."""
+        try:
+            model = super().call_model_init(trial)
+        except RuntimeError as error:
+            if "model_init should" not in str(error):
+                raise
+            raise InputError(str(error)) from error
+        return self.with_data(model)
+
+    def check_batch(self) -> None:
+        """Raise `InputError` if the training data are fewer than one batch."""
+        rows, batch = self.train_dataset, self.args.train_batch_size * self.args.world_size
+        if isinstance(rows, Sized) and len(rows) < batch:
+            raise InputError(
+                f"{len(rows)} training examples are fewer than one batch of {batch}: reduce per_device_train_batch_size"
+            )
+
+    def update_loss(self) -> None:
+        """Build the loss again if the arguments have changed since it was built."""
+        settings = self.args.loss_settings()
+        if not self.loss_is_given and settings != self.loss_settings:
+            self.loss, self.loss_settings = self.args.build_loss(), settings
+
     # Training
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, Any]] | None = None,
+        compute_objective: Callable[[dict[str, float]], Any] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] | None = None,
+        backend: Any = None,
+        hp_name: Callable[[Any], str] | None = None,
+        **kwargs: Any,
+    ) -> BestRun | list[BestRun]:
+        """Search hyperparameters with optuna; see `transformers.Trainer.hyperparameter_search`. `model_init` is
+        optional. Every trial starts from the weights that the trainer has now and trains in its own folder,
+        `run-<number>` in `output_dir`. After the search, weights and arguments are as before it.
+
+        Args:
+            hp_space: Maps a trial to values of training arguments, such as {"alpha": trial.suggest_float(...)}. By
+                default, learning rate, alpha, gamma, ... from a tenth to ten times their present values.
+            compute_objective: Maps metrics to the number that is optimized; by default `metric_for_best_model` of the
+                weights that a trial ends with.
+            n_trials: Number of trials.
+            direction: "maximize" or "minimize". By default as `greater_is_better` says; required with
+                `compute_objective`.
+            backend: "optuna", or None.
+            hp_name: Maps a trial to the name of its folder.
+            **kwargs: Options of `optuna.create_study` and `Study.optimize`. A trial with a non-finite loss fails, and
+                the search continues.
+
+        Raises:
+            InputError: An argument is not supported, or a trial changes something without effect.
+        """
+        check_search(self, backend, kwargs)
+        if self.evaluator is None and not is_overridden(type(self), FMICLTrainer, "evaluate"):
+            raise InputError("hyperparameter_search needs an evaluator")
+        if compute_objective is None:
+            compute_objective, improving = metric_objective(self)
+            direction = direction or improving
+            if direction != improving:
+                raise InputError(
+                    f"direction={direction} would search for the worst value of "
+                    f"metric_for_best_model={self.args.metric_for_best_model}; it must be {improving}"
+                )
+        elif direction is None:
+            raise InputError("direction is required with compute_objective: maximize or minimize")
+        if self.args.world_size == 1:
+            kwargs.setdefault("catch", (NonFiniteError,))
+        self.trial_names = set()
+        with search_state(self):
+            try:
+                return super().hyperparameter_search(
+                    hp_space or default_space(self), compute_objective, n_trials, direction, "optuna", hp_name, **kwargs
+                )
+            except ValueError as error:
+                if "No trials are completed" not in str(error):
+                    raise
+                raise InputError("no trial of the search was completed: all had a non-finite loss") from error
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """The folder of this training: that of the trial, during one."""
+        return str(self.args.output_dir)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """See `transformers.Trainer.train`. A finished run that is resumed only loads its final weights.
 
         Raises:
@@ -215,7 +349,7 @@ class FMICLTrainer(Trainer):
             NonFiniteError: The loss or a gradient is not finite.
             Interrupted: After a signal; a checkpoint was saved.
         """
-        with self.hold_output_dir(resume_from_checkpoint):
+        with trial_state(self, trial), self.hold_output_dir(resume_from_checkpoint):
             checkpoint = self.checkpointer.choose(resume_from_checkpoint)
             if checkpoint is not None:
                 max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
@@ -223,7 +357,8 @@ class FMICLTrainer(Trainer):
                     return self.load_finished(checkpoint)
             try:
                 with self.graceful_stop.handle_signals():
-                    output = super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+                    path = None if checkpoint is None else str(checkpoint)
+                    output = super().train(path, trial, ignore_keys_for_eval)
             except InputError as error:
                 if "DataLoader worker" not in str(error):
                     raise
@@ -257,6 +392,8 @@ class FMICLTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """As in the base class; workers ignore signals that end training because the last step needs their batch."""
+        if self.train_dataset is None:
+            raise InputError("train_dataset is required to train")
         loader: Any = super().get_train_dataloader()
         self.graceful_stop.workers.watch(getattr(loader, "base_dataloader", loader))
         return loader
@@ -271,7 +408,9 @@ class FMICLTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         lengths = dataset.with_format("numpy")["length"][:].tolist()
-        self.length_sampler = SeededLengthSampler(batch, lengths, self.args.seed)
+        self.length_sampler = SeededLengthSampler(
+            batch, lengths, self.args.seed if self.args.data_seed is None else self.args.data_seed
+        )
         return self.length_sampler
 
     def training_step(
@@ -287,6 +426,7 @@ class FMICLTrainer(Trainer):
             else:
                 loss = self.cached_training_step(model, inputs)
         self.micro_step += 1
+        self.losses.append(loss)
         if self.args.skip_nonfinite:  # the logged mean covers only the steps that were taken
             self.finite_loss = torch.where(loss.isfinite(), loss, self.finite_loss)
             return self.finite_loss.clone()
@@ -360,7 +500,6 @@ class FMICLTrainer(Trainer):
         """
         x, y, *hard = views
         terms = self.loss.terms(x, y, torch.stack(hard, dim=1) if hard else None, text_ids, queue)
-        self.losses.append(terms.loss.detach())
         self.last_views = x.detach(), y.detach()
         self.check_views(x, y)
         if not self.args.skip_nonfinite or terms.loss.isfinite():
@@ -404,6 +543,23 @@ class FMICLTrainer(Trainer):
             logs |= self.metrics.take() | self.skipped_steps.counts()
         super().log(logs, start_time)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As in the base class. A schedule that follows the evaluations waits for the metric to rise or to fall as
+        `greater_is_better` says, unless `lr_scheduler_kwargs` has a mode."""
+        args, given = self.args, dict(self.args.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
+        kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        if kind not in MEASURED_SCHEDULES or "mode" in given or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        choose_metric(args, self.evaluator)
+        if args.metric_for_best_model == "loss" and self.evaluator is not None:
+            self.run_evaluator()  # the first call may name the metric
+        before = args.lr_scheduler_kwargs
+        args.lr_scheduler_kwargs = given | {"mode": "max" if args.greater_is_better else "min"}
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        finally:
+            args.lr_scheduler_kwargs = before
+
     # Evaluation
 
     def evaluate(
@@ -414,13 +570,25 @@ class FMICLTrainer(Trainer):
         The base class's loop would report the loss, which is not meaningful without dropout, and its DataLoader would
         draw from the random state, so that evaluating would change the training that follows."""
         if eval_dataset is not None or self.evaluator is None:
-            raise ValueError(
+            raise InputError(
                 "evaluate() runs the trainer's evaluator: pass evaluator= to the trainer, not eval_dataset="
             )
         metrics = self.run_evaluator(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not supported."""
+        raise InputError(
+            "predict is not supported: encode inputs with the encoder, as trainer.model.encoder.encode(texts)"
+        )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> Any:
+        """Not supported: it would replace the card by one that knows nothing about the run."""
+        raise InputError(
+            "create_model_card is not supported: push_to_hub writes the card, as hub.model_card.write_card"
+        )
 
     def run_evaluator(self, prefix: str = "eval") -> dict[str, float]:
         """Evaluate the encoder with the evaluator, without logging. Returns the metrics.
@@ -605,9 +773,10 @@ def contrastive_model(model: ContrastiveModel | SentenceTransformer | str) -> Co
         return model
     encoder = build_text_encoder(model) if isinstance(model, str) else model
     if not isinstance(encoder, SentenceTransformer):
+        hint = "pass model or model_init" if model is None else "open it with build_text_encoder(name)"
         raise InputError(
-            f"model must be a SentenceTransformer, its name, or a ContrastiveModel such as ImageContrastiveModel, got "
-            f"{type(model).__name__}"
+            "model must be a SentenceTransformer, its name, or a ContrastiveModel such as ImageContrastiveModel, got "
+            f"{type(model).__name__}: {hint}"
         )
     return TextContrastiveModel(encoder)
 

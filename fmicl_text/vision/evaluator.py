@@ -29,6 +29,7 @@ class KNNEvaluator:
         test: Images to classify, which are not trained on.
         size, mean, std: Settings of the plain view.
         progress: Show a progress bar while encoding.
+        batch_size: Images per forward pass.
     """
 
     train: Images
@@ -37,11 +38,12 @@ class KNNEvaluator:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     progress: bool = True
+    batch_size: int = 512
 
     def features(self, encoder: ImageEncoder) -> tuple[Tensor, Tensor]:
         """Features [N, D] of the training images and of the test images."""
         train, test = (
-            encode_images(encoder, images, self.size, self.mean, self.std, progress=self.progress)
+            encode_images(encoder, images, self.size, self.mean, self.std, self.batch_size, self.progress)
             for images in (self.train, self.test)
         )
         return train, test

@@ -13,7 +13,11 @@ from fmicl_text.training.args import FIXED_ARGUMENTS
 
 RECIPES = {"text": text, "vision": vision}
 NOT_SUPPORTED = {"text": set(), "vision": {"mini_batch_size"}}
-RARE = {"ddp_find_unused_parameters", "greater_is_better"}  # of the fields that this project declares
+RARE = {
+    "ddp_find_unused_parameters",
+    "greater_is_better",
+    "per_device_eval_batch_size",
+}  # of the fields that this project declares
 SECTIONS = ["Options", "Model", "Data", "Objective", "Training", "Evaluation and checkpoints", "Output and Hub"]
 recipes = pytest.mark.parametrize("recipe", RECIPES)
 

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from fmicl_text.cli import launcher
-from fmicl_text.cli.launcher import executable, launcher_arguments, launcher_processes, resume_command
-from fmicl_text.cli.main import LAUNCH
+from fmicl_text.cli.launcher import executable, resume_command
+from fmicl_text.processes import LAUNCH, launcher_arguments, launcher_processes
 
 
 def asked_of(*parents):
@@ -33,7 +33,7 @@ def test_what_the_launcher_was_asked_for(tmp_path, monkeypatch, capsys):
     config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 3\nuse_cpu: true\n")
     script = ("recipes/simcse_fmicl.py", "--num_processes", "9")
     shell, gone = Parent("/bin/sh", "-c", "launch"), Parent("gone")
-    monkeypatch.setattr("fmicl_text.cli.launcher.default_config_file", str(tmp_path / "none.yaml"))
+    monkeypatch.setattr("accelerate.commands.config.default_config_file", str(tmp_path / "none.yaml"))
     for command, expected in [
         (("python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", *script), 2),
         (("python", "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes=4", *script), 4),
@@ -48,7 +48,7 @@ def test_what_the_launcher_was_asked_for(tmp_path, monkeypatch, capsys):
     ]:
         assert asked_of(gone, shell, Parent(*command)) == expected
     assert asked_of() == 1
-    monkeypatch.setattr("fmicl_text.cli.launcher.default_config_file", str(config))
+    monkeypatch.setattr("accelerate.commands.config.default_config_file", str(config))
     for flags, expected in [((), 3), (("--cpu",), 1)]:  # as accelerate reads its default file
         assert asked_of(Parent("accelerate", "launch", *flags, *script)) == expected
 

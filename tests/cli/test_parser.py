@@ -1,14 +1,24 @@
 """Errors of the library, which name arguments, become errors of the command line, which name flags."""
 
 import os
+import re
 import sys
 from unittest import mock
 
 import pytest
 
 from fmicl_text.cli.main import LAUNCH
-from fmicl_text.cli.parser import ArgumentParser, add_dashes, cli_errors, find_own_modules, flags_called
+from fmicl_text.cli.parser import (
+    RENAMED,
+    ArgumentParser,
+    add_dashes,
+    cli_errors,
+    find_own_modules,
+    flags_called,
+    known_flags,
+)
 from fmicl_text.cli.text import GROUPS, parse_args
+from fmicl_text.cli.vision import parse_vision_args
 from fmicl_text.errors import InputError
 
 FLAGS = {"train_file", "gamma", "model", "max_steps", "dataset_name", "output_dir"}
@@ -80,3 +90,33 @@ def test_modules_of_the_current_folder_are_found_for_flags_only(tmp_path, monkey
         args = parse_args(["--config", "run.yaml", "--divergence", "own_divergence:f", "--use_cpu", "True"])[-1]
         assert args.divergence == "own_divergence:f" and sys.path[-1] == str(tmp_path)
     sys.modules.pop("own_divergence")
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_options_of_other_programs_are_named_with_what_replaces_them(name, tmp_path, monkeypatch):
+    assert name not in known_flags(ArgumentParser(groups=GROUPS))
+    monkeypatch.chdir(tmp_path)
+    for argv in ([f"--{name}", "1"], [f"--{name.replace('_', '-')}=1"]):
+        with pytest.raises(InputError, match=f"^--{name} is not an option: use "):
+            parse_args(argv)
+    (tmp_path / "run.yaml").write_text(f"{name}: 1\n")
+    with pytest.raises(InputError, match=f"^--config run.yaml: --{name} is not an option: use "):
+        parse_args(["--config", "run.yaml"])
+
+
+def test_what_replaces_an_option_is_accepted():
+    """Names in the messages are options of this project."""
+    known = set(known_flags(ArgumentParser(groups=GROUPS)))
+    for name, instead in RENAMED.items():
+        option = re.match(r"\w*", instead)[0]
+        assert "_" not in option or option in known, name
+        assert option in known or option in ("", "the", "an", "your"), name
+
+
+def test_the_line_for_the_warmup_ratio(capsys):
+    with pytest.raises(SystemExit), cli_errors("x.py"):
+        parse_args(["--warmup_ratio", "0.1"])
+    expected = "--warmup_ratio is not an option: use --warmup_steps 0.1 for a tenth of all steps: a number below 1 is"
+    assert capsys.readouterr().err == f"x.py: error: {expected} a fraction\n"
+    with pytest.raises(InputError, match=r"^unknown argument --max_length "):  # images have no length
+        parse_vision_args(["--max_length", "1"])

@@ -6,8 +6,9 @@ import pytest
 
 from fmicl_text import FMICLTrainingArguments, InputError
 from fmicl_text.cli.parser import default_settings
-from fmicl_text.cli.recipe import check_processes, claim_output_dir, input_hashes, is_finished, run_training, save_run
+from fmicl_text.cli.recipe import claim_output_dir, input_hashes, is_finished, run_training, save_run
 from fmicl_text.errors import Interrupted
+from fmicl_text.processes import check_processes
 from tests.support import SAVING, Signal, make_trainer
 
 RECORD = {"objective": "fmicl-kl", "versions": {}, "log_history": []}
@@ -168,11 +169,12 @@ def test_results_of_something_else_are_never_replaced(tmp_path, text):
             claim(tmp_path, **settings)
 
 
-def test_a_process_of_several_that_is_alone_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_a_process_of_several_that_is_alone_is_refused(tmp_path, monkeypatch, variable):
     args = arguments(tmp_path)
     check_processes(args)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"2 processes .* 1: .*--use_cpu True"):
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(InputError, match=r"2 processes .* 1: .*use_cpu=True"):
         check_processes(args)
 
 

@@ -123,7 +123,7 @@ def mistake(argv):
         (["--similarity", "cosine", "--gamma", "2"], r"--gamma 2\.0 .*--similarity cosine"),
         (["--learning_rate=-1"], r"--learning_rate .* -1\.0"),
         (["--seed=-1"], "--seed .* 4294967295.* -1"),
-        (["--report_to", "foo"], "foo "),
+        (["--report_to", "foo"], "--report_to foo .*wandb"),
         (["--early_stopping_patience", "0"], "--early_stopping_patience .* 0"),
         (["--logging_nan_inf_filter", "True"], "--logging_nan_inf_filter True .*False"),
         (["--ignore_data_skip", "True"], "--ignore_data_skip True .*False"),

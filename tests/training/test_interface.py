@@ -1,10 +1,13 @@
 """Arguments of the trainer: bare encoders, texts, any evaluator, custom losses; and values that are rejected."""
 
+import inspect
+
 import pytest
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from transformers import BertModel, Trainer, TrainingArguments
 
 from fmicl_text import FMICLLoss, FMICLTrainer, FMICLTrainingArguments, InputError, build_text_encoder
 from fmicl_text.hub.model_card import model_card
@@ -12,7 +15,8 @@ from fmicl_text.hub.run_record import run_record
 from fmicl_text.losses import ContrastiveLoss
 from fmicl_text.losses.objectives import PairObjective
 from fmicl_text.text import TextContrastiveModel, TextViewCollator
-from tests.support import sentences
+from fmicl_text.training.trainer import NonFiniteError
+from tests.support import same, sentences, weights
 
 
 def arguments(output_dir, **settings):
@@ -187,15 +191,255 @@ def power(u):
     return u**1.5
 
 
-@pytest.mark.parametrize("keyword", ["compute_metrics", "compute_loss_func", "eval_dataset", "model_init"])
-def test_what_would_not_be_used_is_not_accepted(bert_folder, tmp_path, keyword):
-    with pytest.raises(TypeError, match=keyword):
+@pytest.mark.parametrize(
+    "keyword, instead",
+    [
+        ("eval_dataset", "evaluator="),
+        ("compute_metrics", "evaluator="),
+        ("preprocess_logits_for_metrics", "evaluator="),
+        ("compute_loss_func", "loss=, or override compute_loss"),
+        ("processing_class", "data_collator="),
+        ("tokenizer", "data_collator="),
+    ],
+)
+def test_what_would_not_be_used_is_named_with_what_to_do_instead(bert_folder, tmp_path, keyword, instead):
+    with pytest.raises(InputError, match=f"^{keyword} is not used by FMICLTrainer: .*{instead}"):
         FMICLTrainer(build_text_encoder(bert_folder), arguments(tmp_path), **{keyword: lambda *a: {}})
 
 
-def test_arguments_after_args_are_named(bert_folder, tmp_path):
-    with pytest.raises(TypeError, match="positional"):
-        FMICLTrainer(build_text_encoder(bert_folder), arguments(tmp_path), sentences(16))
+def test_the_encoders_own_tokenizer_may_be_passed(bert_folder, tmp_path):
+    encoder = build_text_encoder(bert_folder)
+    assert moved(
+        FMICLTrainer(encoder, arguments(tmp_path), train_dataset=sentences(16), processing_class=encoder.tokenizer)
+    )
+
+
+def test_arguments_are_in_the_order_of_transformers(bert_folder, tmp_path):
+    positional = [name for name, one in inspect.signature(Trainer.__init__).parameters.items()]
+    assert list(inspect.signature(FMICLTrainer.__init__).parameters)[: len(positional)] == positional
+    encoder = build_text_encoder(bert_folder)
+    collator = TextViewCollator(encoder.tokenizer, ["text"])
+    rows = Dataset.from_dict({"text": sentences(16)})
+    assert moved(FMICLTrainer(encoder, arguments(tmp_path), collator, rows, None, None, None, None, None, []))
+    with pytest.raises(InputError, match=r"data_collator must be a function, got list: .*train_dataset="):
+        FMICLTrainer(encoder, arguments(tmp_path), sentences(16))
+
+
+@pytest.mark.parametrize("kind", [TrainingArguments, SentenceTransformerTrainingArguments])
+def test_arguments_of_others_are_named(bert_folder, tmp_path, kind):
+    words = f"args must be FMICLTrainingArguments, .*got {kind.__name__}$"
+    with pytest.raises(InputError, match=words):
+        FMICLTrainer(bert_folder, kind(str(tmp_path), use_cpu=True), train_dataset=sentences(16))
+
+
+def test_models_that_cannot_be_trained_are_named(bert_folder, tmp_path):
+    for model, words in [
+        (BertModel.from_pretrained(bert_folder), r"got BertModel: .*build_text_encoder"),
+        (None, "got NoneType: pass model or model_init"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            FMICLTrainer(model, arguments(tmp_path), train_dataset=sentences(16))
+    with pytest.raises(InputError, match="model and model_init are mutually exclusive"):
+        FMICLTrainer(bert_folder, arguments(tmp_path), model_init=lambda: bert_folder)
+    with pytest.raises(InputError, match="model_init should have 0 or 1 argument"):
+        FMICLTrainer(args=arguments(tmp_path), model_init=lambda a, b: bert_folder)
+    with pytest.raises(InputError, match="train_dataset is required"):
+        FMICLTrainer(bert_folder, arguments(tmp_path)).train()
+
+
+def test_a_model_from_model_init_trains_as_one_that_is_passed(bert_folder, tmp_path):
+    runs = []
+    for given in (
+        {"model": bert_folder},
+        {"model_init": lambda: bert_folder},
+        {"model_init": lambda trial: bert_folder},
+    ):
+        trainer = FMICLTrainer(**given, args=arguments(tmp_path), train_dataset=sentences(16))
+        trainer.train()
+        runs.append(weights(trainer))
+    assert same(runs[0], runs[1]) and same(runs[0], runs[2])
+    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match="optimizers cannot be used with model_init"):
+        FMICLTrainer(model_init=lambda: bert_folder, args=arguments(tmp_path), optimizers=(optimizer, None))
+
+
+def test_hyperparameters_that_a_given_loss_ignores_are_named(bert_folder, tmp_path):
+    with pytest.raises(InputError, match=r"alpha=3\.0 has no effect because loss is passed"):
+        FMICLTrainer(bert_folder, arguments(tmp_path, alpha=3.0), loss=FMICLLoss())
+
+
+def test_hyperparameters_that_change_later_have_effect(bert_folder, tmp_path):
+    trainer = FMICLTrainer(bert_folder, arguments(tmp_path, alpha=3.0), train_dataset=sentences(16))
+    patched = trainer.loss
+    trainer.train()
+    assert trainer.loss is patched
+    trainer.args.alpha = 5.0
+    trainer.train()
+    assert trainer.loss.alpha == 5.0
+
+
+def test_predictions_and_cards_of_the_base_class_are_named(bert_folder, tmp_path):
+    trainer = FMICLTrainer(bert_folder, arguments(tmp_path), train_dataset=sentences(16))
+    with pytest.raises(InputError, match=r"predict is not supported: .*encoder.encode"):
+        trainer.predict(sentences(4))
+    with pytest.raises(InputError, match="create_model_card is not supported"):
+        trainer.create_model_card()
+    with pytest.raises(InputError, match="not eval_dataset="):
+        trainer.evaluate(sentences(4))
+
+
+def test_a_search_without_optuna_is_named(bert_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fmicl_text.training.search.is_optuna_available", lambda: False)
+    trainer = FMICLTrainer(bert_folder, arguments(tmp_path), train_dataset=sentences(16), evaluator=lambda e: 0.5)
+    with pytest.raises(InputError, match="hyperparameter_search requires optuna: pip install optuna"):
+        trainer.hyperparameter_search()
+
+
+# ---- methods of a subclass
+
+
+class UniformityTrainer(FMICLTrainer):
+    """A loss of its own, in the documented hook."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs.pop("text_ids")
+        embeddings = self.embed(model, inputs)
+        x, y = torch.nn.functional.normalize(embeddings, dim=-1).unbind(1)
+        loss = (x - y).square().sum(1).mean() + torch.pdist(x).square().mul(-2).exp().mean().log()
+        return (loss, {"embeddings": embeddings}) if return_outputs else loss
+
+
+class HalfTrainer(FMICLTrainer):
+    """The loss of the base class, changed."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        return (loss / 2, outputs) if return_outputs else loss / 2
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_compute_loss_of_a_subclass_is_the_loss(bert_folder, tmp_path, accumulation):
+    args = arguments(tmp_path, gradient_accumulation_steps=accumulation)
+    own = UniformityTrainer(build_text_encoder(bert_folder), args, train_dataset=sentences(32))
+    assert moved(own)
+    logs = [entry for entry in own.state.log_history if "loss" in entry]
+    assert len(logs) == 2 and all(-8 < entry["loss"] < 4 and "loss_positive" not in entry for entry in logs)
+    losses = []
+    for kind in (FMICLTrainer, HalfTrainer):
+        trainer = kind(build_text_encoder(bert_folder), args, train_dataset=sentences(32))
+        trainer.train()
+        losses.append(next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry))
+    assert losses[1] == pytest.approx(losses[0] / 2, rel=1e-6)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss, outputs = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch), return_outputs=True)
+    assert loss.requires_grad and outputs["embeddings"].shape == (8, 2, 32)
+
+
+def test_a_loss_of_a_subclass_that_is_not_finite_stops_training(bert_folder, tmp_path):
+    class Broken(UniformityTrainer):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs) * float("nan")
+
+    with pytest.raises(NonFiniteError, match=r"loss is nan .* at step 1"):
+        Broken(build_text_encoder(bert_folder), arguments(tmp_path), train_dataset=sentences(16)).train()
+
+
+def test_compute_loss_of_a_subclass_needs_the_whole_batch(bert_folder, tmp_path):
+    args = arguments(tmp_path, mini_batch_size=4)
+    with pytest.raises(InputError, match="mini_batch_size=4 is not supported with a compute_loss of your own"):
+        HalfTrainer(build_text_encoder(bert_folder), args, train_dataset=sentences(16))
+
+
+class HookTrainer(FMICLTrainer):
+    """Overrides that users write, which record that they were called."""
+
+    def __init__(self, *args, **kwargs):
+        self.called = set()
+        super().__init__(*args, **kwargs)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.called.add("training_step")
+        model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def log(self, logs, *args, **kwargs):
+        self.called.add("log")
+        super().log(logs | {"own": 1.0}, *args, **kwargs)
+
+    def create_optimizer(self, *args):
+        self.called.add("create_optimizer")
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.5)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        self.called.add("create_scheduler")
+        self.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1.0)
+        return self.lr_scheduler
+
+    def get_train_dataloader(self):
+        self.called.add("get_train_dataloader")
+        return super().get_train_dataloader()
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        self.called.add("evaluate")
+        self.log(metrics := {"eval_own": 0.5})
+        return metrics
+
+    def prediction_step(self, *args):  # may be called by evaluate
+        raise AssertionError
+
+    def floating_point_ops(self, inputs):
+        self.called.add("floating_point_ops")
+        return 7
+
+
+def test_hooks_of_a_subclass_are_called(bert_folder, tmp_path):
+    args = arguments(tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1)
+    trainer = HookTrainer(build_text_encoder(bert_folder), args, train_dataset=sentences(16))
+    assert moved(trainer)
+    hooks = {name for name, value in vars(HookTrainer).items() if inspect.isfunction(value)}
+    assert trainer.called == hooks - {"__init__", "prediction_step"}
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["learning_rate"] for entry in logs] == [0.5, 0.5] and all(entry["own"] == 1 for entry in logs)
+    assert trainer.state.total_flos == 14
+
+
+@pytest.mark.parametrize(
+    "hook, instead",
+    [
+        ("prediction_step", "override evaluate"),
+        ("evaluation_loop", "override evaluate"),
+        ("get_eval_dataloader", "override evaluate"),
+        ("create_optimizer_and_scheduler", "create_optimizer and create_scheduler"),
+        ("create_model_card", "push_to_hub"),
+    ],
+)
+def test_hooks_that_are_not_called_are_named(bert_folder, tmp_path, hook, instead):
+    kind = type("MyTrainer", (FMICLTrainer,), {hook: lambda self, *args: None})
+    with pytest.raises(InputError, match=f"MyTrainer.{hook} would not be called: .*{instead}"):
+        kind(bert_folder, arguments(tmp_path), train_dataset=sentences(16))
+
+
+def test_a_dataloader_of_a_subclass_needs_no_dataset(bert_folder, tmp_path):
+    encoder = build_text_encoder(bert_folder)
+    collator = TextViewCollator(encoder.tokenizer, ["text"])
+    rows = [{"text": text} for text in sentences(16)]
+
+    class Loading(FMICLTrainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader(rows, batch_size=8, collate_fn=collator)
+
+    assert moved(Loading(encoder, arguments(tmp_path), collator))
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_a_process_of_several_that_trains_alone_is_refused(bert_folder, tmp_path, monkeypatch, variable):
+    args = arguments(tmp_path)
+    monkeypatch.setenv(variable, "2")  # as torchrun and mpirun do
+    with pytest.raises(InputError, match=r"2 processes were requested, but the world size is 1: .*use_cpu=True"):
+        FMICLTrainer(bert_folder, args, train_dataset=sentences(16))
 
 
 def test_another_kind_of_model_is_named(tmp_path):

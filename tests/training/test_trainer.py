@@ -244,6 +244,7 @@ def test_a_data_set_smaller_than_a_batch_is_refused(bert_folder, tmp_path):
 
 
 PRIVATE_OVERRIDES = {
+    "_get_output_dir": "the folder of a trial is the output_dir while the trial trains",
     "_determine_best_metric": "with save_strategy best the base class would drop the save that a signal needs",
     "_get_grad_norm": "callbacks do not get the norm, and clipping hides an overflow from them",
     "_get_train_sampler": "the base class's length-grouped order is lost at a resume",
