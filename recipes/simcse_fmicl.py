@@ -13,6 +13,7 @@ from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that ta
 
 # isort: split
 from pathlib import Path
+from typing import Any
 
 from transformers import set_seed
 
@@ -27,9 +28,10 @@ from fmicl_text.cli.recipe import (
     run_training,
     save_run,
 )
-from fmicl_text.cli.text import announce, parse_args
+from fmicl_text.cli.text import DataArguments, announce, parse_args
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.report import before_after_table
+from fmicl_text.evaluation.retrieval import load_retrieval
 from fmicl_text.evaluation.sts import STSB_HUB_NAME, load_pairs, load_stsb
 from fmicl_text.hub.run_record import scored_on
 from fmicl_text.loading import hub_revision
@@ -78,17 +80,13 @@ def main() -> None:
         args.choose_negatives_of_pairs()
     facts = data.metadata() | {"negatives": args.build_loss().negatives}
     print_rank0(args, "Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    if data_args.sts_dev_file:
-        pairs, scored = load_pairs(data_args.sts_dev_file), scored_on(Path(data_args.sts_dev_file).name)
-    else:
-        pairs = load_stsb("dev")
-        scored = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "STSBenchmark", "validation", hub_revision(pairs))
+    evaluator, scored = make_evaluator(data_args, progress=args.process_index == 0 and not args.disable_tqdm)
     trainer = FMICLTrainer(
         TextContrastiveModel(encoder, model_args.head),
         args,
         train_dataset=rows,
         data_collator=collator,
-        evaluator=STSEvaluator(pairs, progress=args.process_index == 0 and not args.disable_tqdm),
+        evaluator=evaluator,
     )
     before = trainer.run_evaluator()
     trainer.metadata = {"settings": settings, "inputs": input_hashes(settings), "before": before}
@@ -102,6 +100,20 @@ def main() -> None:
     if args.push_to_hub:
         print_rank0(args, f"Pushed to the Hub: {trainer.push_to_hub()}")
     end_together(trainer)
+
+
+def make_evaluator(data_args: DataArguments, progress: bool) -> tuple[Any, dict[str, Any]]:
+    """The evaluator that selects the checkpoint, and what the record says about its data."""
+    if data_args.retrieval_dev_folder:
+        folder = Path(data_args.retrieval_dev_folder)
+        return load_retrieval(folder, progress=progress), scored_on(folder.name)
+    if data_args.sts_dev_file:
+        file = Path(data_args.sts_dev_file)
+        return STSEvaluator(load_pairs(str(file)), progress=progress), scored_on(file.name)
+    pairs = load_stsb("dev")
+    revision = hub_revision(pairs)
+    scored = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "STSBenchmark", "validation", revision)
+    return STSEvaluator(pairs, progress=progress), scored
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def input_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
     """Hashes of the files and folders that settings name, by setting. Of folders above 1 GiB, only the names, sizes and
     times of the files count."""
     found = {}
-    for name in ("train_file", "sts_dev_file", "dataset_name", "model_name_or_path"):
+    for name in ("train_file", "sts_dev_file", "retrieval_dev_folder", "dataset_name", "model_name_or_path"):
         hashes = [hash_ for path in paths_of(settings.get(name)) if (hash_ := input_hash(path)) is not None]
         if hashes:
             found[name] = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()

@@ -49,10 +49,10 @@ class ModelArguments:
         },
     )
     load_in_4bit: bool = field(
-        default=False, metadata={"help": "Quantize the frozen weights to 4 bits (QLoRA). Needs --lora_rank."}
+        default=False, metadata={"help": "Quantize frozen weights to 4 bits. Needs --lora_rank."}
     )
     load_in_8bit: bool = field(
-        default=False, metadata={"help": "Quantize the frozen weights to 8 bits. Needs --lora_rank."}
+        default=False, metadata={"help": "Quantize frozen weights to 8 bits. Needs --lora_rank."}
     )
     dropout: float | None = field(
         default=None,
@@ -73,7 +73,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Training text, and sentence pairs with similarity scores that select the checkpoint."""
+    """Training text, and the data that select the checkpoint: sentence pairs with scores, or search data."""
 
     train_file: list[str] | None = field(
         default=None,
@@ -92,9 +92,7 @@ class DataArguments:
             "such as sent0 sent1 hard_neg, query answer, text."
         },
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Stream data that is too large for the disk. Needs --max_steps."}
-    )
+    streaming: bool = field(default=False, metadata={"help": "Stream data too large for the disk. Needs --max_steps."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
     max_seq_length: int = field(
         default=32,
@@ -114,13 +112,26 @@ class DataArguments:
             "checkpoint. If omitted, STS-B dev is downloaded."
         },
     )
+    retrieval_dev_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Search data that selects the best checkpoint instead, by NDCG@10: queries.jsonl, corpus.jsonl and "
+            "qrels.tsv in BEIR's format."
+        },
+    )
 
     def __post_init__(self) -> None:
+        if self.sts_dev_file and self.retrieval_dev_folder:
+            raise ValueError(
+                f"sts_dev_file={self.sts_dev_file} and retrieval_dev_folder={self.retrieval_dev_folder} are mutually "
+                "exclusive"
+            )
         if self.max_seq_length < 3:  # [CLS], one token, [SEP]
             raise ValueError(f"max_seq_length must be at least 3, got {self.max_seq_length}")
 
 
 SAVE_STEPS = 125  # SimCSE's
+STS_METRIC = "sts_spearman"
 
 
 @dataclass
@@ -137,7 +148,7 @@ class TextTrainingArguments(FMICLTrainingArguments):
         default=True, metadata={"help": "Load the best checkpoint at the end of training."}
     )
     metric_for_best_model: str | None = field(
-        default="sts_spearman", metadata={"help": "Metric that selects the best checkpoint."}
+        default=STS_METRIC, metadata={"help": "Metric that selects the best checkpoint."}
     )
     greater_is_better: bool | None = field(
         default=True, metadata={"help": "Whether a higher metric_for_best_model is better."}
@@ -171,6 +182,8 @@ def parse_args(
         check_needs_dataset(namespace, dataset_config=None, dataset_split="train")
         if namespace.streaming and namespace.max_steps <= 0:
             raise InputError(f"--streaming needs --max_steps (the length is unknown), got {namespace.max_steps}")
+        if namespace.retrieval_dev_folder and namespace.metric_for_best_model == STS_METRIC:
+            namespace.metric_for_best_model = "loss"  # the evaluator's primary metric
         strategy = namespace.train_sampling_strategy
         if strategy in LENGTH_STRATEGIES and namespace.streaming:
             raise InputError(
@@ -195,7 +208,8 @@ def fill_bundled(namespace: Namespace) -> None:
         if model_named:
             raise InputError("--model_name_or_path needs training data: --train_file FILE or --dataset_name NAME")
         namespace.train_file = [str(SENTENCES)]
-        namespace.sts_dev_file = namespace.sts_dev_file or str(PAIRS)
+        if not namespace.retrieval_dev_folder:
+            namespace.sts_dev_file = namespace.sts_dev_file or str(PAIRS)
 
 
 def announce(model_args: ModelArguments, data_args: DataArguments, args: TextTrainingArguments) -> str:

@@ -167,6 +167,16 @@ def test_a_bad_file_is_named(tmp_path, content, message):
     assert str(error.value).startswith(f"--config {config}: {message}")
 
 
+def test_search_data_selects_by_their_primary_metric():
+    _, data, args = parse_args([*MODEL, "--retrieval_dev_folder", "dev", "--eval_strategy", "steps"])
+    assert (data.retrieval_dev_folder, args.metric_for_best_model, args.greater_is_better) == ("dev", "loss", True)
+    named = ["--retrieval_dev_folder", "dev", "--metric_for_best_model", "cosine_map@100"]
+    assert parse_args([*MODEL, *named])[2].metric_for_best_model == "cosine_map@100"
+    message = mistake([*MODEL, "--retrieval_dev_folder", "dev", "--sts_dev_file", "dev.tsv"])
+    assert "mutually exclusive" in message and "--sts_dev_file" in message
+    assert parse_args(["--retrieval_dev_folder", "dev"])[1].sts_dev_file is None  # bundled sentences, other evaluation
+
+
 def test_length_grouping_needs_lengths():
     grouped = [*MODEL, "--train_sampling_strategy", "group_by_length"]
     assert parse_args(grouped)[2].train_sampling_strategy == "group_by_length"

@@ -135,6 +135,31 @@ def test_early_stopping_ends_the_run(material, monkeypatch, capsys):
     assert json.loads((material[0] / "stopped" / "results.json").read_text())["steps"] == 6
 
 
+def test_search_data_selects_the_checkpoint(material, monkeypatch):
+    """Pairs with two prompts, evaluated by NDCG@10 with these prompts; the negatives are cross-view."""
+    folder, flags = material
+    monkeypatch.chdir(folder)
+    dev = folder / "search"
+    dev.mkdir()
+    texts = sentences(6)
+    for name, rows in (("queries", texts[:3]), ("corpus", texts)):
+        lines = [json.dumps({"_id": f"{name[0]}{i}", "text": text}) for i, text in enumerate(rows)]
+        (dev / f"{name}.jsonl").write_text("\n".join(lines))
+    (dev / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\tc{i}\t1\n" for i in range(3)))
+    pairs = [json.dumps({"query": a, "answer": b}) for a, b in zip(sentences(40), sentences(40, 1), strict=True)]
+    (folder / "pairs.jsonl").write_text("\n".join(pairs))
+    argv = [flag for flag in flags if flag not in ("--sts_dev_file", "dev.tsv")]
+    argv[argv.index("--train_file") + 1] = "pairs.jsonl"
+    argv += ["--retrieval_dev_folder", "search", "--prompts", "one ", "two ", "--output_dir", "searched"]
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+    results = json.loads((folder / "searched" / "results.json").read_text())
+    assert results["before"]["eval_cosine_ndcg@10"] <= 1 and results["best_step"] > 0
+    assert results["scored_on"]["name"] == "search" and len(results["inputs"]["retrieval_dev_folder"]) == 64
+    assert results["data"]["prompts"] == "'one ' 'two '" and results["hyperparameters"]["negatives"] == "cross_view"
+    assert SentenceTransformer(str(folder / "searched")).prompts == {"query": "one ", "document": "two "}
+
+
 def test_the_configs_are_all_there():
     names = [
         "kl",
