@@ -35,6 +35,7 @@ from fmicl_text.evaluation.sts import STSB_HUB_NAME, load_pairs, load_stsb
 from fmicl_text.hub.run_record import scored_on
 from fmicl_text.loading import hub_revision
 from fmicl_text.text.data import load_training_text
+from fmicl_text.text.model import pooling_source
 from fmicl_text.text.tokenization import training_rows
 
 
@@ -57,6 +58,8 @@ def main() -> None:
         model_args.load_in,
         model_args.trust_remote_code,
     )
+    model = TextContrastiveModel(encoder, model_args.head)  # one dry pass, before the text is read
+    print_rank0(args, f"Pooling: {pooling_source(encoder, model_args.pooling)}")
     with args.main_process_first(desc="reading the training text"):  # the other processes read the cache
         data = load_training_text(
             data_args.train_file,
@@ -77,7 +80,7 @@ def main() -> None:
         pairs = load_stsb("dev")
         scored = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "STSBenchmark", "validation", hub_revision(pairs))
     trainer = FMICLTrainer(
-        TextContrastiveModel(encoder, model_args.head),
+        model,
         args,
         train_dataset=rows,
         data_collator=collator,

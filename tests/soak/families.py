@@ -85,11 +85,12 @@ def text_families() -> list[str]:
     for name in sorted(CONFIG_MAPPING.keys()):
         try:
             model = MODEL_MAPPING[CONFIG_MAPPING[name]]
+            model = model[0] if isinstance(model, list | tuple) else model
+            main_input = model.main_input_name
         except (KeyError, ValueError, ImportError):  # no base model, or one that needs another package
             continue
-        model = model[0] if isinstance(model, list | tuple) else model
         inputs = inspect.signature(model.forward).parameters.keys()
-        if model.main_input_name == "input_ids" and "input_ids" in inputs and not inputs & OTHER_INPUTS:
+        if main_input == "input_ids" and "input_ids" in inputs and not inputs & OTHER_INPUTS:
             found.append(name)
     return found
 
@@ -154,6 +155,7 @@ def outcome(name: str, folder: str) -> dict[str, Any]:
 
 
 def run(name: str, answers: Any) -> None:
+    sys.stdout = open(os.devnull, "w")  # the trainer's log
     with tempfile.TemporaryDirectory() as folder:
         try:
             answer = outcome(name, folder)

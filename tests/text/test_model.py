@@ -45,8 +45,9 @@ def test_every_parameter_gets_a_gradient(bert_folder):
     model = TextContrastiveModel(build_text_encoder(bert_folder), head="simcse")
     features = dict(model.encoder.tokenizer(["a dog runs", "the cat"], return_tensors="pt", padding=True))
     model(features).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert not [name for name, _ in model.named_parameters() if "pooler" in name]
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["encoder.0.model.pooler.dense.weight", "encoder.0.model.pooler.dense.bias"]
 
 
 def test_dropout_is_set_everywhere(bert_folder):

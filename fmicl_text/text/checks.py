@@ -1,0 +1,182 @@
+"""Checks of a text encoder before training and evaluation: its modules, its tokenizer, and one dry pass."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from fmicl_text.errors import InputError
+from fmicl_text.loading import loading_error_message
+
+logger = logging.getLogger(__name__)
+
+UNLIMITED = 2**31 - 1  # a maximum length that no text exceeds; tokenizers without one state 1e30
+# Learned position embeddings, by the names that the text families of transformers use.
+POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "positions_embed", "wpe")
+# Tokens of the long text of a dry pass: at most this many, and fewer in large models, where the pass has at most
+# this many multiplications. BERT-base is checked at its 512 tokens, in about 2 s on two cores.
+DRY_LENGTH, DRY_COST = 4096, 1e12
+
+
+def require_transformer(encoder: SentenceTransformer, source: str) -> None:
+    """Check that an encoder is a transformer followed by one pooling layer.
+
+    Args:
+        source: The argument and its value, which begin the message.
+
+    Raises:
+        InputError: It has other modules.
+    """
+    first, names = encoder[0], ", ".join(type(module).__name__ for module in encoder)
+    if isinstance(first, StaticEmbedding):
+        raise InputError(
+            f"{source} is a StaticEmbedding, which has no dropout to make two views of a text: train it on pairs, with "
+            "FMICLLoss of fmicl_text.integrations.sentence_transformers in a SentenceTransformerTrainer"
+        )
+    if isinstance(first, Router):
+        raise InputError(f"{source} is a Router, which has several encoders: train each encoder on its own")
+    if not isinstance(first, Transformer) or sum(isinstance(module, Pooling) for module in encoder) != 1:
+        raise InputError(f"{source} is not a transformer followed by pooling: its modules are {names}")
+    if "text" not in first.modality_config:
+        raise InputError(f"{source} does not encode text: its inputs are {', '.join(map(str, first.modality_config))}")
+
+
+def prepare_tokenizer(encoder: SentenceTransformer, source: str) -> None:
+    """Complete the tokenizer of an encoder in place, and check that it matches the model.
+
+    A tokenizer without a padding token (GPT-2, Llama) pads with its end-of-text token, which the attention mask hides.
+    Its maximum length is reduced to the number of positions that the model has for tokens: in RoBERTa and related
+    models, `max_position_embeddings - padding_idx - 1`. A folder without tokenizer files loads without an error, and
+    all sentences of the same length then get the same embedding. Encoders without a transformer are not changed.
+
+    Args:
+        source: The argument and its value, which begin the message.
+
+    Raises:
+        InputError: The tokenizer has only special tokens or no token to pad with, or it has tokens that the model has
+            no embedding for.
+    """
+    tokenizer = getattr(encoder, "tokenizer", None)
+    if not isinstance(encoder[0], Transformer) or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return
+    backbone: Any = encoder[0].model
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"{source}: its tokenizer has neither a padding token nor an end-of-text token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+    if (limit := position_limit(backbone)) is not None and tokenizer.model_max_length > limit:
+        tokenizer.model_max_length = limit
+    try:
+        rows = getattr(backbone.get_input_embeddings(), "num_embeddings", UNLIMITED)
+    except NotImplementedError:  # CANINE, which hashes characters
+        return
+    vocabulary = tokenizer.get_vocab()
+    if len(vocabulary) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{source}: its tokenizer files are missing, so every word would be unknown")
+    # Classes of tokenizers add these on their own (Qwen2's end-of-text token), whether or not texts contain them. The
+    # dry pass has those that are part of every text.
+    unused = {getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "cls", "sep", "mask")}
+    unused -= {tokenizer.pad_token_id, tokenizer.unk_token_id}
+    word, highest = max(((word, i) for word, i in vocabulary.items() if i not in unused), key=lambda item: item[1])
+    if highest >= rows:
+        raise InputError(
+            f"{source}: tokenizer and model do not match; the tokenizer has ids up to {highest} ({word!r}), the model "
+            f"{rows} embeddings; after adding tokens, call resize_token_embeddings and save the model"
+        )
+
+
+def position_limit(backbone: Any) -> int | None:
+    """The number of tokens that a model has position embeddings for; None if it has no table of them (T5, ModernBERT).
+
+    >>> from transformers import RobertaConfig, RobertaModel
+    >>> size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
+    >>> position_limit(RobertaModel(RobertaConfig(**size, max_position_embeddings=514, pad_token_id=1)))
+    512
+    """
+    limits = []
+    for module in backbone.modules():
+        for name, table in module.named_children():
+            weight = getattr(table, "weight", None)
+            if name in POSITION_TABLES and isinstance(weight, torch.Tensor) and weight.dim() == 2:
+                padding = getattr(table, "padding_idx", None)  # RoBERTa and related models count from padding_idx + 1
+                first = getattr(table, "offset", 0) if padding is None else padding + 1
+                limits.append(len(weight) - first)
+    stated = getattr(backbone.config, "max_position_embeddings", None)
+    if limits and isinstance(stated, int) and stated > 0:
+        limits.append(stated)
+    return min(limits, default=None)
+
+
+def parameters_without_gradient(model: Any, source: str) -> list[str]:
+    """The names of the trainable parameters that the embeddings do not depend on, found by dry passes of two texts, a
+    short one and one as long as the model allows, without and with dropout. Weights, gradients, buffers, training mode
+    and random state stay as they are.
+
+    Args:
+        model: A `TextContrastiveModel`.
+        source: The argument and its value, which begin the message.
+
+    Raises:
+        InputError: A pass fails, or no parameter gets a gradient.
+    """
+    encoder, training = model.encoder, model.training
+    trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    limit = encoder.max_seq_length or UNLIMITED
+    cost = 12 * sum(weight.numel() for name, weight in model.named_parameters() if "embed" not in name)
+    length = int(max(16, min(limit, DRY_LENGTH if limit < UNLIMITED else 512, DRY_COST / max(cost, 1))))
+    used: set[str] = set()
+    try:
+        with unchanged_state(model), torch.enable_grad():
+            for train, tokens in ((False, length), (True, min(length, 32))):
+                model.train(train)
+                output = model(dry_features(encoder, int(min(tokens, limit))))
+                gradients = torch.autograd.grad(output.sum(), list(trainable.values()), allow_unused=True)
+                if not train:  # with dropout, layers may be skipped (layerdrop)
+                    used = {name for name, one in zip(trainable, gradients, strict=True) if one is not None}
+    except (InputError, Warning):
+        raise
+    except Exception as error:
+        mode = "training" if model.training else "evaluation"
+        raise InputError(
+            f"{source}: {type(encoder[0].model).__name__} cannot be trained; a pass of two texts, one of {length} "
+            f"tokens, fails in {mode} mode: {type(error).__name__}: {loading_error_message(error)}"
+        ) from error
+    finally:
+        model.train(training)
+    if not used:
+        raise InputError(f"{source}: no trainable parameter of {type(encoder[0].model).__name__} gets a gradient")
+    return [name for name in trainable if name not in used and "expert" not in name]  # others get other tokens
+
+
+def dry_features(encoder: Any, length: int) -> dict[str, Any]:
+    """Two texts, a short one and one of `length` tokens, as the encoder's input."""
+    full, encoder.max_seq_length = encoder.max_seq_length, length
+    try:
+        features = encoder.preprocess(["a", "a " * length])
+    finally:
+        encoder.max_seq_length = full
+    return {key: value.to(encoder.device) if isinstance(value, torch.Tensor) else value for key, value in features.items()}
+
+
+@contextmanager
+def unchanged_state(module: nn.Module) -> Iterator[None]:
+    """Within this context, passes of a module leave the random state and its buffers as they were."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    devices = {buffer.device for buffer in module.parameters() if buffer.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            now = dict(module.named_buffers())
+            for name, buffer in buffers.items():
+                if name in now and now[name].shape == buffer.shape:
+                    now[name].copy_(buffer)
