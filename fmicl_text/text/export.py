@@ -27,9 +27,14 @@ TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 DENSE_DEFAULTS = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
 
 
-def write_older_spelling(folder: str) -> None:
+def write_older_spelling(folder: str, tokenizer: Any) -> None:
     """Rewrite the small files of a saved SentenceTransformer, in place, so that sentence-transformers 5.1 with
-    transformers 4.57 opens it with the same embeddings. Modules that older versions do not have are not changed."""
+    transformers 4.57 opens it with the same embeddings. Modules that older versions do not have are not changed.
+
+    Args:
+        folder: The folder.
+        tokenizer: The tokenizer that was saved in it.
+    """
     place = Path(folder)
     modules = read_json(place / "modules.json")
     for module in modules:
@@ -47,11 +52,20 @@ def write_older_spelling(folder: str) -> None:
     config = read_json(place / "config_sentence_transformers.json")
     config["__version__"].pop("sentence_transformers", None)  # older versions would warn that the model is newer
     write(place / "config_sentence_transformers.json", config)
-    # transformers 5 writes a class name that transformers 4 does not know; both accept the old name
-    tokenizer = place / "tokenizer_config.json"
-    if tokenizer.is_file():
-        content = tokenizer.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
-        tokenizer.write_text(content, encoding="utf-8")
+    if (path := place / "tokenizer_config.json").is_file():
+        write(path, older_tokenizer(read_json(path), tokenizer))
+
+
+def older_tokenizer(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The content of tokenizer_config.json with the names of transformers 4, which transformers 5 also accepts, and the
+    inputs that a tokenizer of a general class returns: without their list, transformers 4 adds token_type_ids, which
+    GPT-2 embeds as words."""
+    config = {"model_input_names": list(tokenizer.model_input_names)} | config
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    return config
 
 
 def older_transformer(place: Path) -> dict[str, Any]:

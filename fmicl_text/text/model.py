@@ -135,7 +135,7 @@ class TextContrastiveModel(ContrastiveModel):
         weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
         with save_with_weights(backbone, merge_adapters(backbone, weights)):
             self.encoder.save(folder, create_model_card=False)
-        write_older_spelling(folder)
+        write_older_spelling(folder, self.encoder.tokenizer)
 
     def open_encoder(self, folder: str) -> nn.Module:
         return build_text_encoder(folder, trust_remote_code=self.encoder.trust_remote_code)
