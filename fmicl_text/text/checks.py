@@ -22,9 +22,10 @@ logger = logging.getLogger(__name__)
 UNLIMITED = 2**31 - 1  # a maximum length that no text exceeds; tokenizers without one state 1e30
 # Learned position embeddings, by the names that the text families of transformers use.
 POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "positions_embed", "wpe")
-# Tokens of the long text of a dry pass: at most this many, and fewer in large models, where the pass has at most
-# this many multiplications. BERT-base is checked at its 512 tokens, in about 2 s on two cores.
-DRY_LENGTH, DRY_COST = 4096, 1e12
+# Tokens of the long text of a dry pass: at most this many, and fewer in large models, where a pass takes at most this
+# many floating-point operations. BERT-base is checked with 512 tokens forward and with 97 backward.
+LONGEST, COST = 4096, 1e11
+SHORT = 7  # tokens in another pass, for models that take only some lengths
 
 
 def require_transformer(encoder: SentenceTransformer, source: str) -> None:
@@ -117,9 +118,9 @@ def position_limit(backbone: Any) -> int | None:
 
 
 def parameters_without_gradient(model: Any, source: str) -> list[str]:
-    """The names of the trainable parameters that the embeddings do not depend on, found by dry passes of two texts, a
-    short one and one as long as the model allows, without and with dropout. Weights, gradients, buffers, training mode
-    and random state stay as they are.
+    """The names of the trainable parameters that the embeddings do not depend on, found by dry passes: forward as in
+    evaluation with a text as long as the model allows, forward and backward as in training with a long and a short one.
+    Weights, gradients, buffers, training mode and random state stay as they are.
 
     Args:
         model: A `TextContrastiveModel`.
@@ -128,40 +129,42 @@ def parameters_without_gradient(model: Any, source: str) -> list[str]:
     Raises:
         InputError: A pass fails, or no parameter gets a gradient.
     """
-    encoder, training = model.encoder, model.training
+    encoder, name = model.encoder, type(model.backbone).__name__
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     limit = encoder.max_seq_length or UNLIMITED
-    cost = 12 * sum(weight.numel() for name, weight in model.named_parameters() if "embed" not in name)
-    length = int(max(16, min(limit, DRY_LENGTH if limit < UNLIMITED else 512, DRY_COST / max(cost, 1))))
+    limit = min(limit, LONGEST if limit < UNLIMITED else 512)
+    size = sum(weight.numel() for name, weight in model.named_parameters() if "embed" not in name) or 1
+    forward, backward = (int(min(limit, max(16, COST / (size * times)))) for times in (2, 12))
     used: set[str] = set()
+    mode, length = "evaluation", forward
     try:
-        with unchanged_state(model), torch.enable_grad():
-            for train, tokens in ((False, length), (True, min(length, 32))):
-                model.train(train)
-                output = model(dry_features(encoder, int(min(tokens, limit))))
-                gradients = torch.autograd.grad(output.sum(), list(trainable.values()), allow_unused=True)
-                if not train:  # with dropout, layers may be skipped (layerdrop)
-                    used = {name for name, one in zip(trainable, gradients, strict=True) if one is not None}
+        with unchanged_state(model):
+            with torch.no_grad():
+                model.eval()(dry_features(encoder, ["a " * limit], forward))
+            mode = "training"
+            for length in (backward, min(limit, SHORT)):
+                with torch.enable_grad():
+                    output = model.train()(dry_features(encoder, ["a", "a " * limit], length))
+                    if trainable:
+                        output.sum().backward()
+            used = {name for name, weight in trainable.items() if weight.grad is not None}
     except (InputError, Warning):
         raise
     except Exception as error:
-        mode = "training" if model.training else "evaluation"
         raise InputError(
-            f"{source}: {type(encoder[0].model).__name__} cannot be trained; a pass of two texts, one of {length} "
-            f"tokens, fails in {mode} mode: {type(error).__name__}: {loading_error_message(error)}"
+            f"{source}: {name} cannot be trained; a pass with a text of {length} tokens fails in {mode} mode: "
+            f"{type(error).__name__}: {loading_error_message(error)}"
         ) from error
-    finally:
-        model.train(training)
     if not used:
-        raise InputError(f"{source}: no trainable parameter of {type(encoder[0].model).__name__} gets a gradient")
+        raise InputError(f"{source}: no trainable parameter of {name} gets a gradient")
     return [name for name in trainable if name not in used and "expert" not in name]  # others get other tokens
 
 
-def dry_features(encoder: Any, length: int) -> dict[str, Any]:
-    """Two texts, a short one and one of `length` tokens, as the encoder's input."""
+def dry_features(encoder: Any, texts: list[str], length: int) -> dict[str, Any]:
+    """Texts, truncated to a number of tokens, as the encoder's input."""
     full, encoder.max_seq_length = encoder.max_seq_length, length
     try:
-        features = encoder.preprocess(["a", "a " * length])
+        features = encoder.preprocess(texts)
     finally:
         encoder.max_seq_length = full
     return {key: value.to(encoder.device) if isinstance(value, torch.Tensor) else value for key, value in features.items()}
@@ -169,13 +172,28 @@ def dry_features(encoder: Any, length: int) -> dict[str, Any]:
 
 @contextmanager
 def unchanged_state(module: nn.Module) -> Iterator[None]:
-    """Within this context, passes of a module leave the random state and its buffers as they were."""
+    """Within this context, passes of a module skip no layers at random (layerdrop), and leave its gradients, training
+    mode, buffers and the random state as they were."""
+    modes = [(part, part.training, part.__dict__.get("layerdrop")) for part in module.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    devices = {buffer.device for buffer in module.parameters() if buffer.device.type == "cuda"}
+    devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
+    part: Any
+    for parameter, _ in gradients:
+        parameter.grad = None
+    for part, _, layerdrop in modes:
+        if layerdrop is not None:
+            part.layerdrop = 0.0
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
+            for part, training, layerdrop in modes:
+                part.training = training
+                if layerdrop is not None:
+                    part.layerdrop = layerdrop
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
             now = dict(module.named_buffers())
             for name, buffer in buffers.items():
                 if name in now and now[name].shape == buffer.shape:

@@ -52,8 +52,25 @@ def write_older_spelling(folder: str, tokenizer: Any) -> None:
     config = read_json(place / "config_sentence_transformers.json")
     config["__version__"].pop("sentence_transformers", None)  # older versions would warn that the model is newer
     write(place / "config_sentence_transformers.json", config)
+    if (path := place / "config.json").is_file():
+        write(path, read_json(path) | older_rope(read_json(path)))
     if (path := place / "tokenizer_config.json").is_file():
         write(path, older_tokenizer(read_json(path), tokenizer))
+
+
+def older_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of rotary position embeddings under the names of transformers 4, which otherwise uses the default
+    base without a warning. Models with two kinds of layers have two bases."""
+    rope = config.get("rope_parameters") or {}
+    if "full_attention" in rope:
+        modernbert = config["model_type"].startswith("modernbert")
+        names = ("global_rope_theta", "local_rope_theta") if modernbert else ("rope_theta", "rope_local_base_freq")
+        kinds = [rope["full_attention"], rope.get("sliding_attention")]
+        return {name: kind["rope_theta"] for name, kind in zip(names, kinds, strict=True) if kind}
+    if "rope_theta" not in rope:
+        return {}
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    return {"rope_theta": rope["rope_theta"]} | ({} if rope.get("rope_type") == "default" else {"rope_scaling": scaling})
 
 
 def older_tokenizer(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
