@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def adapter_base(model_name_or_path: str, revision: str | None = None) -> tuple[
     """Name and revision of the model that a folder or Hub name of adapters was trained on; of the model itself if it
     has no adapters."""
     file = find_adapter_config_file(model_name_or_path, revision=revision)
-    return (model_name_or_path, revision) if file is None else (str(read_json(file)["base_model_name_or_path"]), None)
+    return (model_name_or_path, revision) if file is None else (str(read_json(Path(file))["base_model_name_or_path"]), None)
 
 
 def open_adapters(backbone: Any, source: str, merge: bool) -> None:

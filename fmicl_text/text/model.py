@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from typing import Any
 
 import torch
 from datasets import IterableDataset
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from fmicl_text.errors import InputError
@@ -261,7 +263,7 @@ def dropout_settings(
         raise InputError(f"dropout must be in [0, 1), got {dropout}")
     name, revision = adapter_base(model_name_or_path, revision)
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    settings = changed_dropout(config.to_dict(), dropout)
+    settings = changed_dropout(config.to_dict(), dropout, config)
     if dropout and not settings:
         raise InputError(
             f"dropout={dropout}: the config of model_name_or_path={model_name_or_path} ({config.model_type}) has no "
@@ -270,8 +272,14 @@ def dropout_settings(
     return settings
 
 
-def changed_dropout(config: dict[str, Any], dropout: float) -> dict[str, Any]:
+def changed_dropout(config: dict[str, Any], dropout: float, holder: Any = None) -> dict[str, Any]:
     """The entries of a config with all dropout probabilities in them changed.
+
+    Args:
+        config: The entries.
+        dropout: The probability.
+        holder: The config object, which is changed; None to accept any value. Entries of another type are kept: MPT
+            declares attn_pdrop as an integer.
 
     >>> changed_dropout({"attn_pdrop": 0, "token_dropout": True, "layerdrop": 0.1, "attn": {"size": 2, "pdrop": 0}}, 0.3)
     {'attn_pdrop': 0.3, 'attn': {'size': 2, 'pdrop': 0.3}}
@@ -279,8 +287,11 @@ def changed_dropout(config: dict[str, Any], dropout: float) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            if inner := changed_dropout(value, dropout):
+            if inner := changed_dropout(value, dropout, getattr(holder, key, None)):
                 changed[key] = value | inner
         elif re.search("dropout|pdrop", str(key)) and isinstance(value, int | float) and not isinstance(value, bool):
-            changed[key] = dropout
+            with suppress(StrictDataclassFieldValidationError):
+                if isinstance(holder, PreTrainedConfig):
+                    setattr(holder, key, dropout)
+                changed[key] = dropout
     return changed
