@@ -49,7 +49,11 @@ def parse_args() -> argparse.Namespace:
         "--tasks", nargs="+", default=STS, metavar="TASK", help=f"tasks of MTEB (default: {' '.join(STS)})"
     )
     parser.add_argument("--split", help="split, named as in MTEB (default: the task's own, mostly test)")
-    parser.add_argument("--pooling", choices=POOLINGS, help="pooling (default: the model's own, else as in training: cls, or lasttoken for decoders)")
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="pooling (default: the model's own, else as in training: cls, or lasttoken for decoders)",
+    )
     parser.add_argument("--strict", action="store_true", help="fail if a model does not specify its pooling")
     parser.add_argument("--revision", help="branch, tag or commit of the models on the Hub")
     parser.add_argument("--batch_size", type=whole_number, default=64, help="texts per forward pass (default: 64)")

@@ -49,7 +49,11 @@ def parse_args() -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--data_dir", type=Path, help="SentEval's data folder (default: downloaded from the Hub)")
     where.add_argument("--file", type=Path, help="your own pairs: sentence1, sentence2, score as .tsv, .csv, .parquet")
-    parser.add_argument("--pooling", choices=POOLINGS, help="pooling (default: the model's own, else as in training: cls, or lasttoken for decoders)")
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="pooling (default: the model's own, else as in training: cls, or lasttoken for decoders)",
+    )
     parser.add_argument("--strict", action="store_true", help="fail if a model does not specify its pooling")
     parser.add_argument("--revision", help="branch, tag or commit of the models on the Hub")
     parser.add_argument("--sets", action="store_true", help="add columns for the subsets of each task, and their means")

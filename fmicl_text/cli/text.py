@@ -33,7 +33,10 @@ class ModelArguments:
     )
     pooling: str | None = field(
         default=None,
-        metadata={"help": "Pooling. By default the model's own; if it has none, cls, or lasttoken for decoders.", "choices": POOLINGS},
+        metadata={
+            "help": "Pooling. By default the model's own; if it has none, cls, or lasttoken for decoders.",
+            "choices": POOLINGS,
+        },
     )
     head: str = field(
         default="none",

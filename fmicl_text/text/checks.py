@@ -72,7 +72,9 @@ def prepare_tokenizer(encoder: SentenceTransformer, source: str) -> None:
     backbone: Any = encoder[0].model
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise InputError(f"{source}: its tokenizer has neither a padding token nor an end-of-text token to pad with")
+            raise InputError(
+                f"{source}: its tokenizer has neither a padding token nor an end-of-text token to pad with"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     if (limit := position_limit(backbone)) is not None and tokenizer.model_max_length > limit:
         tokenizer.model_max_length = limit
@@ -96,7 +98,7 @@ def prepare_tokenizer(encoder: SentenceTransformer, source: str) -> None:
 
 
 def position_limit(backbone: Any) -> int | None:
-    """The number of tokens that a model has position embeddings for; None if it has no table of them (T5, ModernBERT).
+    """The number of tokens that a model has positions for; None if they are not limited by a table (T5, ModernBERT).
 
     >>> from transformers import RobertaConfig, RobertaModel
     >>> size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 9}
@@ -113,6 +115,8 @@ def position_limit(backbone: Any) -> int | None:
                 limits.append(len(weight) - first)
     stated = getattr(backbone.config, "max_position_embeddings", None)
     if limits and isinstance(stated, int) and stated > 0:
+        limits.append(stated)
+    if isinstance(stated := getattr(backbone.config, "max_seq_len", None), int):  # of MPT, whose positions are biases
         limits.append(stated)
     return min(limits, default=None)
 
@@ -167,7 +171,9 @@ def dry_features(encoder: Any, texts: list[str], length: int) -> dict[str, Any]:
         features = encoder.preprocess(texts)
     finally:
         encoder.max_seq_length = full
-    return {key: value.to(encoder.device) if isinstance(value, torch.Tensor) else value for key, value in features.items()}
+    return {
+        key: value.to(encoder.device) if isinstance(value, torch.Tensor) else value for key, value in features.items()
+    }
 
 
 @contextmanager

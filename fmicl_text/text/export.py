@@ -70,7 +70,9 @@ def older_rope(config: dict[str, Any]) -> dict[str, Any]:
     if "rope_theta" not in rope:
         return {}
     scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-    return {"rope_theta": rope["rope_theta"]} | ({} if rope.get("rope_type") == "default" else {"rope_scaling": scaling})
+    return {"rope_theta": rope["rope_theta"]} | (
+        {} if rope.get("rope_type") == "default" else {"rope_scaling": scaling}
+    )
 
 
 def older_tokenizer(config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -93,8 +95,8 @@ def older_transformer(place: Path) -> dict[str, Any]:
         del config["modality_config"]
     tokenizer = place / "tokenizer_config.json"
     length = read_json(tokenizer).get("model_max_length") if tokenizer.is_file() else None
-    known = isinstance(length, int | float) and length < UNLIMITED
-    return {"max_seq_length": int(length) if known else None} | config
+    known = isinstance(length, int) and length < UNLIMITED
+    return {"max_seq_length": length if known else None} | config
 
 
 def older_pooling(config: dict[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,11 @@ def adapter_base(model_name_or_path: str, revision: str | None = None) -> tuple[
     """Name and revision of the model that a folder or Hub name of adapters was trained on; of the model itself if it
     has no adapters."""
     file = find_adapter_config_file(model_name_or_path, revision=revision)
-    return (model_name_or_path, revision) if file is None else (str(read_json(Path(file))["base_model_name_or_path"]), None)
+    return (
+        (model_name_or_path, revision)
+        if file is None
+        else (str(read_json(Path(file))["base_model_name_or_path"]), None)
+    )
 
 
 def open_adapters(backbone: Any, source: str, merge: bool) -> None:
@@ -86,6 +90,7 @@ def open_adapters(backbone: Any, source: str, merge: bool) -> None:
             f"{source} has adapters ({kinds}) that are not plain LoRA of linear layers{found}: merge them into its "
             "weights with peft and save the model"
         )
+    backbone._weight_conversions = None  # the adapter's, which would rename the merged weights when they are saved
     if not merge:
         for name, weight in backbone.named_parameters():
             weight.requires_grad_(is_adapter(name))

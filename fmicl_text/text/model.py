@@ -25,8 +25,8 @@ from fmicl_text.text.data import as_text_dataset, text_columns
 from fmicl_text.text.dropout import replace_dropout
 from fmicl_text.text.export import write_older_spelling
 from fmicl_text.text.lora import (
-    add_lora,
     adapter_base,
+    add_lora,
     base_weights_hash,
     is_adapter,
     merge_adapters,
@@ -206,7 +206,8 @@ def specifies_pooling(encoder: SentenceTransformer) -> bool:
 def assumed_pooling(encoder: SentenceTransformer) -> str:
     """The pooling of a model that does not specify one, in training and evaluation: cls, as in the paper, or lasttoken
     for decoders, whose first token does not depend on the others."""
-    config = type(encoder.transformers_model.config)
+    backbone: Any = encoder.transformers_model
+    config = type(backbone.config)
     decoder = config in MODEL_FOR_CAUSAL_LM_MAPPING and config not in MODEL_FOR_MASKED_LM_MAPPING
     return "lasttoken" if decoder else "cls"
 
@@ -281,8 +282,8 @@ def changed_dropout(config: dict[str, Any], dropout: float, holder: Any = None) 
         holder: The config object, which is changed; None to accept any value. Entries of another type are kept: MPT
             declares attn_pdrop as an integer.
 
-    >>> changed_dropout({"attn_pdrop": 0, "token_dropout": True, "layerdrop": 0.1, "attn": {"size": 2, "pdrop": 0}}, 0.3)
-    {'attn_pdrop': 0.3, 'attn': {'size': 2, 'pdrop': 0.3}}
+    >>> changed_dropout({"attn_pdrop": 0, "token_dropout": True, "layerdrop": 0.1, "inner": {"n": 2, "pdrop": 0}}, 0.3)
+    {'attn_pdrop': 0.3, 'inner': {'n': 2, 'pdrop': 0.3}}
     """
     changed: dict[str, Any] = {}
     for key, value in config.items():

@@ -8,7 +8,9 @@ traceback, another embedding after saving, or a run of more than two minutes.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import json
 import logging
 import multiprocessing
@@ -21,15 +23,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from transformers import CONFIG_MAPPING, AutoModel, CanineTokenizer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils import logging as transformers_logging
-
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
 
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, InputError, TextContrastiveModel, build_text_encoder
 from tests.support import SPECIAL, WORDS, sentences, tiny_tokenizer
@@ -70,13 +71,32 @@ SMALL = {
 # Families whose entries depend on each other.
 SPECIAL_CASES: dict[str, dict[str, Any]] = {
     "canine": {"num_hash_buckets": 64, "local_transformer_stride": 8},
-    "funnel": {"block_sizes": [1, 1], "d_head": 16},
+    "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16},
+    "codegen": {"n_head": 4, "rotary_dim": 8},
+    "esm": {"vocab_size": VOCABULARY, "mask_token_id": 1, "pad_token_id": 0},
+    "falcon": {"vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 16},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "ministral": {"head_dim": 16},
+    "prophetnet": {"num_encoder_layers": 2, "num_decoder_layers": 2},
+    "xmod": {"default_language": "en_XX"},
+    "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1], "num_decoder_layers": 1, "d_head": 16},
     "mobilebert": {"true_hidden_size": 32, "intra_bottleneck_size": 32},
-    "mpt": {"n_heads": 2},
     "reformer": {"axial_pos_shape": [6, 8], "axial_pos_embds_dim": [16, 16], "attn_layers": ["local", "lsh"],
                  "feed_forward_size": 64},
-    "xlnet": {"d_inner": 64},
 }  # fmt: skip
+
+# Entries of `SMALL` that a family computes from others.
+NOT_SET = {
+    "codegen": ("num_attention_heads",),
+    "falcon": ("head_dim",),
+    "funnel": ("num_hidden_layers", "n_layer", "num_layers"),
+    "prophetnet": ("num_hidden_layers",),
+    "xlnet": ("max_position_embeddings",),
+    "xlstm": ("v_head_dim",),
+}
 
 
 def text_families() -> list[str]:
@@ -99,7 +119,10 @@ def tiny_config(name: str) -> Any:
     """A config of a family with small values wherever `SMALL` or `SPECIAL_CASES` has one."""
     default = CONFIG_MAPPING[name]()
     small = {key: value for key, value in SMALL.items() if isinstance(getattr(default, key, None), int)}
-    return CONFIG_MAPPING[name](**(small | SPECIAL_CASES.get(name, {})))
+    fixed = NOT_SET.get(name, ())
+    return CONFIG_MAPPING[name](
+        **({key: value for key, value in small.items() if key not in fixed} | SPECIAL_CASES.get(name, {}))
+    )
 
 
 def write_tiny_model(name: str, folder: str) -> None:
@@ -155,8 +178,7 @@ def outcome(name: str, folder: str) -> dict[str, Any]:
 
 
 def run(name: str, answers: Any) -> None:
-    sys.stdout = open(os.devnull, "w")  # the trainer's log
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the trainer's log
         try:
             answer = outcome(name, folder)
         except Exception:
@@ -187,8 +209,8 @@ def summary(answer: dict[str, Any]) -> str:
         return ("rejected: " if "rejected" in answer else "not built: ") + " ".join(reason.split())
     frozen = f", {answer['frozen']} weights frozen" if answer["frozen"] else ""
     return (
-        f"{answer['views']}, {answer['moved']:.0%} of the weights moved{frozen}, reopened to {answer['difference']:.0e}, "
-        f"long text cut to {answer['tokens']} tokens"
+        f"{answer['views']}, {answer['moved']:.0%} of the weights moved{frozen}, reopened to "
+        f"{answer['difference']:.0e}, long text cut to {answer['tokens']} tokens"
     )
 
 

@@ -49,7 +49,11 @@ def router_encoder(folder):
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [("static", "StaticEmbedding, which has no dropout .* pairs"), ("router", "Router"), ("no pooling", "Transformer$")],
+    [
+        ("static", "StaticEmbedding, which has no dropout .* pairs"),
+        ("router", "Router"),
+        ("no pooling", "Transformer$"),
+    ],
 )
 def test_other_modules_are_rejected_from_a_folder_and_from_python(kind, words, bert_folder, tmp_path):
     made = {"static": static_encoder, "router": lambda: router_encoder(bert_folder)}
@@ -70,7 +74,9 @@ def test_pooling_before_a_layer_of_another_width(after, bert_folder, tmp_path):
     SentenceTransformer(modules=parts, device="cpu").save(str(tmp_path), create_model_card=False)
     assert build_text_encoder(str(tmp_path)).encode("a dog").shape == (64 if isinstance(after, LayerNorm) else 16,)
     for load in (build_text_encoder, open_encoder):
-        with pytest.raises(InputError, match=f"pooling=mean gives 32 dimensions, but .* {type(after).__name__} takes 64"):
+        with pytest.raises(
+            InputError, match=f"pooling=mean gives 32 dimensions, but .* {type(after).__name__} takes 64"
+        ):
             load(str(tmp_path), pooling="mean")
 
 
@@ -186,12 +192,24 @@ def test_the_dry_pass_changes_nothing(bert_folder):
 
 @pytest.mark.parametrize("mode", ["training", "evaluation"])
 def test_a_model_that_fails_is_named_before_anything_is_written(mode, bert_folder, tmp_path):
-    """In training mode, Reformer accepts one length only. In evaluation mode, texts of more than 30 tokens fail here."""
+    """In training mode, Reformer accepts one length only. In evaluation mode, more than 30 tokens fail here."""
     if mode == "training":
-        axial = {"axial_pos_shape": [4, 5], "axial_pos_embds_dim": [16, 16], "attn_layers": ["local"], "hidden_size": 32}
-        axial |= {"num_attention_heads": 2, "attention_head_size": 16, "feed_forward_size": 32, "local_attn_chunk_length": 4}
+        axial = {
+            "axial_pos_shape": [4, 5],
+            "axial_pos_embds_dim": [16, 16],
+            "attn_layers": ["local"],
+            "hidden_size": 32,
+        }
+        axial |= {
+            "num_attention_heads": 2,
+            "attention_head_size": 16,
+            "feed_forward_size": 32,
+            "local_attn_chunk_length": 4,
+        }
         folder = write(
-            tmp_path / "m", ReformerConfig(vocab_size=VOCABULARY, max_position_embeddings=20, **axial), tiny_tokenizer(20)
+            tmp_path / "m",
+            ReformerConfig(vocab_size=VOCABULARY, max_position_embeddings=20, **axial),
+            tiny_tokenizer(20),
         )
         encoder, name, reason = build_text_encoder(folder), "ReformerModel", "sequence length"
     else:

@@ -64,6 +64,7 @@ SWEEP = {
     "opt": ("dropout", 0, 48),  # two rows more than positions
     "canine": ("dropout", 2, 48),  # characters
     "t5": ("dropout", 0, 835),  # no limit
+    "mpt": ("dropout", 0, 48),  # no position embeddings, but biases for max_seq_len positions
     "mamba": ("pairs", 0, 835),  # no dropout
 }
 
@@ -204,7 +205,7 @@ def save_with_adapter(base, folder, **settings):
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_a_folder_with_an_adapter_trains_it_or_a_new_one(rank, bert_folder, tmp_path):
-    """Without lora_rank, the saved adapter is trained. With it, the saved adapter is merged and a new one is trained."""
+    """Without lora_rank, the saved adapter is trained. With it, it is merged, and a new one is trained."""
     peft_or_skip()
     expected = save_with_adapter(bert_folder, tmp_path / "m")
     trainer = make_trainer(str(tmp_path / "m"), None, tmp_path / "out", lora_rank=rank)

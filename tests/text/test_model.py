@@ -204,7 +204,8 @@ def test_progress_bars_are_enabled_again_after_loading(bert_folder):
 
 
 def test_dropout_under_every_name(tmp_path):
-    """GPT-2's are called resid_pdrop, embd_pdrop and attn_pdrop; token_dropout of ESM is a flag; layer dropout skips layers and is kept."""
+    """GPT-2's are called resid_pdrop, embd_pdrop and attn_pdrop. ESM's token_dropout is a flag. Layer dropout, which
+    skips layers, is kept."""
     expected = {
         "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3},
         "mpt": {"emb_pdrop": 0.3, "resid_pdrop": 0.3},  # its attn_pdrop must be an integer
@@ -230,7 +231,9 @@ def test_dropout_of_a_model_without_dropout(tmp_path):
 # ---- the pooling of a plain folder
 
 
-@pytest.mark.parametrize(("name", "pooling"), [("bert", "cls"), ("t5", "cls"), ("qwen3", "lasttoken"), ("opt", "lasttoken")])
+@pytest.mark.parametrize(
+    ("name", "pooling"), [("bert", "cls"), ("t5", "cls"), ("qwen3", "lasttoken"), ("opt", "lasttoken")]
+)
 def test_training_and_evaluation_assume_the_same_pooling(name, pooling, tmp_path):
     write_tiny_model(name, str(tmp_path))
     training, evaluation = build_text_encoder(str(tmp_path)), open_encoder(str(tmp_path))
@@ -246,7 +249,7 @@ def test_training_and_evaluation_assume_the_same_pooling(name, pooling, tmp_path
 
 @pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken", ("cls", "mean"), ("mean", "cls")])
 def test_saved_files_open_in_older_and_in_this_version(mode, bert_folder, tmp_path, caplog):
-    """The older versions are not installed here. sentence-transformers 5.1.2 with transformers 4.57.6 read these files."""
+    """sentence-transformers 5.1.2 with transformers 4.57.6, not installed here, opened such files."""
     width = 64 if isinstance(mode, tuple) else 32
     parts = [Transformer(bert_folder), Pooling(32, mode), Dense(width, 16), Normalize()]
     encoder = SentenceTransformer(modules=parts, device="cpu")
@@ -307,6 +310,8 @@ def test_rotary_bases_and_added_tokens_in_the_older_spelling(tmp_path):
         model.save_encoder(str(saved), model.state_dict())
         config = json.loads((saved / "config.json").read_text())
         assert {key: config[key] for key in expected} == expected
-        assert not isinstance(json.loads((saved / "tokenizer_config.json").read_text()).get("extra_special_tokens"), list)
+        assert not isinstance(
+            json.loads((saved / "tokenizer_config.json").read_text()).get("extra_special_tokens"), list
+        )
         again = SentenceTransformer(str(saved), device="cpu")
         assert (again.encode(sentences(3)) == model.encoder.encode(sentences(3))).all()
