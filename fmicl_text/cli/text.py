@@ -34,7 +34,7 @@ class ModelArguments:
     pooling: str | None = field(
         default=None,
         metadata={
-            "help": "Pooling. By default the model's own; if it has none, cls, or lasttoken for decoders.",
+            "help": "Pooling. By default the model's own, else cls (decoders: lasttoken).",
             "choices": POOLINGS,
         },
     )
