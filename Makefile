@@ -27,6 +27,7 @@ soak: .venv/ready
 	$(OFFLINE) $(BIN)/python tests/soak/kill_files.py
 	$(OFFLINE) $(BIN)/python tests/soak/fuzz_flags.py
 	$(OFFLINE) $(BIN)/python tests/soak/memory.py
+	$(OFFLINE) $(BIN)/python tests/soak/families.py
 	$(OFFLINE) $(BIN)/python tests/soak/files.py
 	$(OFFLINE) $(BIN)/python tests/soak/fuzz_readers.py --seconds 300
 

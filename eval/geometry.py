@@ -81,7 +81,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--views", choices=VIEWS, default="cifar", help="augmentation of --images (default: cifar)")
     parser.add_argument("--image_size", type=whole_number, default=32, help="view size in pixels (default: 32)")
     parser.add_argument("--after_head", action="store_true", help="apply the head of image checkpoints")
-    parser.add_argument("--pooling", choices=POOLINGS, help="pooling (default: the model's own, else mean)")
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="pooling (default: the model's own, else as in training: cls, or lasttoken for decoders)",
+    )
     parser.add_argument("--strict", action="store_true", help="fail if a model does not specify its pooling")
     parser.add_argument("--seed", type=from_0, default=0, help="seed of sampling, dropout and flow (default: 0)")
     parser.add_argument("--output", type=Path, help="JSON file to write")

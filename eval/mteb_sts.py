@@ -50,7 +50,11 @@ def parse_args() -> argparse.Namespace:
         "--tasks", nargs="+", default=STS, metavar="TASK", help=f"tasks of MTEB (default: {' '.join(STS)})"
     )
     parser.add_argument("--split", help="split, named as in MTEB (default: the task's own, mostly test)")
-    parser.add_argument("--pooling", choices=POOLINGS, help="pooling (default: the model's own, else mean)")
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="pooling (default: the model's own, else as in training: cls, or lasttoken for decoders)",
+    )
     parser.add_argument(
         "--prompt", help='put before every text: a text or the name of a prompt of the model; "" for none'
     )

@@ -51,7 +51,11 @@ def parse_args() -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--data_dir", type=Path, help="SentEval's data folder (default: downloaded from the Hub)")
     where.add_argument("--file", type=Path, help="your own pairs: sentence1, sentence2, score as .tsv, .csv, .parquet")
-    parser.add_argument("--pooling", choices=POOLINGS, help="pooling (default: the model's own, else mean)")
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="pooling (default: the model's own, else as in training: cls, or lasttoken for decoders)",
+    )
     parser.add_argument(
         "--prompt", help='put before every text: a text or the name of a prompt of the model; "" for none'
     )

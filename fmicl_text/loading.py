@@ -95,7 +95,7 @@ def loading_error_message(error: BaseException) -> str:
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Within this context, progress bars of transformers are hidden. So are load reports that list only unused weights
-    (such as another task's head) or a missing pooler, which `build_text_encoder` removes."""
+    (such as another task's head) or a missing pooler, which no embedding depends on."""
 
     def is_relevant(record: logging.LogRecord) -> bool:
         message = record.getMessage()

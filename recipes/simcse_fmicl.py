@@ -37,7 +37,7 @@ from fmicl_text.hub.run_record import scored_on
 from fmicl_text.loading import hub_revision
 from fmicl_text.processes import check_processes
 from fmicl_text.text.data import load_training_text
-from fmicl_text.text.model import set_prompts, training_prompts
+from fmicl_text.text.model import pooling_source, set_prompts, training_prompts
 from fmicl_text.text.tokenization import training_rows
 
 
@@ -62,6 +62,8 @@ def main() -> None:
     )
     if data_args.prompts:
         set_prompts(encoder, data_args.prompts)
+    model = TextContrastiveModel(encoder, model_args.head)  # one dry pass, before the text is read
+    print_rank0(args, f"Pooling: {pooling_source(encoder, model_args.pooling)}")
     with args.main_process_first(desc="reading the training text"):  # the other processes read the cache
         data = load_training_text(
             data_args.train_file,
@@ -82,7 +84,7 @@ def main() -> None:
     print_rank0(args, "Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
     evaluator, scored = make_evaluator(data_args, progress=args.process_index == 0 and not args.disable_tqdm)
     trainer = FMICLTrainer(
-        TextContrastiveModel(encoder, model_args.head),
+        model,
         args,
         train_dataset=rows,
         data_collator=collator,

@@ -101,6 +101,18 @@ def sentences(count, seed=0):
     return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator)) for length in lengths]
 
 
+def tiny_tokenizer(model_max_length=40):
+    """The tokenizer of the tiny models: a token per word. None for a tokenizer without a maximum length."""
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=model_max_length, **names)
+
+
 def tiny_bert(folder, dropout=0.1, dtype=torch.float32):
     """Write a 2-layer BERT of width 32 with its tokenizer to a folder. With initializer_range 0.02, the default, a new
     BERT maps all sentences to one point: gradients vanish and a gradient test passes for almost any bug."""
@@ -117,14 +129,7 @@ def tiny_bert(folder, dropout=0.1, dtype=torch.float32):
         attention_probs_dropout_prob=dropout,
     )
     BertModel(config).to(dtype).save_pretrained(folder)
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=40, **names).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return str(folder)
 
 

@@ -33,7 +33,10 @@ class ModelArguments:
     )
     pooling: str | None = field(
         default=None,
-        metadata={"help": "Pooling. By default the model's own, or cls if it has none.", "choices": POOLINGS},
+        metadata={
+            "help": "Pooling. By default the model's own, else cls (decoders: lasttoken).",
+            "choices": POOLINGS,
+        },
     )
     head: str = field(
         default="none",

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.report import float32_products
 from fmicl_text.files import read_json
 from fmicl_text.loading import NO_CODE, check_model_folder, hub_commit, translate_loading_errors
+from fmicl_text.text.checks import prepare_tokenizer
 from fmicl_text.text.collator import check_max_seq_length
-from fmicl_text.text.model import require_tokenizer, set_pooling
+from fmicl_text.text.model import assumed_pooling, pooling_of, set_pooling, specifies_pooling
 from fmicl_text.text.settings import encoder_settings
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ def open_encoder(
 
     Args:
         model: Folder or Hub ID.
-        pooling: One of `text.model.POOLINGS`. None uses the pooling that the model specifies, else mean, as
-            sentence-transformers and MTEB do.
+        pooling: One of `text.model.POOLINGS`. None uses the pooling that the model specifies, else
+            `text.model.assumed_pooling`, as training does. (sentence-transformers and MTEB assume mean.)
         revision: Branch, tag or commit on the Hub.
         max_seq_length: Maximum number of tokens. None uses the model's.
         strict: Raise an error instead of assuming a pooling.
@@ -55,34 +55,31 @@ def open_encoder(
             trust_remote_code=False,
             model_kwargs={"dtype": torch.float32, **NO_CODE},
         )
-    require_tokenizer(encoder, f"model={model}")
+    prepare_tokenizer(encoder, f"model={model}")
     own = pooling_of(encoder)
     if pooling and own is None:
         raise InputError(f"pooling={pooling}: {model} has no pooling layer")
-    if not (specifies_pooling(encoder) or pooling):
-        if strict:
-            raise InputError(
-                f"model={model} does not specify its pooling: pass one, such as pooling=mean (required by strict=True)"
-            )
-        logger.warning("%s does not specify its pooling: assuming %s; pass pooling to override", model, own)
-    if pooling and pooling != own:
-        if specifies_pooling(encoder):
+    if specifies_pooling(encoder) or own is None:
+        if pooling and pooling != own:
             logger.warning("%s: using %s pooling instead of the model's own, %s", model, pooling, own)
+            set_pooling(encoder, pooling)
+    elif pooling:
         set_pooling(encoder, pooling)
+    elif strict:
+        raise InputError(
+            f"model={model} does not specify its pooling: pass one, such as pooling=mean (required by strict=True)"
+        )
+    else:
+        set_pooling(encoder, assumed_pooling(encoder))
+        logger.warning(
+            "%s does not specify its pooling: assuming %s, as in training; pass pooling to override",
+            model,
+            pooling_of(encoder),
+        )
     if max_seq_length is not None:
         check_max_seq_length(encoder.tokenizer, max_seq_length)
         encoder.max_seq_length = max_seq_length
     return encoder
-
-
-def pooling_of(encoder: SentenceTransformer) -> Any:
-    """The pooling: cls, mean, ..., a tuple if several are concatenated, or None without a pooling layer."""
-    return next((module.pooling_mode for module in encoder if isinstance(module, Pooling)), None)
-
-
-def specifies_pooling(encoder: SentenceTransformer) -> bool:
-    """Whether the files of the model specify its pooling, that is, include a modules.json."""
-    return bool(encoder.module_kwargs)  # one entry per module in modules.json
 
 
 def encoder_metadata(model: str, encoder: SentenceTransformer, pooling: str | None = None) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import batch_to_device
+from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fmicl_text.text.checks import prepare_tokenizer
 from fmicl_text.text.settings import applied_prompt
 
 CHUNK = 512
@@ -22,11 +23,12 @@ def encode_sentences(
     Sentences are sorted by length, longest first, to reduce padding and so that an out-of-memory error occurs early.
 
     Args:
-        encoder: Any SentenceTransformer.
+        encoder: Any SentenceTransformer. Its tokenizer is completed: see `text.checks.prepare_tokenizer`.
         sentences: N >= 1 texts.
         batch_size: Sentences per forward pass.
         progress: Show a progress bar, removed at the end.
     """
+    prepare_tokenizer(encoder, "encoder")
     order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
     rows = []
     for start in tqdm(range(0, len(order), CHUNK), desc="encode", leave=False, disable=not progress):
@@ -44,12 +46,14 @@ def encode_dropout_views(
     """Two embeddings [N, D] of each sentence under different dropout masks: SimCSE's positive pairs (arXiv 2104.08821).
 
     Args:
-        encoder: Any SentenceTransformer. Its training mode is restored.
+        encoder: Any SentenceTransformer. Its training mode is restored; its tokenizer is completed as in
+            `encode_sentences`.
         sentences: N >= 1 texts.
         seed: Seed of the dropout masks. The global random state does not change.
         batch_size: Sentences per forward pass, which has two rows per sentence.
         progress: Show a progress bar, removed at the end.
     """
+    prepare_tokenizer(encoder, "encoder")
     training = encoder.training
     encoder.train()
     order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
@@ -59,8 +63,8 @@ def encode_dropout_views(
         for start in tqdm(range(0, len(order), batch_size), desc="encode views", leave=False, disable=not progress):
             batch = [sentences[i] for i in order[start : start + batch_size]]
             tokens = encoder.preprocess(batch + batch, prompt=applied_prompt(encoder))
-            rows = encoder(batch_to_device(tokens, encoder.device))["sentence_embedding"].float().cpu()
-            views.append(rows[:, : encoder.truncate_dim].unflatten(0, (2, len(batch))))
+            rows = encoder(batch_to_device(tokens, encoder.device))["sentence_embedding"]
+            views.append(truncate_embeddings(rows, encoder.truncate_dim).float().cpu().unflatten(0, (2, len(batch))))
     encoder.train(training)
     x, y = torch.cat(views, dim=1)[:, torch.tensor(order).argsort()]
     return x, y

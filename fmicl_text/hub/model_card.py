@@ -256,8 +256,8 @@ def limits_of(text: bool) -> str:
     if text:
         return (
             "Trained on texts of up to the length given above and evaluated on sentences. It covers the languages of "
-            "its base model and training text and inherits their biases. The weights contain no BERT pooler: "
-            "`pooler_output` of `AutoModel` is random; use the pooling given above."
+            "its base model and training text and inherits their biases. `pooler_output` of "
+            "`AutoModel` is not trained; use the pooling given above."
         )
     return (
         "Trained without labels on the images given above; evaluate it before use on other images or sizes. It "

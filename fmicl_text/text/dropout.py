@@ -41,4 +41,4 @@ def replace_dropout(module: nn.Module) -> None:
     for child in module.modules():
         for name, part in child.named_children():
             if type(part) is nn.Dropout:
-                setattr(child, name, CheapDropout(part.p))
+                setattr(child, name, CheapDropout(part.p).train(part.training))

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from fmicl_text.errors import InputError
 from fmicl_text.loading import NO_CODE, hub_commit, hub_name, refuse_links, resolve_model_path, translate_loading_errors
 from fmicl_text.model import ContrastiveModel
+from fmicl_text.text.checks import (
+    UNLIMITED,
+    parameters_without_gradient,
+    prepare_tokenizer,
+    require_plain_text,
+    require_transformer,
+)
 from fmicl_text.text.columns import text_columns
 from fmicl_text.text.data import TextData, as_text_dataset
 from fmicl_text.text.dropout import replace_dropout
+from fmicl_text.text.export import write_older_spelling
 from fmicl_text.text.lora import (
+    adapter_base,
     add_lora,
     base_weights_hash,
     is_adapter,
     merge_adapters,
+    open_adapters,
     quantization_config,
     save_with_weights,
 )
@@ -31,6 +44,7 @@ from fmicl_text.text.settings import encoder_settings
 from fmicl_text.text.tokenization import training_rows
 
 logger = logging.getLogger(__name__)
+
 POOLINGS = Pooling.POOLING_MODES
 
 
@@ -53,18 +67,36 @@ HEADS = {"none": no_head, "simcse": simcse_head}
 class TextContrastiveModel(ContrastiveModel):
     """A SentenceTransformer plus a training-only head.
 
+    A dry pass of two texts shows whether the model works. Parameters that the embeddings do not depend on, such as
+    BERT's pooler or Longformer's global attention, are frozen: DDP raises an error for parameters without gradient.
+
     Args:
         encoder: The part that is evaluated, saved and exported. Its dropout layers are replaced with
-            `dropout.CheapDropout`.
+            `dropout.CheapDropout`, and its tokenizer is completed: see `checks.prepare_tokenizer`.
         head: Name of a head in `HEADS`. Stored in checkpoints, never in the exported encoder.
+
+    Raises:
+        InputError: The encoder is not a transformer followed by pooling, its tokenizer does not match, or the dry pass
+            fails.
     """
 
     modality, unit = "text", "tokens"
 
     def __init__(self, encoder: SentenceTransformer, head: str = "none") -> None:
+        first: Any = encoder[0]
+        source = f"model_name_or_path={getattr(getattr(first, 'model', None), 'name_or_path', None) or 'encoder'}"
+        require_transformer(encoder, source)
+        prepare_tokenizer(encoder, source)
+        require_plain_text(encoder, source)
         replace_dropout(encoder)
-        width = int(encoder.get_embedding_dimension() or 0)
+        with encoder.truncate_embeddings(None):  # truncate_dim applies to encode only
+            width = int(encoder.get_embedding_dimension() or 0)
         super().__init__(encoder, HEADS[head](width), width)
+        unused = parameters_without_gradient(self, source)
+        for name in unused:
+            self.get_parameter(name).requires_grad_(False)
+        if named := [name.removeprefix("encoder.0.model.") for name in unused if ".pooler." not in name]:
+            logger.warning("%s: frozen, because the embeddings do not depend on them: %s", source, shortened(named))
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
         """Embeddings [B, D] of tokenized texts {input_ids, attention_mask, ...} [B, T]."""
@@ -77,7 +109,7 @@ class TextContrastiveModel(ContrastiveModel):
         """The tokens of texts, pairs or triplets, and their collator. Longer texts are truncated to the encoder's
         `max_seq_length`; its default prompt, if any, is prepended. A stream is repeated without end."""
         dataset = as_text_dataset(train_dataset)
-        length = self.encoder.max_seq_length or self.encoder.tokenizer.model_max_length
+        length = int(min(self.encoder.max_seq_length or UNLIMITED, UNLIMITED))
         data = TextData(dataset, text_columns(dataset), None, "train_dataset")
         prompts = training_prompts(self.encoder, len(data.columns))
         rows, collator, data = training_rows(data, self.encoder.tokenizer, length, prompts)
@@ -94,7 +126,7 @@ class TextContrastiveModel(ContrastiveModel):
             "modality": self.modality,
             "base_model": hub_name(self.backbone.name_or_path),
             "base_revision": hub_commit(self.backbone),
-            "pooling": next(module.pooling_mode for module in self.encoder if isinstance(module, Pooling)),
+            "pooling": pooling_of(self.encoder),
             "size": self.encoder.max_seq_length,
             **encoder_settings(self.encoder),
         }
@@ -118,14 +150,15 @@ class TextContrastiveModel(ContrastiveModel):
         weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
         with save_with_weights(backbone, merge_adapters(backbone, weights)):
             self.encoder.save(folder, create_model_card=False)
-        # transformers 5 writes a class name that transformers 4 does not know; both accept the old name
-        config = Path(folder) / "tokenizer_config.json"
-        if config.is_file():
-            content = config.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
-            config.write_text(content, encoding="utf-8")
+        write_older_spelling(folder, self.encoder.tokenizer)
 
     def open_encoder(self, folder: str) -> nn.Module:
         return build_text_encoder(folder, trust_remote_code=self.encoder.trust_remote_code)
+
+
+def shortened(names: list[str], most: int = 3) -> str:
+    """The first names of a list, and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} others" if len(names) > most else "")
 
 
 def build_text_encoder(
@@ -137,21 +170,22 @@ def build_text_encoder(
     load_in: str | None = None,
     trust_remote_code: bool = False,
 ) -> SentenceTransformer:
-    """Load a SentenceTransformer in float32, regardless of the dtype of its files, without BERT's unused pooler.
+    """Load a SentenceTransformer in float32, regardless of the dtype of its files.
 
     Args:
         model_name_or_path: Folder or Hub name of a sentence-transformers model or of any Hugging Face text encoder.
         revision: Branch, tag or commit on the Hub.
-        pooling: One of `POOLINGS`. None keeps the model's own pooling; a model that does not specify one gets cls, as
-            in the paper.
+        pooling: One of `POOLINGS`. None keeps the model's own pooling; for a model that does not specify one, see
+            `assumed_pooling`.
         dropout: Sets every dropout probability in the model's config, in [0, 1). None keeps them.
-        lora_rank: Train only LoRA adapters of this rank, >= 1. None trains all weights.
+        lora_rank: Train only LoRA adapters of this rank, >= 1; adapters that the model comes with are merged into its
+            weights first. None trains all weights, or only the adapters that the model comes with.
         load_in: Quantize the frozen weights to `4bit` or `8bit`; requires `lora_rank`.
         trust_remote_code: Run custom code that comes with the model. Otherwise such a model raises an error.
 
     Raises:
         InputError: An argument is invalid, a required package is not installed, or the model does not exist, is not
-            available offline, is corrupted, or requires custom code.
+            available offline, is corrupted, requires custom code, or is not a transformer followed by pooling.
     """
     model_name_or_path = resolve_model_path(model_name_or_path)
     source = f"model_name_or_path={model_name_or_path}"
@@ -167,49 +201,64 @@ def build_text_encoder(
             model_kwargs={"dtype": torch.float32, **NO_CODE, **quantization},
             config_kwargs=dropout_settings(model_name_or_path, revision, dropout, trust_remote_code),
         )
-    require_tokenizer(encoder, source)
-    if not isinstance(encoder[0], Transformer) or not any(isinstance(module, Pooling) for module in encoder):
-        raise InputError(f"{source} is not a transformer followed by pooling")
-    backbone: Any = encoder[0].model
-    if isinstance(getattr(backbone, "pooler", None), nn.Module):
-        backbone.pooler = None  # its parameters get no gradient, and DDP raises an error for such parameters
-    specifies_pooling = bool(encoder.module_kwargs)  # one entry per module in modules.json
-    if pooling or not specifies_pooling:
-        set_pooling(encoder, pooling or "cls")
+    require_transformer(encoder, source)
+    prepare_tokenizer(encoder, source)
+    if pooling or not specifies_pooling(encoder):
+        set_pooling(encoder, pooling or assumed_pooling(encoder))
+    open_adapters(encoder[0].model, source, merge=lora_rank is not None)
     if lora_rank is not None:
         add_lora(encoder, lora_rank)
     return encoder
 
 
-def require_tokenizer(encoder: SentenceTransformer, source: str) -> None:
-    """Check that the tokenizer has a vocabulary that the model has embeddings for. A folder without tokenizer files
-    loads without an error, and all sentences of the same length then get the same embedding.
+def specifies_pooling(encoder: SentenceTransformer) -> bool:
+    """Whether the files of the model specify its pooling, that is, include a modules.json."""
+    return bool(encoder.module_kwargs)  # one entry per module in modules.json
+
+
+def assumed_pooling(encoder: SentenceTransformer) -> str:
+    """The pooling of a model that does not specify one, in training and evaluation: cls, as in the paper, or lasttoken
+    for decoders, whose first token does not depend on the others."""
+    backbone: Any = encoder.transformers_model
+    config = type(backbone.config)
+    decoder = config in MODEL_FOR_CAUSAL_LM_MAPPING and config not in MODEL_FOR_MASKED_LM_MAPPING
+    return "lasttoken" if decoder else "cls"
+
+
+def pooling_of(encoder: SentenceTransformer) -> Any:
+    """The pooling: cls, mean, ..., a tuple if several are concatenated, or None without a pooling layer."""
+    return next((module.pooling_mode for module in encoder if isinstance(module, Pooling)), None)
+
+
+def pooling_source(encoder: SentenceTransformer, pooling: str | None) -> str:
+    """The pooling of an encoder and its origin, for a printed line.
 
     Args:
-        source: The argument and its value, which begin the message.
-
-    Raises:
-        InputError: The tokenizer has only special tokens, or has ids that the model has no embedding for.
+        encoder: The encoder.
+        pooling: The argument with which it was loaded.
     """
-    tokenizer = encoder.tokenizer
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        return
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(f"{source}: its tokenizer files are missing, so every word would be unknown")
-    backbone: Any = encoder[0].model
-    size, added = backbone.get_input_embeddings().num_embeddings, tokenizer.get_added_vocab()
-    highest = max(number for word, number in tokenizer.get_vocab().items() if word not in added)
-    if highest >= size:
-        raise InputError(
-            f"{source}: tokenizer and model do not match; the tokenizer has ids up to {highest}, the model {size} "
-            "embeddings"
-        )
+    origin = "argument" if pooling else "the model's own" if specifies_pooling(encoder) else "assumed"
+    return f"{pooling_of(encoder)} ({origin})"
 
 
 def set_pooling(encoder: SentenceTransformer, mode: str) -> None:
-    """Replace the pooling of an encoder with one of `POOLINGS`."""
-    (index,) = [i for i, module in enumerate(encoder) if isinstance(module, Pooling)]
-    encoder[index] = Pooling(encoder[index].embedding_dimension, mode)
+    """Replace the pooling of an encoder with one of `POOLINGS`.
+
+    Raises:
+        InputError: The next layer takes embeddings of another width.
+    """
+    index, old = next((i, module) for i, module in enumerate(encoder) if isinstance(module, Pooling))
+    pooling = Pooling(old.embedding_dimension, mode, old.include_prompt)
+    for module in list(encoder)[index + 1 :]:  # in_features of Dense, dimension of LayerNorm
+        width = getattr(module, "in_features", None) or getattr(module, "dimension", None)
+        if width and width != pooling.pooling_output_dimension:
+            raise InputError(
+                f"pooling={mode} gives {pooling.pooling_output_dimension} dimensions, but the model's "
+                f"{type(module).__name__} takes {width}: keep the model's own pooling, {old.pooling_mode}"
+            )
+        if width:
+            break
+    encoder[index] = pooling
 
 
 def set_prompts(encoder: SentenceTransformer, prompts: Sequence[str]) -> None:
@@ -253,18 +302,49 @@ def training_prompts(
 
 def dropout_settings(
     model_name_or_path: str, revision: str | None, dropout: float | None, trust_remote_code: bool = False
-) -> dict[str, float]:
-    """Every dropout probability in the model's config (hidden_dropout_prob in BERT, mlp_dropout in ModernBERT,
-    dropout_rate in T5, ...), set to `dropout`; empty for None.
+) -> dict[str, Any]:
+    """Every dropout probability in the model's config (hidden_dropout_prob in BERT, resid_pdrop in GPT-2, dropout_rate
+    in T5, ...) and in the configs inside it, set to `dropout`; empty for None. Layer dropout (layerdrop) is not
+    changed: it skips entire layers.
 
     Raises:
-        InputError: dropout outside [0, 1).
+        InputError: dropout outside [0, 1), or above 0 for a model whose config has no dropout probability.
     """
     if dropout is None:
         return {}
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must be in [0, 1), got {dropout}")
-    config = AutoConfig.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    return {
-        key: dropout for key, value in config.to_dict().items() if "dropout" in key and isinstance(value, int | float)
-    }
+    name, revision = adapter_base(model_name_or_path, revision)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    settings = changed_dropout(config.to_dict(), dropout, config)
+    if dropout and not settings:
+        raise InputError(
+            f"dropout={dropout}: the config of model_name_or_path={model_name_or_path} ({config.model_type}) has no "
+            "dropout probability; train on pairs of texts without dropout"
+        )
+    return settings
+
+
+def changed_dropout(config: dict[str, Any], dropout: float, holder: Any = None) -> dict[str, Any]:
+    """The entries of a config with all dropout probabilities in them changed.
+
+    Args:
+        config: The entries.
+        dropout: The probability.
+        holder: The config object, which is changed; None to accept any value. Entries of another type are kept: MPT
+            declares attn_pdrop as an integer.
+
+    >>> changed_dropout({"attn_pdrop": 0, "token_dropout": True, "layerdrop": 0.1, "inner": {"n": 2, "pdrop": 0}}, 0.3)
+    {'attn_pdrop': 0.3, 'inner': {'n': 2, 'pdrop': 0.3}}
+    """
+    changed: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            if inner := changed_dropout(value, dropout, getattr(holder, key, None)):
+                changed[key] = value | inner
+        elif re.search("dropout|pdrop", str(key)) and isinstance(value, int | float) and not isinstance(value, bool):
+            with suppress(StrictDataclassFieldValidationError):
+                if isinstance(holder, PreTrainedConfig):
+                    setattr(holder, key, dropout)
+                changed[key] = dropout
+    return changed

@@ -820,7 +820,6 @@ IN_PYTHON = {
     "alpha": (lambda: FMICLLoss("kl", alpha=math.inf), "alpha inf"),
     "block size": (lambda: FMICLLoss("kl", block_size=0), "block_size 0 1"),
     "similarity": (lambda: FMICLLoss("kl", similarity="dot"), "similarity dot gaussian"),
-    "one example": (lambda: FMICLLoss("kl")(torch.ones(1, 4), torch.ones(1, 4)), "batch 2 1"),
     "widths": (lambda: FMICLLoss("kl")(torch.ones(4, 4), torch.ones(4, 5)), ("x", "y", "(4, 4)", "(4, 5)")),
     "arguments": (
         lambda: FMICLTrainingArguments("x", use_cpu=True, objective="infonce", alpha=2),

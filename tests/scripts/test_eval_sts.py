@@ -129,12 +129,11 @@ def test_file_of_pairs(model, plain_model, rows, pairs_file, tmp_path):
     results = json.loads(output.read_text())
     assert [result["model"] for result in results] == [str(model), str(plain_model), "someone/tiny", "tiny"]
     assert [result["commit"] for result in results] == [None, None, COMMIT, COMMIT]
-    expected = spearman(model, rows, "mean")
-    for result in results:
-        assert result["metrics"]["spearman"] == pytest.approx(expected, abs=0.05)
+    for result, pooling in zip(results, ["mean", "cls", "mean", "mean"], strict=True):
+        assert result["metrics"]["spearman"] == pytest.approx(spearman(model, rows, pooling), abs=0.05)
         assert -8 <= result["metrics"]["uniformity"] < 0 < result["metrics"]["alignment"] < 4
         assert result["metrics"]["num_pairs"] == 40
-        assert result["pooling"] == "mean" and result["precision"] == "float32" and result["similarity"] == "cosine"
+        assert result["pooling"] == pooling and result["precision"] == "float32" and result["similarity"] == "cosine"
         assert result["task"] == "pairs.tsv" and result["split"] is None and result["source"] == str(pairs_file)
         assert result["aggregation"] == "all pairs" and result["max_seq_length"] == 24
         assert {"python", "torch", "transformers", "sentence-transformers", "scipy"} <= result["versions"].keys()
@@ -144,9 +143,9 @@ def test_file_of_pairs(model, plain_model, rows, pairs_file, tmp_path):
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert [row[0] for row in cells] == [result["model"] for result in results]
     assert [row[1] for row in cells] == ["STS pairs"] * 4
-    assert [row[2] for row in cells] == ["mean", "mean (assumed)", "mean", "mean"]
+    assert [row[2] for row in cells] == ["mean", "cls (assumed)", "mean", "mean"]
     assert [row[3] for row in cells] == [f"{result['metrics']['spearman']:.2f}" for result in results]
-    assert f"{plain_model} does not specify its pooling: assuming mean" in done.stderr
+    assert f"{plain_model} does not specify its pooling: assuming cls" in done.stderr
     assert done.stderr.count("pooling") == 2
     assert "LOAD REPORT" not in done.stderr and "Loading weights" not in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.json"]
@@ -186,8 +185,8 @@ def test_pooling_errors_are_caught(plain_model, model, pairs_file, tmp_path, mon
     main(monkeypatch, "--model", plain_model, f"cls={tmp_path / 'cls'}", f"mean={model}", "--file", pairs_file)
     _, _, *table = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    assert [row[2] for row in rows] == ["mean (assumed)", "cls", "mean"]
-    assert rows[0][3] == rows[2][3] != rows[1][3]
+    assert [row[2] for row in rows] == ["cls (assumed)", "cls", "mean"]
+    assert rows[0][3] == rows[1][3] != rows[2][3]
     with pytest.raises(SystemExit) as stopped:
         main(monkeypatch, "--model", plain_model, "--file", pairs_file, "--strict")
     assert stopped.value.code == 2

@@ -348,7 +348,7 @@ def test_strict_is_that_of_the_sibling(monkeypatch, capsys, pairs, models):
     plain = models["cls"].parent / "plain"
     fixed = ("--model", plain, "--tasks", "STSBenchmark")
     run(monkeypatch, *fixed)
-    assert f"| {PROTOCOL} | mean (assumed) |" in capsys.readouterr().out
+    assert f"| {PROTOCOL} | cls (assumed) |" in capsys.readouterr().out
     assert not words_missing(
         stop(monkeypatch, capsys, *fixed, "--strict"), ["--model", str(plain), "--pooling", "--strict"]
     )

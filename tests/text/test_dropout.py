@@ -54,3 +54,10 @@ def test_every_dropout_of_an_encoder_is_replaced_and_its_weights_are_the_same(be
     assert kinds == {CheapDropout}
     assert encoder.state_dict().keys() == before.keys()
     assert sum(isinstance(part, nn.Dropout) for part in encoder.modules()) > 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_replaced_dropout_keeps_its_mode(training):
+    layers = nn.Sequential(nn.Dropout(0.5)).train(training)
+    replace_dropout(layers)
+    assert type(layers[0]) is CheapDropout and layers[0].training == training

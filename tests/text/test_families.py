@@ -21,6 +21,7 @@ from transformers import (
 
 from fmicl_text import InputError, build_text_encoder
 from fmicl_text.cli.text import parse_args
+from tests.soak.families import outcome, write_tiny_model
 from tests.support import SPECIAL, WORDS, one_fast, peft_or_skip, sentences, tiny_bert
 from tests.support import make_family_trainer as make_trainer
 
@@ -53,6 +54,28 @@ def family(request, tmp_path_factory):
     return str(folder), "lasttoken" if request.param.startswith("qwen") else "mean"
 
 
+# Of the sweep in tests/soak: views, frozen weights, tokens of a long text. The tokenizer states no maximum length, the
+# models have 48 positions: in RoBERTa and related models, 47 for tokens.
+SWEEP = {
+    "roberta": ("dropout", 2, 47),
+    "longformer": ("dropout", 14, 47),  # no gradient in the pooler and in global attention
+    "squeezebert": ("dropout", 2, 48),  # its forward pass needs the pooler
+    "gpt2": ("dropout", 0, 48),
+    "opt": ("dropout", 0, 48),  # two rows more than positions
+    "canine": ("dropout", 2, 48),  # characters
+    "t5": ("dropout", 0, 835),  # no limit
+    "mpt": ("pairs", 0, 48),  # no position embeddings, but biases for max_seq_len positions
+    "mamba": ("pairs", 0, 835),  # no dropout
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "canine")) for name in SWEEP])
+def test_families_of_the_sweep(name, tmp_path):
+    measured = outcome(name, str(tmp_path))
+    views, frozen, tokens = SWEEP[name]
+    assert measured == {"views": views, "frozen": frozen, "tokens": tokens, "moved": 1.0, "difference": 0.0}
+
+
 def reload_difference(trainer, folder):
     """The largest difference between embeddings of the trained encoder and of the saved one."""
     trainer.save_model(str(folder))
@@ -65,7 +88,9 @@ def test_a_family_trains_and_reloads(family, tmp_path):
     trainer = make_trainer(*family, tmp_path)
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
-    assert not [name for name, weight in trainer.model.named_parameters() if torch.equal(weight, before[name])]
+    fixed = [name for name, weight in trainer.model.named_parameters() if torch.equal(weight, before[name])]
+    assert fixed == [name for name, weight in trainer.model.named_parameters() if not weight.requires_grad]
+    assert all(".pooler." in name for name in fixed)  # no embedding depends on it
     assert trainer.state.log_history[0]["alignment"] > 1e-3  # dropout reaches both views
     assert reload_difference(trainer, tmp_path / "final") == 0
 
@@ -157,3 +182,74 @@ def test_invalid_lora_arguments(bert_folder, monkeypatch):
     monkeypatch.setattr("fmicl_text.text.lora.find_spec", lambda name: None)
     with pytest.raises(InputError, match="load_in=8bit requires bitsandbytes: pip install bitsandbytes"):
         build_text_encoder(bert_folder, lora_rank=4, load_in="8bit")
+
+
+# ---- folders saved with adapters
+
+
+def save_with_adapter(base, folder, **settings):
+    """A SentenceTransformer folder with an untrained but not neutral adapter, and its embeddings."""
+    from peft import LoraConfig
+
+    encoder = SentenceTransformer(base, device="cpu")
+    torch.manual_seed(3)
+    encoder.add_adapter(
+        LoraConfig(task_type="FEATURE_EXTRACTION", **({"r": 2, "target_modules": ["query", "value"]} | settings))
+    )
+    for name, weight in encoder.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    encoder.save(str(folder), create_model_card=False)
+    return encoder.encode(sentences(5))
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_a_folder_with_an_adapter_trains_it_or_a_new_one(rank, bert_folder, tmp_path):
+    """Without lora_rank, the saved adapter is trained. With it, it is merged, and a new one is trained."""
+    peft_or_skip()
+    expected = save_with_adapter(bert_folder, tmp_path / "m")
+    trainer = make_trainer(str(tmp_path / "m"), None, tmp_path / "out", lora_rank=rank)
+    assert abs(trainer.model.encoder.encode(sentences(5)) - expected).max() < 1e-5
+    names = {name for name, weight in trainer.model.encoder.named_parameters() if weight.requires_grad}
+    assert names and all(".lora_" in name for name in names)
+    assert {min(weight.shape) for name, weight in trainer.model.named_parameters() if ".lora_" in name} == {rank or 2}
+    before = {name: weight.detach().clone() for name, weight in trainer.model.encoder.named_parameters()}
+    trainer.train()
+    after = dict(trainer.model.encoder.named_parameters())
+    assert {name for name in before if not torch.equal(before[name], after[name])} == names
+    assert abs(trainer.model.encoder.encode(sentences(5)) - expected).max() > 1e-3
+    assert reload_difference(trainer, tmp_path / "final") < 1e-5
+    assert not list((tmp_path / "final").glob("adapter*"))
+
+
+def test_training_of_a_saved_adapter_resumes(bert_folder, tmp_path):
+    peft_or_skip()
+    save_with_adapter(bert_folder, tmp_path / "m")
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole, resumed = (make_trainer(str(tmp_path / "m"), None, tmp_path / "out", **settings) for _ in range(2))
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    a, b = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [({"use_dora": True}, "lora_magnitude"), ({"target_modules": ["word_embeddings", "query"]}, "lora_embedding_A")],
+)
+def test_other_adapters_are_rejected(settings, found, bert_folder, tmp_path):
+    peft_or_skip()
+    save_with_adapter(bert_folder, tmp_path / "m", **settings)
+    for rank in (None, 4):
+        with pytest.raises(InputError, match=rf"m has adapters \(LORA\) that are not plain LoRA .*{found}") as error:
+            build_text_encoder(str(tmp_path / "m"), lora_rank=rank)
+        assert "\n" not in str(error.value)
+
+
+def test_lora_on_transposed_layers(tmp_path):
+    """GPT-2's linear layers are transposed, and so are the changes that are merged into them."""
+    peft_or_skip()
+    write_tiny_model("gpt2", str(tmp_path / "m"))
+    trainer = make_trainer(str(tmp_path / "m"), "mean", tmp_path, lora_rank=4)
+    trainer.train()
+    assert reload_difference(trainer, tmp_path / "final") < 1e-5

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import warnings
 from itertools import islice
 from types import SimpleNamespace
 
@@ -11,15 +12,27 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fmicl_text.errors import InputError
+from fmicl_text.evaluation.encoders import open_encoder
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.quickstart import ENCODER
-from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
+from fmicl_text.text.model import TextContrastiveModel, build_text_encoder, pooling_source
+from tests.soak.families import write_tiny_model
 from tests.support import sentences, tiny_bert
 
+SMALL_FILES = (
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "tokenizer_config.json"),
+    *("1_Pooling/config.json", "2_Dense/config.json"),
+)
+TWO_BASES = {
+    "full_attention": {"rope_theta": 77.0, "rope_type": "default"},
+    "sliding_attention": {"rope_theta": 33.0, "rope_type": "default"},
+}
 COMMIT = "0123456789" * 4
 
 
@@ -45,8 +58,9 @@ def test_every_parameter_gets_a_gradient(bert_folder):
     model = TextContrastiveModel(build_text_encoder(bert_folder), head="simcse")
     features = dict(model.encoder.tokenizer(["a dog runs", "the cat"], return_tensors="pt", padding=True))
     model(features).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert not [name for name, _ in model.named_parameters() if "pooler" in name]
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["encoder.0.model.pooler.dense.weight", "encoder.0.model.pooler.dense.bias"]
 
 
 def test_dropout_is_set_everywhere(bert_folder):
@@ -185,3 +199,120 @@ def test_progress_bars_are_enabled_again_after_loading(bert_folder):
     transformers_logging.enable_progress_bar()
     build_text_encoder(bert_folder)
     assert transformers_logging.is_progress_bar_enabled()
+
+
+# ---- dropout
+
+
+def test_dropout_under_every_name(tmp_path):
+    """GPT-2's are called resid_pdrop, embd_pdrop and attn_pdrop. ESM's token_dropout is a flag. Layer dropout, which
+    skips layers, is kept."""
+    expected = {
+        "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3},
+        "mpt": {"emb_pdrop": 0.3, "resid_pdrop": 0.3},  # its attn_pdrop must be an integer
+        "esm": {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3, "token_dropout": False},
+        "opt": {"dropout": 0.3, "attention_dropout": 0.3, "layerdrop": 0.0},
+    }
+    for name, values in expected.items():
+        write_tiny_model(name, str(tmp_path / name))
+        config = build_text_encoder(str(tmp_path / name), dropout=0.3)[0].model.config
+        assert {key: getattr(config, key) for key in values} == values
+        if name == "gpt2":
+            modules = build_text_encoder(str(tmp_path / name), dropout=0.3).modules()
+            assert {m.p for m in modules if isinstance(m, torch.nn.Dropout)} == {0.3}
+
+
+def test_dropout_of_a_model_without_dropout(tmp_path):
+    write_tiny_model("mamba", str(tmp_path))
+    with pytest.raises(InputError, match=r"^dropout=0.1: .*\(mamba\) has no dropout probability; train on pairs"):
+        build_text_encoder(str(tmp_path), dropout=0.1)
+    build_text_encoder(str(tmp_path), dropout=0.0)
+
+
+# ---- the pooling of a plain folder
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"), [("bert", "cls"), ("t5", "cls"), ("qwen3", "lasttoken"), ("opt", "lasttoken")]
+)
+def test_training_and_evaluation_assume_the_same_pooling(name, pooling, tmp_path):
+    write_tiny_model(name, str(tmp_path))
+    training, evaluation = build_text_encoder(str(tmp_path)), open_encoder(str(tmp_path))
+    assert pooling_of(training) == pooling_of(evaluation) == pooling
+    assert pooling_source(training, None) == f"{pooling} (assumed)"
+    assert (training.encode(["a dog runs"]) == evaluation.encode(["a dog runs"])).all()
+    with pytest.raises(InputError, match="does not specify its pooling"):
+        open_encoder(str(tmp_path), strict=True)
+
+
+# ---- saved files: the spelling that sentence-transformers 5.1 and transformers 4.57 read
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken", ("cls", "mean"), ("mean", "cls")])
+def test_saved_files_open_in_older_and_in_this_version(mode, bert_folder, tmp_path, caplog):
+    """sentence-transformers 5.1.2 with transformers 4.57.6, not installed here, opened such files."""
+    width = 64 if isinstance(mode, tuple) else 32
+    parts = [Transformer(bert_folder), Pooling(32, mode), Dense(width, 16), Normalize()]
+    encoder = SentenceTransformer(modules=parts, device="cpu")
+    model = TextContrastiveModel(encoder)
+    model.save_encoder(str(tmp_path), model.state_dict())
+    content = {name: json.loads((tmp_path / name).read_text()) for name in SMALL_FILES}
+    assert [module["type"] for module in content["modules.json"]] == [
+        f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense", "Normalize")
+    ]
+    assert content["sentence_bert_config.json"] == {"max_seq_length": 40}
+    chosen = {mode} if isinstance(mode, str) else set(mode)
+    flags = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "lasttoken": "lasttoken"}
+    flags |= {"mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "weightedmean_tokens": "weightedmean"}
+    expected = {f"pooling_mode_{key}": value in chosen for key, value in flags.items()}
+    expected |= {"word_embedding_dimension": 32, "include_prompt": True}
+    if mode == ("mean", "cls"):  # an order that the flags do not contain
+        expected = {"embedding_dimension": 32, "pooling_mode": ["mean", "cls"], "include_prompt": True}
+    assert content["1_Pooling/config.json"] == expected
+    assert content["2_Dense/config.json"].keys() == {"in_features", "out_features", "bias", "activation_function"}
+    assert "sentence_transformers" not in content["config_sentence_transformers.json"]["__version__"]
+    names = content["tokenizer_config.json"]["model_input_names"]
+    assert names == list(AutoTokenizer.from_pretrained(bert_folder).model_input_names)
+    caplog.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = SentenceTransformer(str(tmp_path), device="cpu")
+    assert not caplog.records  # no missing pooler
+    assert (again.encode(sentences(5)) == encoder.encode(sentences(5))).all()
+
+
+def test_the_pooler_is_saved_as_it_came(bert_folder, tmp_path):
+    model = TextContrastiveModel(build_text_encoder(bert_folder))
+    model.save_encoder(str(tmp_path), model.state_dict())
+    before, after = AutoModel.from_pretrained(bert_folder).pooler, AutoModel.from_pretrained(tmp_path).pooler
+    assert torch.equal(before.dense.weight, after.dense.weight) and torch.equal(before.dense.bias, after.dense.bias)
+
+
+def test_rotary_bases_and_added_tokens_in_the_older_spelling(tmp_path):
+    """transformers 4 would use its default base, 10,000, without a warning."""
+    bases = {
+        "qwen3": ({"rope_theta": 77.0, "rope_type": "default"}, {"rope_theta": 77.0}),
+        "llama": (
+            {"rope_theta": 77.0, "rope_type": "linear", "factor": 2.0},
+            {"rope_theta": 77.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        ),
+        "modernbert": (TWO_BASES, {"global_rope_theta": 77.0, "local_rope_theta": 33.0}),
+        "gemma3_text": (TWO_BASES, {"rope_theta": 77.0, "rope_local_base_freq": 33.0}),
+    }
+    for name, (parameters, expected) in bases.items():
+        write_tiny_model(name, str(tmp_path / name))
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_parameters": parameters}))
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["[UNK]"]})
+        tokenizer.save_pretrained(tmp_path / name)
+        model = TextContrastiveModel(build_text_encoder(str(tmp_path / name), pooling="mean"))
+        saved = tmp_path / f"{name}-saved"
+        model.save_encoder(str(saved), model.state_dict())
+        config = json.loads((saved / "config.json").read_text())
+        assert {key: config[key] for key in expected} == expected
+        assert not isinstance(
+            json.loads((saved / "tokenizer_config.json").read_text()).get("extra_special_tokens"), list
+        )
+        again = SentenceTransformer(str(saved), device="cpu")
+        assert (again.encode(sentences(3)) == model.encoder.encode(sentences(3))).all()
