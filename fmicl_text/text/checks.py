@@ -106,8 +106,8 @@ def require_plain_text(encoder: SentenceTransformer, source: str) -> None:
     text = ["a"]
     if encoder.preprocess(text)["input_ids"].tolist() != encoder.tokenizer(text)["input_ids"]:
         raise InputError(
-            f"{source}: `encode` adds tokens that its tokenizer does not add, such as those of a chat template; this is "
-            "not supported in training"
+            f"{source}: `encode` adds tokens that its tokenizer does not add, such as those of a chat template; this "
+            "is not supported in training"
         )
 
 
