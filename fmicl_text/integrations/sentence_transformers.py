@@ -35,7 +35,7 @@ class FMICLLoss(losses.FMICLLoss):
         divergence: str | FDivergence = "kl",
         gamma: float = 20.0,
         alpha: float = 409600.0,
-        negatives: str = "same_view",
+        negatives: str | None = None,
         similarity: str | Similarity = "gaussian",
         gather_across_devices: bool = False,
     ) -> None:
@@ -66,7 +66,8 @@ class FMICLLoss(losses.FMICLLoss):
                 for text.
             alpha: Weight of the negative pairs, greater than 0. The paper uses 409600 for text with gamma 20. The best
                 alpha depends on gamma, because the negative pairs of a high gamma have a small gradient.
-            negatives: Which pairs of different examples are negatives. Options:
+            negatives: Which pairs of different examples are negatives. By default "same_view" for one column of texts
+                and "cross_view" for pairs, triplets and n-tuples. Options:
 
                 - "same_view": anchor -> all other anchors, as in the paper.
                 - "cross_view": anchor -> the positives of all other examples, as in
@@ -107,8 +108,6 @@ class FMICLLoss(losses.FMICLLoss):
             - Use ``BatchSamplers.NO_DUPLICATES`` (:class:`docs <sentence_transformers.base.sampler.BatchSamplers>`) to
               fill batches with different texts. Duplicates are no negatives of each other, so they are harmless, but a
               batch has fewer negative pairs.
-            - Use ``negatives="cross_view"`` for pairs, triplets and n-tuples: an anchor is then compared with the
-              positives of other examples, as in retrieval.
             - Compare alphas in factors of 10 on a development set.
 
         Relations:
@@ -130,7 +129,7 @@ class FMICLLoss(losses.FMICLLoss):
                     "anchor": ["It's nice weather outside today.", "He drove to work."],
                     "positive": ["It's so sunny.", "He took the car to the office."],
                 })
-                loss = FMICLLoss(model, divergence="js", gamma=10, alpha=4096, negatives="cross_view")
+                loss = FMICLLoss(model, divergence="js", gamma=10, alpha=4096)
 
                 trainer = SentenceTransformerTrainer(
                     model=model,
@@ -139,7 +138,8 @@ class FMICLLoss(losses.FMICLLoss):
                 )
                 trainer.train()
         """
-        super().__init__(divergence, gamma, alpha, negatives, similarity)
+        super().__init__(divergence, gamma, alpha, negatives or "same_view", similarity)
+        self.negatives_by_columns = negatives is None
         self.model = model
         self.gather_across_devices = gather_across_devices
         self.views_checked = False
@@ -147,6 +147,7 @@ class FMICLLoss(losses.FMICLLoss):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "negatives":  # there is no queue
             require_choice(name, value, NEGATIVE_TERMS)
+            self.negatives_by_columns = False
         if name == "gather_across_devices":
             self.global_batch = "gather" if value else "none"
         super().__setattr__(name, value)
@@ -163,12 +164,24 @@ class FMICLLoss(losses.FMICLLoss):
         Raises:
             ValueError: There are no columns.
         """
-        columns = view_columns(sentence_features)
+        columns = self.views_of_columns(sentence_features)
         ids = self.ids_of_columns(columns)
         return self.masked_loss(embed_columns(self.model, columns), ids)
 
+    def views_of_columns(self, sentence_features: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Features of two or more columns: a single column is used twice. Chooses the negatives, if none were given."""
+        columns = list(sentence_features)
+        self.choose_negatives(len(columns))
+        return view_columns(columns)
+
+    def choose_negatives(self, num_columns: int) -> None:
+        """Use `cross_view` for pairs and `same_view` for single texts, unless negatives were given."""
+        if self.negatives_by_columns:
+            vars(self)["negatives"] = "cross_view" if num_columns > 1 else "same_view"
+
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """The loss of two or more columns of embeddings [N, D]. Without tokens, all texts are taken to differ."""
+        self.choose_negatives(len(embeddings))
         return self.masked_loss(embeddings, [])
 
     def ids_of_columns(self, columns: list[dict[str, Any]]) -> list[Tensor | None]:
@@ -203,8 +216,8 @@ class FMICLLoss(losses.FMICLLoss):
         return self.terms(x, y, torch.stack(hard, dim=1) if hard else None, text_ids).loss
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Hyperparameters, for the model card."""
-        return self.hyperparameters
+        """Hyperparameters, for the model card; negatives are None if they depend on the number of columns."""
+        return self.hyperparameters | ({"negatives": None} if self.negatives_by_columns else {})
 
     @property
     def citation(self) -> str:
@@ -221,7 +234,7 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
         divergence: str | FDivergence = "kl",
         gamma: float = 20.0,
         alpha: float = 409600.0,
-        negatives: str = "same_view",
+        negatives: str | None = None,
         similarity: str | Similarity = "gaussian",
         mini_batch_size: int = 32,
         mini_batch_num_tokens: int | None = None,
@@ -298,9 +311,7 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
                     "anchor": ["It's nice weather outside today.", "He drove to work."],
                     "positive": ["It's so sunny.", "He took the car to the office."],
                 })
-                loss = CachedFMICLLoss(
-                    model, divergence="js", gamma=10, alpha=4096, negatives="cross_view", mini_batch_size=64
-                )
+                loss = CachedFMICLLoss(model, divergence="js", gamma=10, alpha=4096, mini_batch_size=64)
 
                 trainer = SentenceTransformerTrainer(
                     model=model,
@@ -327,7 +338,7 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
         self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None
     ) -> Tensor:
         """The loss, a scalar; see `FMICLLoss`."""
-        columns = view_columns(sentence_features)
+        columns = self.views_of_columns(sentence_features)
         self.ids = self.ids_of_columns(columns)
         try:
             return self.forward_cached(columns, labels)

@@ -34,7 +34,8 @@ COLUMNS = {
     "triplets": ["anchor", "positive", "negative"],
     "tuples": ["anchor", "positive", "negative_1", "negative_2", "negative_3"],
 }
-SETTINGS = {"divergence": "js", "gamma": 2.0, "alpha": 4.0}
+SETTINGS = {"divergence": "js", "gamma": 2.0, "alpha": 4.0, "negatives": "same_view"}
+DEFAULT_NEGATIVES = {"divergence": "js", "gamma": 2.0, "alpha": 4.0}
 
 
 def data(kind, rows=16):
@@ -69,6 +70,26 @@ def test_the_loss_is_that_of_the_core(no_dropout_folder, kind):
     found = FMICLLoss(model, **SETTINGS)(features(model, kind), None)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(FMICLLoss(model, **SETTINGS).compute_loss_from_embeddings([x, y, *hard]), expected)
+
+
+@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+def test_default_negatives_depend_on_the_columns(bert_folder, make):
+    """One loss may receive both kinds of data. A choice is kept, also one that is made later."""
+    model = encoder(bert_folder).eval()
+    loss = make(model, **DEFAULT_NEGATIVES)
+    assert loss.get_config_dict()["negatives"] is None
+    for kind, negatives in (
+        ("text", "same_view"),
+        ("pairs", "cross_view"),
+        ("tuples", "cross_view"),
+        ("text", "same_view"),
+    ):
+        expected = make(model, **DEFAULT_NEGATIVES, negatives=negatives)
+        torch.testing.assert_close(loss(features(model, kind), None), expected(features(model, kind), None))
+        assert loss.negatives == negatives == expected.get_config_dict()["negatives"]
+    loss.negatives = "both"
+    loss(features(model, "pairs"), None)
+    assert loss.negatives == loss.get_config_dict()["negatives"] == "both"
 
 
 @pytest.mark.filterwarnings("ignore:.*views of every text are identical")  # of one column, without dropout
@@ -396,7 +417,7 @@ def test_prompts_datasets_and_accumulation(bert_folder, tmp_path, make):
     model = encoder(bert_folder)
     datasets = {"pairs": data("pairs", 20).add_column("label", [0, 1] * 10), "tuples": data("tuples", 13)}
     trainer = default_trainer(
-        model, {"pairs": make(model, **SETTINGS), "tuples": make(model, **SETTINGS, negatives="both")}, tmp_path,
+        model, {"pairs": make(model, **SETTINGS), "tuples": make(model, **SETTINGS)}, tmp_path,
         DatasetDict(datasets), DatasetDict(datasets), prompts={"anchor": "a dog ", "positive": "the cat "},
         batch_sampler="no_duplicates", bf16=True, gradient_accumulation_steps=2, num_train_epochs=1, logging_steps=1,
         save_strategy="no", gradient_checkpointing=True,
