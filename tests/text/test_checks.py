@@ -15,7 +15,7 @@ from fmicl_text.evaluation.encoders import open_encoder
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
 from fmicl_text.text.checks import position_limit
 from tests.soak.families import write_tiny_model
-from tests.support import SPECIAL, WORDS, sentences, tiny_bert, tiny_tokenizer
+from tests.support import SPECIAL, WORDS, run_trainers, sentences, tiny_bert, tiny_tokenizer
 
 VOCABULARY = len(SPECIAL) + len(WORDS)
 SIZE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -246,3 +246,13 @@ def test_a_model_without_anything_to_train(bert_folder):
     encoder = build_text_encoder(bert_folder)
     with pytest.raises(InputError, match="no trainable parameter of BertModel gets a gradient"):
         TextContrastiveModel(encoder.requires_grad_(False))
+
+
+@pytest.mark.parametrize("name", ["longformer", "bert"])
+def test_frozen_parameters_train_under_ddp(name, tmp_path):
+    """DDP raises an error for parameters without gradient that are not frozen."""
+    write_tiny_model(name, str(tmp_path / "m"))
+    (gradients, *_), (others, *_) = run_trainers(
+        2, str(tmp_path / "m"), tmp_path / "out", per_device_train_batch_size=4
+    )
+    assert len(gradients) == 1 and gradients[0].norm() > 0 and torch.equal(gradients[0], others[0])

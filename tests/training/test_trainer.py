@@ -31,7 +31,7 @@ def test_training_moves_every_parameter_and_logs_the_terms(bert_folder, tmp_path
     before = weights(trainer)
     trainer.train()
     after = weights(trainer)
-    # no embedding depends on the pooler, which is frozen; a key's bias shifts all scores of a softmax alike: its true gradient is 0
+    # no embedding depends on the pooler; a key bias shifts all scores of a softmax alike: its true gradient is 0
     still = [n for n in before if torch.equal(before[n], after[n]) and not n.endswith("key.bias")]
     assert not [n for n in still if not any(k in n for k in ("word_embeddings", "position_embeddings", ".pooler."))]
     first = trainer.state.log_history[0]
