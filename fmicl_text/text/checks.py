@@ -178,6 +178,20 @@ def parameters_without_gradient(model: Any, source: str) -> list[str]:
     return [name for name in trainable if name not in used and "expert" not in name]  # others get other tokens
 
 
+def is_causal(encoder: Any) -> bool:
+    """Whether the first token's embedding is the same after a change of the last token. False if the pass fails, which
+    the dry pass reports."""
+    try:
+        features = dry_features(encoder, ["a a a a", "a a a a"], SHORT)
+        last = features["input_ids"][1, -1]
+        features["input_ids"][1, -1] = last - 1 if last > 0 else 1
+        with unchanged_state(encoder), torch.no_grad():
+            first = encoder.eval()[0](features)["token_embeddings"][:, 0]
+    except Exception:
+        return False
+    return torch.equal(first[0], first[1])
+
+
 def dry_features(encoder: Any, texts: list[str], length: int) -> dict[str, Any]:
     """Texts, truncated to a number of tokens, as the encoder's input."""
     full, encoder.max_seq_length = encoder.max_seq_length, length

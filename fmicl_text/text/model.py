@@ -21,6 +21,7 @@ from fmicl_text.loading import NO_CODE, hub_commit, hub_name, refuse_links, reso
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.text.checks import (
     UNLIMITED,
+    is_causal,
     parameters_without_gradient,
     prepare_tokenizer,
     require_plain_text,
@@ -218,11 +219,12 @@ def specifies_pooling(encoder: SentenceTransformer) -> bool:
 
 def assumed_pooling(encoder: SentenceTransformer) -> str:
     """The pooling of a model that does not specify one, in training and evaluation: cls, as in the paper, or lasttoken
-    for decoders, whose first token does not depend on the others."""
+    for decoders, whose first token does not depend on the others, and for models with their CLS token at the end."""
     backbone: Any = encoder.transformers_model
     config = type(backbone.config)
-    decoder = config in MODEL_FOR_CAUSAL_LM_MAPPING and config not in MODEL_FOR_MASKED_LM_MAPPING
-    return "lasttoken" if decoder else "cls"
+    if config in MODEL_FOR_MASKED_LM_MAPPING:
+        return "cls"
+    return "lasttoken" if config in MODEL_FOR_CAUSAL_LM_MAPPING or is_causal(encoder) else "cls"
 
 
 def pooling_of(encoder: SentenceTransformer) -> Any:

@@ -36,6 +36,7 @@ from fmicl_text import FMICLTrainer, FMICLTrainingArguments, InputError, TextCon
 from tests.support import SPECIAL, WORDS, sentences, tiny_tokenizer
 
 TIMEOUT = 120
+MOST_PARAMETERS = 10**7
 LIMIT = 48  # positions of the tiny models
 VOCABULARY = len(SPECIAL) + len(WORDS)
 OTHER_INPUTS = {"pixel_values", "input_features", "input_values", "visual_embeds", "bbox"}
@@ -128,7 +129,12 @@ def tiny_config(name: str) -> Any:
 def write_tiny_model(name: str, folder: str) -> None:
     """Write a tiny random model of a family to a folder, with a tokenizer that does not state a maximum length."""
     torch.manual_seed(0)
-    AutoModel.from_config(tiny_config(name)).save_pretrained(folder)
+    config = tiny_config(name)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in AutoModel.from_config(config).parameters())
+    if size > MOST_PARAMETERS:
+        raise ValueError(f"{size:,} parameters, so not tiny: it has configs inside its config")
+    AutoModel.from_config(config).save_pretrained(folder)
     tokenizer = CanineTokenizer(model_max_length=LIMIT) if name == "canine" else tiny_tokenizer(model_max_length=None)
     tokenizer.save_pretrained(folder)
 

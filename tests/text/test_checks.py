@@ -15,7 +15,7 @@ from fmicl_text.evaluation.encoders import open_encoder
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
 from fmicl_text.text.checks import position_limit
 from tests.soak.families import write_tiny_model
-from tests.support import SPECIAL, WORDS, sentences, tiny_bert, tiny_tokenizer
+from tests.support import SPECIAL, WORDS, run_trainers, sentences, tiny_bert, tiny_tokenizer
 
 VOCABULARY = len(SPECIAL) + len(WORDS)
 SIZE = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -255,3 +255,13 @@ def test_a_chat_template_is_not_trained_without(bert_folder):
     encoder.preprocess = lambda texts, **options: plain([f"the man {text}" for text in texts], **options)
     with pytest.raises(InputError, match="`encode` adds tokens that its tokenizer does not add"):
         TextContrastiveModel(encoder)
+
+
+@pytest.mark.parametrize("name", ["longformer", "bert"])
+def test_frozen_parameters_train_under_ddp(name, tmp_path):
+    """DDP raises an error for parameters without gradient that are not frozen."""
+    write_tiny_model(name, str(tmp_path / "m"))
+    (gradients, *_), (others, *_) = run_trainers(
+        2, str(tmp_path / "m"), tmp_path / "out", per_device_train_batch_size=4
+    )
+    assert len(gradients) == 1 and gradients[0].norm() > 0 and torch.equal(gradients[0], others[0])

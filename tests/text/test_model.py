@@ -233,7 +233,7 @@ def test_dropout_of_a_model_without_dropout(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "pooling"), [("bert", "cls"), ("t5", "cls"), ("qwen3", "lasttoken"), ("opt", "lasttoken")]
+    ("name", "pooling"), [("bert", "cls"), ("t5", "cls"), ("qwen3", "lasttoken"), ("clip_text_model", "lasttoken")]
 )
 def test_training_and_evaluation_assume_the_same_pooling(name, pooling, tmp_path):
     write_tiny_model(name, str(tmp_path))
