@@ -231,7 +231,7 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: TextTra
     batch = str(args.per_device_train_batch_size) + (f" x {args.world_size}" if args.world_size > 1 else "")
     batch += f" in mini-batches of {args.mini_batch_size}" if args.mini_batch_size else ""
     lines.append(
-        f"{args.objective} {loss} | pooling {model_args.pooling or 'of the model, else cls (decoders: lasttoken)'}, head "
+        f"{args.objective} {loss} | pooling {model_args.pooling or 'of the model'}, head "
         f"{model_args.head}, learning rate {args.learning_rate:g}, batch {batch}, {length}, "
         f"seed {args.seed} -> {args.output_dir}"
     )
