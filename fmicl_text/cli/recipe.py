@@ -202,7 +202,8 @@ def write_record(trainer: FMICLTrainer, after: Mapping[str, float], files: Path)
         return
     folder, args, run = Path(str(trainer.args.output_dir)), trainer.args, run_record(trainer, after)
     (files / SETTINGS_FILE).write_text(settings_text(run["settings"]), encoding="utf-8")
-    score = next(iter(after), None)
+    chosen = f"eval_{args.metric_for_best_model}".replace("eval_eval_", "eval_")  # the metric that selects
+    score = chosen if chosen in after else next(iter(after), None)
     plot_training_curve(
         run["log_history"], files / CURVE_FILE, f"{trainer.loss.objective_name}, seed {args.seed}", score
     )

@@ -19,6 +19,7 @@ from fmicl_text.evaluation.report import PAPER_COLUMN, ROW_LABELS, SETTINGS
 
 LABELS = {  # title and explanation of panels
     "eval_sts_spearman": ("STS score", "Spearman x 100 on the evaluation pairs, higher is better"),
+    "eval_cosine_ndcg@10": ("NDCG@10", "search in the evaluation data, from 0 to 1, higher is better"),
     "eval_knn_accuracy": ("k-NN accuracy", "percent of the evaluation images, higher is better"),
     "alignment": ("Alignment of training batches", "squared distance of positive pairs, lower: closer together"),
     "uniformity": ("Uniformity of training batches", "log mean Gaussian potential, lower: embeddings more spread out"),

@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from fmicl_text.cli.text import parse_args
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.evaluator import STSEvaluator
+from fmicl_text.evaluation import plots
 from fmicl_text.evaluation.sts import load_pairs
 from fmicl_text.text.model import build_text_encoder
 from tests.support import recipe_flags, sentences, words_missing, write_recipe_data
@@ -152,7 +153,11 @@ def test_search_data_selects_the_checkpoint(material, monkeypatch):
     argv[argv.index("--train_file") + 1] = "pairs.jsonl"
     argv += ["--retrieval_dev_folder", "search", "--prompts", "one ", "two ", "--output_dir", "searched"]
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv])
+    plotted = []
+    plot = plots.plot_training_curve
+    monkeypatch.setattr("fmicl_text.cli.recipe.plot_training_curve", lambda *a: plotted.append(a[-1]) or plot(*a))
     runpy.run_path(str(RECIPE), run_name="__main__")
+    assert plotted == ["eval_cosine_ndcg@10"]
     results = json.loads((folder / "searched" / "results.json").read_text())
     assert results["before"]["eval_cosine_ndcg@10"] <= 1 and results["best_step"] > 0
     assert results["scored_on"]["name"] == "search" and len(results["inputs"]["retrieval_dev_folder"]) == 64
