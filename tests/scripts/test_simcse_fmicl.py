@@ -15,9 +15,9 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from fmicl_text.cli.text import parse_args
+from fmicl_text.evaluation import plots
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.evaluator import STSEvaluator
-from fmicl_text.evaluation import plots
 from fmicl_text.evaluation.sts import load_pairs
 from fmicl_text.text.model import build_text_encoder
 from tests.support import recipe_flags, sentences, words_missing, write_recipe_data
