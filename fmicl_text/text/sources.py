@@ -15,7 +15,7 @@ import datasets
 from datasets.exceptions import DataFilesNotFoundError
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import content_hash
+from fmicl_text.files import content_hash, matching
 from fmicl_text.loading import cache_of, load_named_dataset, split_files, stream_fingerprint
 from fmicl_text.text.columns import text_columns
 from fmicl_text.text.opening import ACCEPTED, FORMATS, suffix_of
@@ -43,9 +43,7 @@ def find_files(paths: Sequence[str]) -> list[str]:
                 raise InputError(f"train_file={path}: the folder has no files of the split train")
             found += files
         elif not os.path.lexists(path) and glob.has_magic(path):
-            folder, name = os.path.split(path)
-            pattern = os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else path
-            if not (files := [file for file in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(file)]):
+            if not (files := [file for file in matching(path) if not os.path.isdir(file)]):
                 raise InputError(f"train_file={path}: no file matches this pattern")
             found += files
         else:
