@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -56,6 +57,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deeply") from error
+
+
+def matching(pattern: str) -> list[str]:
+    """The paths that match a pattern, sorted. Where its folder exists, the name of the folder is no pattern."""
+    folder, name = os.path.split(pattern)
+    return sorted(
+        glob.glob(os.path.join(glob.escape(folder), name) if os.path.isdir(folder) else pattern, recursive=True)
+    )
 
 
 def content_hash(*files: str | Path, root: str | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from fmicl_text.cli.launcher import resume_command
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
-from fmicl_text.files import content_hash, move_files
+from fmicl_text.files import content_hash, matching, move_files
 from fmicl_text.hub.model_card import CARD, write_card, wrote_card
 from fmicl_text.hub.run_record import run_record
 from fmicl_text.training.args import FMICLTrainingArguments
@@ -125,9 +124,7 @@ def input_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
 def paths_of(value: Any) -> list[str]:
     """The paths of a setting: none, one, or several, with the files that match a pattern."""
     given = [value] if isinstance(value, str) else value or []
-    return [
-        path for one in given for path in ([one] if os.path.lexists(one) else sorted(glob.glob(one, recursive=True)))
-    ]
+    return [path for one in given for path in ([one] if os.path.lexists(one) else matching(one))]
 
 
 def input_hash(path: str) -> str | None:

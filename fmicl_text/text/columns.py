@@ -15,8 +15,12 @@ DIGITS = "digits"  # the kind of a CSV column in which every cell is a number; i
 _PAIRS = (("sent0", "sent1"), ("sentence1", "sentence2"), ("premise", "hypothesis"))
 _FIRST, _SECOND = ("anchor", "query", "question"), ("positive", "passage", "answer", "document", "response")
 _NEGATIVE = re.compile(r"(hard_negatives?|hard_neg|negatives?|neg)(?:_?(\d+))?")
-_RATED = re.compile(r"(.*_)?(label|score|similarity|relevance|relatedness|rating|gold)s?")
+_RATED = re.compile(
+    r"is_.*|(.*_)?(label|score|similarity|relevance|relatedness|rating|gold|class|duplicate|paraphrase|entailment|"
+    r"judge?ment|quality|correct|relevant)s?"
+)
 _NOT_TEXT = re.compile(r"id|idx|index|(pos|positive)s?(_?\d+)?")
+_SENTENCE = re.compile(r"\s*(\S+\s+){8,}\S+.*|\s*(\S+\s+){2,}\S+[.!?]\s*", re.DOTALL)  # a text, not a name
 _UNNAMED = re.compile(r"\s*|unnamed: ?\d+", re.IGNORECASE)  # the index that pandas writes
 
 
@@ -88,26 +92,37 @@ def _named(kinds: Mapping[str, str], names: Sequence[str], source: str) -> tuple
 def _recognized(kinds: Mapping[str, str], source: str) -> tuple[str, ...]:
     found = list(kinds)
     spelled = {name.strip().lower(): name for name in reversed(found)} | {name: name for name in found}
-    if pair := _pair(spelled, source):
+    if pair := _pair(kinds, spelled, source):
         return (*(spelled[name] for name in pair), *_negatives(spelled, source))
     for name in ("text", "sentence"):
         if name in spelled:
             return (spelled[name],)
     texts = [name for name in found if not _UNNAMED.fullmatch(name)]
-    if len(found) == 1 or len(texts) == 1:
-        return ((texts or found)[0],)
+    lost = [name for name in found[1:] if name not in texts and kinds[name] in STRINGS]  # not the index, but text
+    if len(found) == 1 or (len(texts) == 1 and not lost):
+        return _names((texts or found)[:1], source)
     not_text = [
         name for name in texts if any(p.fullmatch(name.strip().lower()) for p in (_NEGATIVE, _RATED, _NOT_TEXT))
     ]
-    if len(texts) <= 3 and not not_text and all(kinds[name] in STRINGS for name in texts):
-        return tuple(texts)
+    if len(texts) <= 3 and not (not_text or lost) and all(kinds[name] in STRINGS for name in texts):
+        return _names(texts, source)
     raise InputError(
         f"{source} has the columns {found}: select one, two (pairs) or more (pairs with hard negatives) with "
         "text_columns"
     )
 
 
-def _pair(spelled: Mapping[str, str], source: str) -> tuple[str, str] | None:
+def _names(columns: Sequence[str], source: str) -> tuple[str, ...]:
+    """The columns, if their names are not texts, which are the first row of a file without a header."""
+    if texts := [name for name in columns if _SENTENCE.fullmatch(name)]:
+        raise InputError(
+            f"{source} has the column {texts[0][:80]!r}, which seems to be a text: write the names of the columns in "
+            "the first line, or select columns with text_columns"
+        )
+    return tuple(columns)
+
+
+def _pair(kinds: Mapping[str, str], spelled: Mapping[str, str], source: str) -> tuple[str, str] | None:
     """The recognized names of a pair."""
     first, second = ([name for name in names if name in spelled] for names in (_FIRST, _SECOND))
     pairs = [pair for pair in _PAIRS if set(pair) <= set(spelled)]
@@ -118,7 +133,11 @@ def _pair(spelled: Mapping[str, str], source: str) -> tuple[str, str] | None:
     if not pairs:
         return None
     pair = pairs[0]
-    rated = [name for key, name in spelled.items() if _RATED.fullmatch(key)]
+    rated = [
+        name
+        for key, name in spelled.items()
+        if _RATED.fullmatch(key) or kinds[name] in ("bool", "ClassLabel") or (key == "target" and kinds[name] == DIGITS)
+    ]
     if rated and pair[1] not in ("sent1", "positive"):
         raise InputError(
             f"{source} has the column {rated[0]!r}, so that its pairs may not all be positive: keep those that are, "

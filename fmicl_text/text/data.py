@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import islice
@@ -116,6 +116,10 @@ def load_training_text(
         raise InputError(f"max_train_samples must be at least 1, got {max_train_samples}")
     if train_file is not None:
         given = [train_file] if isinstance(train_file, str | os.PathLike) else train_file
+        if isinstance(given, bytes) or not isinstance(given, Iterable):
+            raise InputError(f"train_file must be one or more paths, got {given!r}")
+        if odd := [path for path in given if not isinstance(path, str | os.PathLike)]:
+            raise InputError(f"train_file must be one or more paths, got {odd[0]!r}")
         paths = [os.fspath(path) for path in given]
         source, explain = " ".join(paths), partial(_file_error_message, " ".join(paths))
     else:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from fmicl_text.errors import InputError
 from fmicl_text.text.columns import STRINGS, no_text, select_columns
-from fmicl_text.text.opening import TextFile, fault, not_utf8, open_text
+from fmicl_text.text.opening import TextFile, check_content, fault, not_utf8, open_text
 
 _BATCH_ROWS = 10_000
 _LONGEST_CELL, _LONGEST_ITEM = 2**26, 2**28  # characters; an open quote or bracket must not read gigabytes
@@ -42,6 +42,29 @@ def lines_of(file: TextFile, columns: Sequence[str]) -> Iterator[Row]:
             yield number, (line.removesuffix("\n"),)
 
 
+def check_lines(file: TextFile) -> None:
+    """Raise `InputError` if the lines are not texts, but JSON or rows of a table."""
+    with open_text(file) as text:
+        lines = [line.strip() for line in islice(text, 1000) if line.strip()]
+    _check_not_json(file, lines[0] if lines else "")
+    numbers = {line.count("\t") for line in lines}
+    if len(lines) > 1 and len(numbers) == 1 and (number := numbers.pop()):
+        raise fault(
+            file,
+            f"its lines have {number + 1} cells separated by tabs: name it .tsv, with the names of the columns in the "
+            "first line",
+        )
+
+
+def _check_not_json(file: TextFile, line: str) -> None:
+    try:
+        is_object = line.startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return
+    if is_object:
+        raise fault(file, "its lines are JSON objects: name it .jsonl")
+
+
 # Tables of cells
 
 
@@ -53,21 +76,28 @@ def find_separator(file: TextFile) -> TextFile:
     """
     with open_text(file, newline="") as text:
         sample = text.read(2**16)
-    if declared := re.match(r'"?sep=(.)"?(\r\n|\n|\r)', sample, re.IGNORECASE):  # written for Excel
-        return replace(file, separator=declared[1], skip=1)
+    header = next((line for line in sample.splitlines() if line.strip()), "")
+    _check_not_json(file, header)
+    if declared := re.match(r'"?sep=(\\t|[^\w\s"]|\t)"?[ ,;\t]*(\r\n|\n|\r)', sample, re.IGNORECASE):  # for Excel
+        return replace(file, separator=declared[1].replace("\\t", "\t"), skip=1)
+    if re.match('"?sep=', sample, re.IGNORECASE):
+        raise fault(file, f"its first line is {header[:80]!r}; expected sep= and one separator")
     expected = {".csv": ",", ".tsv": "\t"}[file.suffix]
     widths = {mark: _widths(replace(file, separator=mark), sample) for mark in _SEPARATORS}
     if not any(widths.values()):
         return replace(file, separator=expected)
     regular = [mark for mark, found in widths.items() if len(set(found)) == 1 and found[0] > 1]
-    if expected in regular or max(found[0] for mark, found in widths.items() if found) == 1:
+    if max(found[0] for found in widths.values() if found) == 1:
+        _check_one_column(file, header, sample)
+    is_clear = expected in regular and (expected == "\t" or len(regular) == 1)
+    if is_clear or max(found[0] for found in widths.values() if found) == 1:
         return replace(file, separator=expected)
     others = [mark for mark in _SEPARATORS if mark != expected and widths[mark] and widths[mark][0] > 1]
     if (widths[expected] or [1])[0] > 1 and not set(others) & set(regular):
         return replace(file, separator=expected)  # some rows have another number of cells
     if len(regular) == 1 and (widths[expected] or [1])[0] == 1:
         return replace(file, separator=regular[0])
-    header, found = sample.splitlines()[0], (regular or others)[0]
+    found = ((others and [mark for mark in regular if mark != expected]) or others)[0]
     raise InputError(
         f"{file.path}: its first line is {header[:80]!r}; separate cells by {_SEPARATORS[expected]}, not by {found!r}"
     )
@@ -85,6 +115,14 @@ def _widths(file: TextFile, sample: str) -> list[int]:
     return widths[:-1] if len(widths) > 1 and len(sample) >= 2**16 else widths
 
 
+def _check_one_column(file: TextFile, header: str, sample: str) -> None:
+    """Raise `InputError` if a mark in the header, which is no accepted separator, is equally often in all lines."""
+    lines = [line for line in sample.splitlines()[:50] if line.strip()]
+    for mark in sorted(set(re.findall(r"[^\w\s\"'().,;|/#-]", header))):
+        if len(lines) > 1 and len({line.count(mark) for line in lines}) == 1:
+            raise fault(file, f"its first line is {header[:80]!r}; separate cells by commas or tabs, not by {mark!r}")
+
+
 def _csv_reader(file: TextFile, text: Any) -> Any:
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     if file.quoted:
@@ -95,11 +133,11 @@ def _csv_reader(file: TextFile, text: Any) -> Any:
 def read_header(file: TextFile) -> tuple[list[str], Iterator[Row]]:
     """The names of the columns, and the rows. Blank lines are skipped."""
     rows = _raw_rows(file)
-    _, names = next(rows, (0, []))
-    while names and not names[-1].strip():  # separators at the ends of the lines
-        names = names[:-1]
-    if not names:
+    number, names = next(rows, (0, []))
+    if not any(map(str.strip, names)):
         raise no_text(file.path)
+    if reason := next(filter(None, map(not_utf8, names)), None):
+        raise fault(file, f"line {number} {reason}")
     if twice := [name for name in names if names.count(name) > 1 and name.strip()]:
         raise InputError(f"{file.path}: its header has the column {twice[0]!r} twice")
     return [str(name) for name in names], rows
@@ -120,7 +158,7 @@ def _raw_rows(file: TextFile) -> Iterator[Row]:
             except csv.Error as error:
                 reason = "a quote is not closed" if "unexpected end" in str(error) else str(error)
                 raise fault(file, f"line {number}: {reason}{hint}") from None
-            if not row:
+            if not row or not (width or any(map(str.strip, row))):  # blank, or separators before the header
                 continue
             width = width or len(row)
             if len(row) > width and any(row[width:]):
@@ -255,6 +293,9 @@ def arrow_kind(kind: pa.DataType) -> str:
 
 def arrow_schema(file: TextFile) -> pa.Schema:
     _check_not_empty(file)
+    with open(file.path, "rb") as content:
+        if not (start := content.read(64)).startswith((b"PAR1", b"ARROW1")):
+            check_content(file, start)
     if file.suffix == ".parquet":
         return pq.read_schema(file.path)
     return next(_arrow_batches(file, None)).schema

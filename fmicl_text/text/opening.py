@@ -29,6 +29,22 @@ COMPRESSIONS: dict[str, Callable[[str], Any]] = {
 }
 ACCEPTED = ".txt, .csv, .tsv, .json or .jsonl (also as .gz, .bz2, .xz or .zst), .parquet or .arrow"
 BINARY = (".parquet", ".arrow")
+_CONTENTS = {  # first bytes of files that are not text
+    b"version https://git-lfs": "a Git LFS pointer: get the file with `git lfs pull`",
+    b"<!DOCTYPE html": "a web page",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"<HTML": "a web page",
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"%PDF-": "a PDF document",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"\x1f\x8b": "compressed (gzip)",
+    b"BZh91AY": "compressed (bzip2)",
+    b"\xfd7zXZ\0": "compressed (xz)",
+    b"\x28\xb5\x2f\xfd": "compressed (zstd)",
+}
 
 
 @dataclass(frozen=True)
@@ -88,13 +104,22 @@ def open_text(file: TextFile, newline: str | None = None) -> io.TextIOWrapper:
     checked, and the error has their line."""
     opener = COMPRESSIONS.get(Path(file.path.lower()).suffix, partial(open, mode="rb"))
     with opener(file.path) as binary:
-        start = binary.read(4)
+        beginning = binary.read(64)
+    start = beginning[:4]
     if not start:
         raise no_text(file.path)
+    check_content(file, beginning)
     if start[:2] in (b"\xff\xfe", b"\xfe\xff") or re.fullmatch(rb"[\t -~]\0[\t -~]\0|\0[\t -~]\0[\t -~]", start):
         shown = f" (byte 0x{start[0]:02x})" if start[0] >= 0xFE else ""
         raise fault(file, f"line 1 is not UTF-8{shown} but UTF-16: save it as UTF-8")
     return io.TextIOWrapper(opener(file.path), encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+
+
+def check_content(file: TextFile, start: bytes) -> None:
+    """Raise `InputError` if a file of another kind is named as a file of text."""
+    start = start.removeprefix(b"\xef\xbb\xbf")
+    if kind := next((kind for sign, kind in _CONTENTS.items() if start.startswith(sign)), None):
+        raise fault(file, f"it is {kind}")
 
 
 def not_utf8(text: str) -> str | None:

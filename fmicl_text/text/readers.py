@@ -15,7 +15,7 @@ from fmicl_text.errors import InputError
 from fmicl_text.files import check_regular
 from fmicl_text.text import formats
 from fmicl_text.text.columns import DIGITS, select_columns
-from fmicl_text.text.opening import ACCEPTED, BINARY, TextFile, fault, not_utf8, open_text, reading, suffix_of
+from fmicl_text.text.opening import ACCEPTED, BINARY, TextFile, fault, not_utf8, reading, suffix_of
 
 _SAMPLE = 1000  # rows that decide about the columns
 _BATCH_ROWS, _BATCH_CHARS = 10_000, 2**23
@@ -96,13 +96,15 @@ def _table(file: TextFile, numbers: list[int], rows: list[Sequence[Any]], column
 def _kinds(file: TextFile, limit: int | None) -> dict[str, str]:
     """The type of each column, from the first `limit` rows, or from all of them."""
     if file.suffix == ".txt":
-        open_text(file).close()
+        formats.check_lines(file)
         return {"text": "string"}
     if file.suffix in BINARY:
         return {field.name: formats.arrow_kind(field.type) for field in formats.arrow_schema(file)}
     if file.suffix in (".csv", ".tsv"):
         names, rows = formats.read_header(file)
         sample = list(islice(rows, limit))
+        while not names[-1].strip() and not any("".join(row[len(names) - 1 :]).strip() for _, row in sample):
+            names = names[:-1]  # separators at the ends of the lines
         numeric = [bool(sample) and all(_is_number(row[i : i + 1]) for _, row in sample) for i in range(len(names))]
         return {name: DIGITS if digits else "string" for name, digits in zip(names, numeric, strict=True)}
     kinds: dict[str, str] = {}

@@ -15,12 +15,13 @@ import datasets
 from datasets.exceptions import DataFilesNotFoundError
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import content_hash
+from fmicl_text.files import content_hash, matching
 from fmicl_text.loading import cache_of, load_named_dataset, split_files, stream_fingerprint
 from fmicl_text.text.columns import text_columns
 from fmicl_text.text.opening import ACCEPTED, FORMATS, suffix_of
 from fmicl_text.text.readers import TextRows, inspect_file
 
+_TEXT_BUILDERS = ("text", "csv", "json", "parquet", "arrow")
 # Files of `datasets` that are not data.
 _NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
@@ -40,11 +41,9 @@ def find_files(paths: Sequence[str]) -> list[str]:
                 raise InputError(f"train_file={path}: its README.md has options, pass it as dataset_name={path}")
             if not (files := splits.get("train", [])):
                 raise InputError(f"train_file={path}: the folder has no files of the split train")
-            if odd := [file for file in files if suffix_of(file) is None]:
-                raise InputError(f"train_file={path}: unsupported file type of {odd[0]}; expected {ACCEPTED}")
             found += files
         elif not os.path.lexists(path) and glob.has_magic(path):
-            if not (files := [file for file in sorted(glob.glob(path, recursive=True)) if not os.path.isdir(file)]):
+            if not (files := [file for file in matching(path) if not os.path.isdir(file)]):
                 raise InputError(f"train_file={path}: no file matches this pattern")
             found += files
         else:
@@ -111,6 +110,8 @@ def folder_files(name: str, config: str | None, argument: str) -> dict[str, list
         InputError: Its README references files outside the folder, or without a README `datasets` would ignore some of
             its files, for example those of a second format.
     """
+    if any(mark in os.path.abspath(name) for mark in ("[", "::")):
+        raise InputError(f"{argument}={name}: a folder with [ or :: in its path cannot be read: pass its files")
     try:
         builder = datasets.load_dataset_builder(name, config)
     except DataFilesNotFoundError:
@@ -124,9 +125,13 @@ def folder_files(name: str, config: str | None, argument: str) -> dict[str, list
     options = given - {"name", "version", "data_dir", "data_files", "description", "features"}
     if remote or (options and not (options == {"sep"} and used.sep == "\t")):
         return None
+    files = list(chain.from_iterable(splits.values()))
+    odd = [file for file in files if suffix_of(file) is None]
+    if odd and (argument == "train_file" or (any(map(suffix_of, files)) and builder.name in _TEXT_BUILDERS)):
+        raise InputError(f"{argument}={name}: unsupported file type of {odd[0]}; expected {ACCEPTED}")
     readme = Path(name, "README.md")
     if not (readme.is_file() and "configs:" in readme.read_text(encoding="utf-8", errors="replace")):
-        _check_nothing_ignored(name, argument, list(chain.from_iterable(splits.values())))
+        _check_nothing_ignored(name, argument, files)
     return splits
 
 

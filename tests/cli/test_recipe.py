@@ -183,3 +183,12 @@ def test_no_command_is_given_where_nothing_goes_on(bert_folder, tmp_path):
     trainer.add_callback(Signal(3))
     with pytest.raises(Interrupted, match=r"saved .*checkpoint-3$"):
         run_training(trainer)
+
+
+def test_patterns_in_a_folder_with_brackets_are_hashed(tmp_path):
+    (tmp_path / "a[1]").mkdir()
+    (tmp_path / "a[1]/a.txt").write_text("one\n")
+    settings = {"train_file": [str(tmp_path / "a[1]/*.txt")]}
+    first = input_hashes(settings)
+    (tmp_path / "a[1]/a.txt").write_text("two\n")
+    assert first and input_hashes(settings) != first

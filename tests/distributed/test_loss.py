@@ -243,3 +243,15 @@ def queue_gradients(loss, x, y, queue):
 
 def queue_on_one_rank(rank, losses, split, tensors, queue):
     return [queue_gradients(loss, *own_rows(rank, split, tensors), queue) for loss in losses]
+
+
+@pytest.mark.parametrize("strategy", ["gather", "ring"])
+def test_all_rows_of_one_process_are_one_text(strategy):
+    x, y, hard, ids = material(8, torch.float64)
+    ids[:4] = ids[0]
+    spread = [FMICLLoss("kl", 1.0, 4.0, negatives, global_batch=strategy) for negatives in IN_BATCH]
+    for loss, (terms, gradient) in zip(spread, on_all_ranks([4, 4], spread, (x, y, hard, ids)), strict=True):
+        exact = gradients(FMICLLoss("kl", 1.0, 4.0, loss.negatives), x, y, hard, ids)
+        assert relative_error(gradient, exact[1]) < 1e-12
+        for each in terms:
+            torch.testing.assert_close(each, exact[0], rtol=1e-11, atol=1e-11)

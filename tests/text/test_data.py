@@ -226,6 +226,9 @@ UNCLEAR = {
     "sentence1,sentence2,score": RATED.format("score", "sentence1 sentence2"),
     "premise,hypothesis,label": RATED.format("label", "premise hypothesis"),
     "query,passage,relevance_score": RATED.format("relevance_score", "query passage"),
+    "sentence1,sentence2,is_duplicate": RATED.format("is_duplicate", "sentence1 sentence2"),
+    "question,answer,correct": RATED.format("correct", "question answer"),
+    "premise,hypothesis,class": RATED.format("class", "premise hypothesis"),
     "query,passage,answer": SEVERAL.format("query passage, or query answer"),
     "sent0,sent1,sentence1,sentence2": SEVERAL.format("sent0 sent1, or sentence1 sentence2"),
     "anchor,positive,negative,hard_neg": "has several kinds of negatives, ['hard_neg', 'negative']: select columns "
@@ -239,6 +242,16 @@ def test_unclear_columns(tmp_path: Path, header: str) -> None:
     assert error_of(train_file=file) == f"{file} {UNCLEAR[header]}"
     names = header.split(",")[:2]
     assert load_training_text(train_file=file, text_columns=names).columns == tuple(names)
+
+
+@pytest.mark.parametrize("value", ["true", "1"])
+def test_pairs_with_values_of_other_names(tmp_path: Path, value: str) -> None:
+    name = "same" if value == "true" else "target"
+    suffix, row = (".jsonl", f'{{"sentence1": "a", "sentence2": "b", "{name}": {value}}}\n')
+    if name == "target":
+        suffix, row = ".csv", f"sentence1,sentence2,{name}\na,b,{value}\n"
+    file = write(tmp_path / f"a{suffix}", row)
+    assert error_of(train_file=file) == f"{file} {RATED.format(name, 'sentence1 sentence2')}"
 
 
 def test_lists_of_negatives(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ import pytest
 
 from fmicl_text.errors import InputError
 from fmicl_text.text.data import TextData, load_training_text
+from fmicl_text.text.opening import ACCEPTED
 
 QUOTES = "; cells that contain a separator, a quote or a line break must be in double quotes"
 TABS = "; cells cannot contain a tab"
 LOUD = "the café is loud"
 ROWS = ["one, two", 'say "hi"', "three"]
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 12\n"
 PAIR = [("a dog", "the dog"), ("a cat", "the cat")]
 
 
@@ -63,6 +65,56 @@ VARIANTS: dict[str, tuple[str | bytes, list[Any] | str]] = {
     ),
     "one_column.csv": ("text\na; b\nc | d\ne\tf\n", ["a; b", "c | d", "e\tf"]),
     "trailing.csv": ("text,id,\none,1,\ntwo,2,,\n", ["one", "two"]),
+    "both.csv": (
+        "id;text, raw\n1;a b, c\n2;d, e\n",
+        "{file}: its first line is 'id;text, raw'; separate cells by commas, not by ';'",
+    ),
+    "tabs_and_commas.csv": (
+        "m\t0.5\tA man, a guitar\tb\nm\t0.6\tA dog, a cat\td\n",
+        "{file}: its first line is 'm\\t0.5\\tA man, a guitar\\tb'; separate cells by commas, not by '\\t'",
+    ),
+    "caret.csv": (
+        "text^id\none^1\ntwo^2\n",
+        "{fault} its first line is 'text^id'; separate cells by commas or tabs, not by '^'",
+    ),
+    "spelled_tab.csv": ("sep=\\t\r\ntext\tid\r\none, two\t1\r\n", ["one, two"]),
+    "space_after.csv": ("sep=; \ntext;id\none, two;1\n", ["one, two"]),
+    "word.csv": ("sep=tab\ntext\tid\none\t1\n", "{fault} its first line is 'sep=tab'; expected sep= and one separator"),
+    # the start of a file
+    "blank_rows.csv": (",,\n,,\ntext,id,\none,1,\n", ["one"]),
+    "blanks.csv": ("   \n\ntext,id\none,1\n", ["one"]),
+    "title.csv": (
+        "My export,,\n\nsentence1,sentence2,x\na,b,1\n",
+        "{file} has the columns ['My export', '']: select one, two (pairs) or more (pairs with hard negatives) with "
+        "text_columns",
+    ),
+    "no_header.tsv": (
+        "what is a dog\tA dog is an animal, which barks.\tA cat.\n" * 3,
+        "{file} has the column 'A dog is an animal, which barks.', which seems to be a text: write the names of the "
+        "columns in the first line, or select columns with text_columns",
+    ),
+    "no_header.csv": (
+        "The dog ran home.\nThe cat sleeps.\n",
+        "{file} has the column 'The dog ran home.', which seems to be a text: write the names of the columns in the "
+        "first line, or select columns with text_columns",
+    ),
+    "latin_header.csv": ("text,pr\xe9nom\none,x\n".encode("latin1"), "{fault} line 1 is not UTF-8 (byte 0xe9)"),
+    # files of another kind
+    "objects.txt": ('{"text": "one"}\n', "{fault} its lines are JSON objects: name it .jsonl"),
+    "objects.csv": ('{"text": "one", "x": 1}\n' * 2, "{fault} its lines are JSON objects: name it .jsonl"),
+    "objects.tsv": ('{"text": "one", "x": 1}\n' * 2, "{fault} its lines are JSON objects: name it .jsonl"),
+    "numbered.txt": (
+        "1\tone\n2\ttwo\n",
+        "{fault} its lines have 2 cells separated by tabs: name it .tsv, with the names of the columns in the "
+        "first line",
+    ),
+    "some_tabs.txt": ("one\ttwo\nthree\n", ["one\ttwo", "three"]),
+    "pointer.csv": (LFS, "{fault} it is a Git LFS pointer: get the file with `git lfs pull`"),
+    "pointer.txt": (LFS, "{fault} it is a Git LFS pointer: get the file with `git lfs pull`"),
+    "pointer.jsonl": (LFS, "{fault} it is a Git LFS pointer: get the file with `git lfs pull`"),
+    "page.txt": ("<!DOCTYPE html>\n<html>\n", "{fault} it is a web page"),
+    "workbook.csv": (b"PK\x03\x04\x14\0\x06\0", "{fault} it is a ZIP archive or an Excel workbook"),
+    "packed.csv": (gzip.compress(b"text\none\n"), "{fault} it is compressed (gzip)"),
     # quotes
     "stray_quotes.tsv": ('text\tid\n"one\t1\ntwo"\t2\nthree "3"\t3\n', ['"one', 'two"', 'three "3"']),
     "line_break.csv": ('text,id\n"one\ntwo",1\nthree,2\n', ["one\ntwo", "three"]),
@@ -333,6 +385,39 @@ def test_no_file_of_a_folder_is_ignored_silently(tmp_path: Path) -> None:
     assert rows_or_message(train_file=f"{folder}/*.[tT]*") == ["one", "two"]
     relative = os.path.relpath(folder)
     assert "is given twice" in str(rows_or_message(train_file=[f"{relative}/b.txt", f"{folder}/*.txt"]))
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
+def test_backups_are_not_read_as_training_text(tmp_path: Path, streaming: bool) -> None:
+    folder = tmp_path / "data"
+    write(folder / "train.csv", "text\none\n")
+    backup = write(folder / "train.csv.bak", "text\none\n")
+    for door in ("train_file", "dataset_name"):
+        message = rows_or_message(**{door: str(folder)}, streaming=streaming)
+        assert message == f"{door}={folder}: unsupported file type of {backup}; expected {ACCEPTED}"
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a::b"])
+def test_folders_that_datasets_reads_as_patterns(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    file = write(folder / "train.csv", "text\none\n")
+    for door in ("train_file", "dataset_name"):
+        message = f"{door}={folder}: a folder with [ or :: in its path cannot be read: pass its files"
+        assert rows_or_message(**{door: str(folder)}) == message
+    if name == "a[1]":
+        assert rows_or_message(train_file=file) == rows_or_message(train_file=f"{folder}/*.csv") == ["one"]
+
+
+def test_a_pointer_to_a_parquet_file(tmp_path: Path) -> None:
+    for suffix in (".parquet", ".arrow"):
+        file = write(tmp_path / f"a{suffix}", LFS)
+        message = f"{file} cannot be read as {suffix}: it is a Git LFS pointer: get the file with `git lfs pull`"
+        assert rows_or_message(train_file=file) == message
+
+
+@pytest.mark.parametrize("value", [3, [None], b"a.txt"], ids=str)
+def test_paths_of_other_types(value: Any) -> None:
+    assert str(rows_or_message(train_file=value)).startswith("train_file must be one or more paths, got ")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # `datasets` does not close a file
