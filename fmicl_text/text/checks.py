@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
@@ -153,16 +156,17 @@ def parameters_without_gradient(model: Any, source: str) -> list[str]:
     limit = min(limit, LONGEST if limit < UNLIMITED else 512)
     size = sum(weight.numel() for name, weight in model.named_parameters() if "embed" not in name) or 1
     forward, backward = (int(min(limit, max(16, COST / (size * times)))) for times in (2, 12))
+    word = some_word(encoder.tokenizer)
     used: set[str] = set()
     mode, length = "evaluation", forward
     try:
         with unchanged_state(model):
             with torch.no_grad():
-                model.eval()(dry_features(encoder, ["a " * limit], forward))
+                model.eval()(dry_features(encoder, [f"{word} " * limit], forward))
             mode = "training"
             for length in (backward, min(limit, SHORT)):
                 with torch.enable_grad():
-                    output = model.train()(dry_features(encoder, ["a", "a " * limit], length))
+                    output = model.train()(dry_features(encoder, [word, f"{word} " * limit], length))
                     if trainable:
                         output.sum().backward()
             used = {name for name, weight in trainable.items() if weight.grad is not None}
@@ -176,6 +180,14 @@ def parameters_without_gradient(model: Any, source: str) -> list[str]:
     if not used:
         raise InputError(f"{source}: no trainable parameter of {name} gets a gradient")
     return [name for name in trainable if name not in used and "expert" not in name]  # others get other tokens
+
+
+def some_word(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A word that has tokens of its own. A tokenizer without unknown token (of DNA, for example) may drop any other."""
+    special = set(tokenizer.all_special_ids)
+    words = (str(tokenizer.decode([i])).strip() for i in sorted(tokenizer.get_vocab().values()) if i not in special)
+    empty = tokenizer("")["input_ids"]
+    return next((word for word in ("a", *islice(words, 100)) if word and tokenizer(word)["input_ids"] != empty), "a")
 
 
 def dry_features(encoder: Any, texts: list[str], length: int) -> dict[str, Any]:
@@ -204,10 +216,13 @@ def unchanged_state(module: nn.Module) -> Iterator[None]:
     for part, _, layerdrop in modes:
         if layerdrop is not None:
             part.layerdrop = 0.0
+    others = random.getstate(), np.random.get_state()  # BigBird seeds numpy's
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
             for part, training, layerdrop in modes:
                 part.training = training
                 if layerdrop is not None:
