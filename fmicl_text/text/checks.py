@@ -58,9 +58,11 @@ def prepare_tokenizer(encoder: SentenceTransformer, source: str) -> None:
     """Complete the tokenizer of an encoder in place, and check that it matches the model.
 
     A tokenizer without a padding token (GPT-2, Llama) pads with its end-of-text token, which the attention mask hides.
-    Its maximum length is reduced to the number of positions that the model has for tokens: in RoBERTa and related
-    models, `max_position_embeddings - padding_idx - 1`. A folder without tokenizer files loads without an error, and
-    all sentences of the same length then get the same embedding. Encoders without a transformer are not changed.
+    For a model with learned positions it pads on the right: on the left, GPT-2 and BERT count the padding, and an
+    embedding depends on the other texts of its batch. Its maximum length is reduced to the number of positions that
+    the model has for tokens: in RoBERTa and related models, `max_position_embeddings - padding_idx - 1`. A folder
+    without tokenizer files loads without an error, and all sentences of the same length then get the same embedding.
+    Encoders without a transformer are not changed.
 
     Args:
         source: The argument and its value, which begin the message.
@@ -81,6 +83,8 @@ def prepare_tokenizer(encoder: SentenceTransformer, source: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if (limit := position_limit(backbone)) is not None and tokenizer.model_max_length > limit:
         tokenizer.model_max_length = limit
+    if position_tables(backbone):
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # the latter is saved
     try:
         rows = getattr(backbone.get_input_embeddings(), "num_embeddings", UNLIMITED)
     except NotImplementedError:  # CANINE, which hashes characters
@@ -123,19 +127,23 @@ def position_limit(backbone: Any) -> int | None:
     512
     """
     limits = []
-    for module in backbone.modules():
-        for name, table in module.named_children():
-            weight = getattr(table, "weight", None)
-            if name in POSITION_TABLES and isinstance(weight, torch.Tensor) and weight.dim() == 2:
-                padding = getattr(table, "padding_idx", None)  # RoBERTa and related models count from padding_idx + 1
-                first = getattr(table, "offset", 0) if padding is None else padding + 1
-                limits.append(len(weight) - first)
+    for table in position_tables(backbone):
+        padding = getattr(table, "padding_idx", None)  # RoBERTa and related models count from padding_idx + 1
+        first = getattr(table, "offset", 0) if padding is None else padding + 1
+        limits.append(len(table.weight) - first)
     stated = getattr(backbone.config, "max_position_embeddings", None)
     if limits and isinstance(stated, int) and stated > 0:
         limits.append(stated)
     if isinstance(stated := getattr(backbone.config, "max_seq_len", None), int):  # of MPT, whose positions are biases
         limits.append(stated)
     return min(limits, default=None)
+
+
+def position_tables(backbone: Any) -> list[Any]:
+    """The layers with learned position embeddings, such as BERT's; empty for relative and rotary positions."""
+    children = (child for module in backbone.modules() for child in module.named_children())
+    named = [(getattr(table, "weight", None), table) for name, table in children if name in POSITION_TABLES]
+    return [table for weight, table in named if isinstance(weight, torch.Tensor) and weight.dim() == 2]
 
 
 def parameters_without_gradient(model: Any, source: str) -> list[str]:

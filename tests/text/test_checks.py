@@ -292,3 +292,17 @@ def test_a_dry_pass_leaves_all_random_states(tmp_path):
     TextContrastiveModel(encoder)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (str(np.random.get_state()), random.getstate())
+
+
+@pytest.mark.parametrize("config", [GPT2Config, BertConfig])
+def test_left_padding_does_not_change_embeddings(tmp_path, config):
+    """Both models count positions from the first token, padding or not."""
+    tokenizer = tiny_tokenizer(20)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    folder = write(tmp_path / "a", config(**SIZE), tokenizer)
+    assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
+    encoder = build_text_encoder(folder)
+    encoder.save(str(tmp_path / "b"))
+    for found in (encoder, SentenceTransformer(str(tmp_path / "b"), device="cpu")):
+        alone, padded = found.encode(["a dog"]), found.encode(["a dog", "a dog " * 6])
+        assert abs(alone[0] - padded[0]).max() < 1e-5
