@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 import zlib
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -149,6 +150,7 @@ class FMICLLoss(losses.FMICLLoss):
             require_choice(name, value, NEGATIVE_TERMS)
             self.negatives_by_columns = False
         if name == "gather_across_devices":
+            value = bool(value)
             self.global_batch = "gather" if value else "none"
         super().__setattr__(name, value)
 
@@ -360,9 +362,9 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
 
 
 def require_at_least_1(name: str, value: int) -> None:
-    """Raise a ValueError that names the argument, unless the value is at least 1."""
-    if value < 1:
-        raise InputError(f"{name} must be at least 1, got {value}")
+    """Raise a ValueError that names the argument, unless the value is an integer of at least 1."""
+    if not isinstance(value, Integral) or value < 1:
+        raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def view_columns(sentence_features: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

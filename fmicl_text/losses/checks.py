@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from importlib import import_module
+from numbers import Real
 from typing import Any
+
+from torch import Tensor
 
 
 def require_choice(name: str, value: str, accepted: Iterable[str]) -> None:
@@ -17,8 +20,10 @@ def require_choice(name: str, value: str, accepted: Iterable[str]) -> None:
 
 def require_positive(name: str, value: float) -> None:
     """Raise a ValueError that names the argument, unless the value is a finite number > 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number > 0, got {value}")
+    number = isinstance(value, Real | Tensor) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):
+        shown = repr(value) if isinstance(value, str) else value
+        raise ValueError(f"{name} must be a finite number > 0, got {shown}")
 
 
 def import_attribute(argument: str, value: str, expected: str) -> Any:

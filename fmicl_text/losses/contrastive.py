@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -360,8 +361,11 @@ class FMICLLoss(ContrastiveLoss):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "divergence" and isinstance(value, str):
-            value = load_divergence(value)
+        if name == "divergence":
+            value = load_divergence(value) if isinstance(value, str) else value
+            if not isinstance(value, FDivergence):
+                got = type(value).__name__
+                raise ValueError(f"divergence must be a name or an FDivergence, such as from_convex makes, got {got}")
         super().__setattr__(name, value)
 
     @property
@@ -502,7 +506,7 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, FDivergence):
         return value.source or value.name

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
@@ -55,9 +58,11 @@ def prepare_tokenizer(encoder: SentenceTransformer, source: str) -> None:
     """Complete the tokenizer of an encoder in place, and check that it matches the model.
 
     A tokenizer without a padding token (GPT-2, Llama) pads with its end-of-text token, which the attention mask hides.
-    Its maximum length is reduced to the number of positions that the model has for tokens: in RoBERTa and related
-    models, `max_position_embeddings - padding_idx - 1`. A folder without tokenizer files loads without an error, and
-    all sentences of the same length then get the same embedding. Encoders without a transformer are not changed.
+    For a model with learned positions it pads on the right: on the left, GPT-2 and BERT count the padding, and an
+    embedding depends on the other texts of its batch. Its maximum length is reduced to the number of positions that
+    the model has for tokens: in RoBERTa and related models, `max_position_embeddings - padding_idx - 1`. A folder
+    without tokenizer files loads without an error, and all sentences of the same length then get the same embedding.
+    Encoders without a transformer are not changed.
 
     Args:
         source: The argument and its value, which begin the message.
@@ -78,6 +83,8 @@ def prepare_tokenizer(encoder: SentenceTransformer, source: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if (limit := position_limit(backbone)) is not None and tokenizer.model_max_length > limit:
         tokenizer.model_max_length = limit
+    if position_tables(backbone):
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # the latter is saved
     try:
         rows = getattr(backbone.get_input_embeddings(), "num_embeddings", UNLIMITED)
     except NotImplementedError:  # CANINE, which hashes characters
@@ -120,19 +127,23 @@ def position_limit(backbone: Any) -> int | None:
     512
     """
     limits = []
-    for module in backbone.modules():
-        for name, table in module.named_children():
-            weight = getattr(table, "weight", None)
-            if name in POSITION_TABLES and isinstance(weight, torch.Tensor) and weight.dim() == 2:
-                padding = getattr(table, "padding_idx", None)  # RoBERTa and related models count from padding_idx + 1
-                first = getattr(table, "offset", 0) if padding is None else padding + 1
-                limits.append(len(weight) - first)
+    for table in position_tables(backbone):
+        padding = getattr(table, "padding_idx", None)  # RoBERTa and related models count from padding_idx + 1
+        first = getattr(table, "offset", 0) if padding is None else padding + 1
+        limits.append(len(table.weight) - first)
     stated = getattr(backbone.config, "max_position_embeddings", None)
     if limits and isinstance(stated, int) and stated > 0:
         limits.append(stated)
     if isinstance(stated := getattr(backbone.config, "max_seq_len", None), int):  # of MPT, whose positions are biases
         limits.append(stated)
     return min(limits, default=None)
+
+
+def position_tables(backbone: Any) -> list[Any]:
+    """The layers with learned position embeddings, such as BERT's; empty for relative and rotary positions."""
+    children = (child for module in backbone.modules() for child in module.named_children())
+    named = [(getattr(table, "weight", None), table) for name, table in children if name in POSITION_TABLES]
+    return [table for weight, table in named if isinstance(weight, torch.Tensor) and weight.dim() == 2]
 
 
 def parameters_without_gradient(model: Any, source: str) -> list[str]:
@@ -153,16 +164,17 @@ def parameters_without_gradient(model: Any, source: str) -> list[str]:
     limit = min(limit, LONGEST if limit < UNLIMITED else 512)
     size = sum(weight.numel() for name, weight in model.named_parameters() if "embed" not in name) or 1
     forward, backward = (int(min(limit, max(16, COST / (size * times)))) for times in (2, 12))
+    word = some_word(encoder.tokenizer)
     used: set[str] = set()
     mode, length = "evaluation", forward
     try:
         with unchanged_state(model):
             with torch.no_grad():
-                model.eval()(dry_features(encoder, ["a " * limit], forward))
+                model.eval()(dry_features(encoder, [f"{word} " * limit], forward))
             mode = "training"
             for length in (backward, min(limit, SHORT)):
                 with torch.enable_grad():
-                    output = model.train()(dry_features(encoder, ["a", "a " * limit], length))
+                    output = model.train()(dry_features(encoder, [word, f"{word} " * limit], length))
                     if trainable:
                         output.sum().backward()
             used = {name for name, weight in trainable.items() if weight.grad is not None}
@@ -192,6 +204,14 @@ def is_causal(encoder: Any) -> bool:
     return torch.equal(first[0], first[1])
 
 
+def some_word(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A word that has tokens of its own. A tokenizer without unknown token (of DNA, for example) may drop any other."""
+    special = set(tokenizer.all_special_ids)
+    words = (str(tokenizer.decode([i])).strip() for i in sorted(tokenizer.get_vocab().values()) if i not in special)
+    empty = tokenizer("")["input_ids"]
+    return next((word for word in ("a", *islice(words, 100)) if word and tokenizer(word)["input_ids"] != empty), "a")
+
+
 def dry_features(encoder: Any, texts: list[str], length: int) -> dict[str, Any]:
     """Texts, truncated to a number of tokens, as the encoder's input."""
     full, encoder.max_seq_length = encoder.max_seq_length, length
@@ -218,10 +238,13 @@ def unchanged_state(module: nn.Module) -> Iterator[None]:
     for part, _, layerdrop in modes:
         if layerdrop is not None:
             part.layerdrop = 0.0
+    others = random.getstate(), np.random.get_state()  # BigBird seeds numpy's
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
             for part, training, layerdrop in modes:
                 part.training = training
                 if layerdrop is not None:

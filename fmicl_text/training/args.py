@@ -85,6 +85,7 @@ LOGGERS = {
     "comet_ml": ("comet_ml", "comet-ml"),
     "flyte": ("flytekit", "flytekit"),
 }
+HIDDEN_TOKEN = "<HUB_TOKEN>"  # to_dict has this in place of a token, and of None
 NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")  # schedules that ignore warmup_steps
 NO_SCHEDULE_OPTIONS = ("constant", "constant_with_warmup")  # schedules that ignore lr_scheduler_kwargs
 TARGETED_OPTIMIZERS = ("galore", "apollo")  # in the names of those that use optim_target_modules
@@ -199,6 +200,9 @@ class FMICLTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Not supported: it hides non-finite losses."})
 
     def __post_init__(self) -> None:
+        self.choices: dict[str, tuple[Any, Any]] = {}
+        if self.hub_token == HIDDEN_TOKEN:
+            self.hub_token = None
         self.check_installed()
         with warnings.catch_warnings(action="ignore"):  # the trainer's own call warns
             self.output_dir = self.output_dir or f"runs/{self.objective_name}"
@@ -221,8 +225,8 @@ class FMICLTrainingArguments(TrainingArguments):
         for words, accepts, names in RANGES:
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not accepts(value):
-                    raise ValueError(f"{name} must be {words}, got {value}")
+                if value is not None and not (isinstance(value, int | float) and accepts(value)):
+                    raise ValueError(f"{name} must be {words}, got {value!r}")
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
@@ -256,6 +260,9 @@ class FMICLTrainingArguments(TrainingArguments):
                 f"{getattr(self.optim, 'value', self.optim)}, which steps in the backward pass"
             )
         self.check_ignored()
+        precision = "fp16" if self.fp16 else "bf16" if self.bf16 else None
+        if precision and self.mixed_precision != precision:
+            raise ValueError(f"{precision}=True was set later, without effect: pass it to {type(self).__name__}")
         if self.hub_token is not None:
             raise ValueError(
                 "hub_token is not accepted because arguments are saved to disk: use `hf auth login` or set HF_TOKEN"
@@ -281,11 +288,25 @@ class FMICLTrainingArguments(TrainingArguments):
                 f"resume_from_checkpoint={self.resume_from_checkpoint} reads; pass only one of them"
             )
 
+    def choose(self, **values: Any) -> None:
+        """Set arguments that were left to the trainer."""
+        for name, value in values.items():
+            before, _ = self.choices.get(name, (getattr(self, name), None))
+            self.choices[name] = before, value
+            setattr(self, name, value)
+
+    def forget_choices(self) -> None:
+        """Undo `choose`, for another trainer with the same arguments. What was changed since is kept."""
+        for name, (before, chosen) in self.choices.items():
+            if getattr(self, name) == chosen:
+                setattr(self, name, before)
+        self.choices = {}
+
     def choose_negatives_of_pairs(self) -> None:
         """Use cross-view negatives for pairs of texts, unless negatives are given: a text is then compared with the
         others' positives, as in retrieval. `same_view`, the paper's setting, is meant for two views of one text."""
         if self.negatives is None and self.objective == "fmicl":
-            self.negatives = PAIR_NEGATIVES
+            self.choose(negatives=PAIR_NEGATIVES)
 
     @property
     def eval_batch_size(self) -> int:

@@ -53,6 +53,8 @@ def check_interface(kind: type, base: type, args: Any, given: Mapping[str, Any])
             "args must be FMICLTrainingArguments, which accepts all of transformers.TrainingArguments, got "
             f"{type(args).__name__}"
         )
+    args.forget_choices()
+    check_arguments(args)
     for name, instead in NOT_USED.items():
         own = getattr(given["model"], "tokenizer", None)
         if given[name] is not None and not (name in ("processing_class", "tokenizer") and given[name] is own):
@@ -71,6 +73,16 @@ def check_interface(kind: type, base: type, args: Any, given: Mapping[str, Any])
         for name, value in args.loss_settings().items():
             if value != defaults[name]:
                 raise InputError(f"{name}={value} has no effect because loss is passed: set it in the loss")
+
+
+def check_arguments(args: FMICLTrainingArguments) -> None:
+    """Raise `InputError` for values that were set after the arguments were made, and are out of range."""
+    try:
+        args.output_dir = args.output_dir or f"runs/{args.objective_name}"
+        args.check_ranges()
+        args.build_loss()
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def set_evaluation_batch(args: FMICLTrainingArguments, evaluator: Any) -> None:

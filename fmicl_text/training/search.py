@@ -108,7 +108,7 @@ def trial_state(trainer: FMICLTrainer, trial: Any) -> Iterator[None]:
     """Within this context, the trainer has the hyperparameters of a trial, and its folder as `output_dir`. The folder
     gets the trial's trainer_state.json, even if it was pruned or had a non-finite loss."""
     if trial is None or trainer.hp_search_backend is None:
-        trainer.update_loss()
+        trainer.update_arguments()
         yield
         return
     from optuna import TrialPruned  # installed, since there is a trial
@@ -156,6 +156,8 @@ def apply_trial(trainer: FMICLTrainer, trial: Any) -> None:
     vars(args).update(trainer.values_before_search)  # a value that only the previous trial set
     params = trainer.hp_space(trial)
     takes_trial = number_of_arguments(trainer.model_init) == 1  # and may read hyperparameters of its own from it
+    if not isinstance(params, Mapping):
+        raise InputError(f"hp_space must return a dict of arguments, got {type(params).__name__}")
     known = {item.name for item in fields(args)} - {"output_dir"}
     for name, value in params.items():
         if name not in known:
@@ -168,13 +170,14 @@ def apply_trial(trainer: FMICLTrainer, trial: Any) -> None:
             raise InputError(f"hp_space sets {name}, which has no effect because optimizer_cls_and_kwargs was passed")
         before = getattr(args, name)
         trainer.values_before_search.setdefault(name, before)
-        setattr(args, name, type(before)(value) if isinstance(before, Enum) else value)
+        try:
+            setattr(args, name, type(before)(value) if isinstance(before, Enum) else value)
+        except ValueError as error:
+            raise InputError(f"trial {trial.number}: {name}: {error}") from error
     try:
-        args.check_ranges()
-        trainer.update_loss()
+        trainer.update_arguments()
     except ValueError as error:
         raise InputError(f"trial {trial.number}: {error}") from error
-    trainer.check_batch()
 
 
 def reset_callbacks(trainer: FMICLTrainer) -> None:

@@ -46,13 +46,14 @@ from fmicl_text.training.callbacks import (
 )
 from fmicl_text.training.checkpoint import STATE, UNFINISHED
 from fmicl_text.training.checkpointer import Checkpointer
-from fmicl_text.training.interface import check_interface, is_overridden, set_evaluation_batch
+from fmicl_text.training.interface import check_arguments, check_interface, is_overridden, set_evaluation_batch
 from fmicl_text.training.metrics import TrainingMetrics
 from fmicl_text.training.output_dir import REPLACED, OutputDir, create_folder, remove_empty
 from fmicl_text.training.sampler import SeededLengthSampler
 from fmicl_text.training.search import check_search, default_space, metric_objective, search_state, trial_state
 from fmicl_text.training.signals import GracefulStop
 
+READ_ONCE = ("early_stopping_patience", "per_device_eval_batch_size")  # when the trainer is made
 MEASURED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # follow metric_for_best_model
 
 
@@ -148,9 +149,8 @@ class FMICLTrainer(Trainer):
             module = self.call_model_init()
         self.args = args
         self.check_batch()
-        if loss is None and num_columns(self.data_collator) > 1:
-            args.choose_negatives_of_pairs()
         self.loss_is_given = loss is not None
+        self.choose_negatives()
         self.loss_settings = args.loss_settings()
         self.loss: ContrastiveLoss = args.build_loss() if loss is None else loss
         set_evaluation_batch(args, evaluator)
@@ -204,6 +204,7 @@ class FMICLTrainer(Trainer):
         ):
             self.add_callback(callback)
         self.check_engine()
+        self.read_once = {name: getattr(args, name) for name in READ_ONCE}
 
     @property
     def skipped_steps(self) -> SkippedStepsCallback:
@@ -266,8 +267,28 @@ class FMICLTrainer(Trainer):
                 f"{len(rows)} training examples are fewer than one batch of {batch}: reduce per_device_train_batch_size"
             )
 
+    def choose_negatives(self) -> None:
+        """Choose the negatives of pairs, unless the arguments or a given loss have some."""
+        if not self.loss_is_given and num_columns(self.data_collator) > 1:
+            self.args.choose_negatives_of_pairs()
+
+    def update_arguments(self) -> None:
+        """Check arguments that have changed since the trainer was made, and use them.
+
+        Raises:
+            InputError: A value is out of range, or only read when the trainer is made.
+        """
+        check_arguments(self.args)
+        for name, value in self.read_once.items():
+            if (now := getattr(self.args, name)) != value:
+                raise InputError(f"{name}={now} has no effect now: set it before the trainer is made")
+        self._train_batch_size = self.args.train_batch_size
+        self.check_batch()
+        self.update_loss()
+
     def update_loss(self) -> None:
         """Build the loss again if the arguments have changed since it was built."""
+        self.choose_negatives()
         settings = self.args.loss_settings()
         if not self.loss_is_given and settings != self.loss_settings:
             self.loss, self.loss_settings = self.args.build_loss(), settings
@@ -673,6 +694,8 @@ class FMICLTrainer(Trainer):
             remove_empty([temporary.parent, temporary.parent.parent])
             if is_disk_full(error):
                 raise InputError(f"{place} could not be written: {DISK_FULL}") from error
+            if isinstance(error, NotADirectoryError | FileExistsError | PermissionError):
+                raise InputError(f"{place} could not be written: {error.strerror}") from error
             raise
         if self.args.should_save:
             move_files(temporary, place)
@@ -791,5 +814,6 @@ def choose_metric(args: FMICLTrainingArguments, evaluator: Any) -> None:
     sentence-transformers have one, which may be set by their first call."""
     primary = getattr(evaluator, "primary_metric", None)
     if primary and args.metric_for_best_model in (None, "loss"):
-        args.metric_for_best_model = primary
-        args.greater_is_better = bool(getattr(evaluator, "greater_is_better", True))
+        args.choose(
+            metric_for_best_model=primary, greater_is_better=bool(getattr(evaluator, "greater_is_better", True))
+        )

@@ -8,6 +8,7 @@ import pickle
 import re
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -547,6 +548,13 @@ def test_a_changed_hyperparameter_acts_at_the_next_step(no_dropout_folder, name,
     assert close(gradient(model, after), gradient(model, expected(features(model, "pairs"), None)))
 
 
+@pytest.mark.parametrize("number", [np.float32(3), torch.tensor(3.0), 3])
+def test_hyperparameters_of_other_libraries_are_numbers_in_the_config(bert_folder, number):
+    loss = FMICLLoss(encoder(bert_folder), **SETTINGS)
+    loss.alpha = number
+    assert json.loads(json.dumps(loss.get_config_dict()))["alpha"] == 3.0
+
+
 def test_changed_hyperparameters_are_checked(bert_folder):
     loss = CachedFMICLLoss(encoder(bert_folder), **SETTINGS)
     loss.gather_across_devices, loss.mini_batch_size = True, 7
@@ -555,7 +563,9 @@ def test_changed_hyperparameters_are_checked(bert_folder):
         "alpha": -1.0, "gamma": float("nan"), "negatives": "queue", "divergence": "chi", "similarity": "dot",
         "mini_batch_size": 0, "mini_batch_num_tokens": 0,
     }  # fmt: skip
-    for name, value in wrong.items():
+    other_types = [("alpha", "4"), ("alpha", None), ("gamma", True), ("divergence", None), ("divergence", torch.exp)]
+    other_types += [("mini_batch_size", "8"), ("mini_batch_size", 2.5), ("mini_batch_size", None)]
+    for name, value in [*wrong.items(), *other_types]:
         before = getattr(loss, name)
         with pytest.raises(ValueError, match=name):
             setattr(loss, name, value)

@@ -1,19 +1,33 @@
 """Checks of encoders before training: modules, tokenizers, positions, and the dry pass."""
 
 import logging
+import random
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models
-from transformers import AutoModel, AutoTokenizer, GPT2Config, ReformerConfig, RobertaConfig
+from tokenizers.models import BPE
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BigBirdConfig,
+    BigBirdModel,
+    GPT2Config,
+    PreTrainedTokenizerFast,
+    ReformerConfig,
+    RobertaConfig,
+)
 
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, InputError, TextContrastiveModel, build_text_encoder
 from fmicl_text.evaluation.encoders import open_encoder
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
-from fmicl_text.text.checks import position_limit
+from fmicl_text.text.checks import position_limit, some_word
 from tests.soak.families import write_tiny_model
 from tests.support import SPECIAL, WORDS, run_trainers, sentences, tiny_bert, tiny_tokenizer
 
@@ -265,3 +279,40 @@ def test_frozen_parameters_train_under_ddp(name, tmp_path):
         2, str(tmp_path / "m"), tmp_path / "out", per_device_train_batch_size=4
     )
     assert len(gradients) == 1 and gradients[0].norm() > 0 and torch.equal(gradients[0], others[0])
+
+
+def test_a_tokenizer_without_unknown_token_trains(tmp_path):
+    """It drops what it does not know, such as the word of the dry pass."""
+    vocabulary = {"[PAD]": 0, "A": 1, "C": 2, "G": 3, "T": 4}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocabulary, [])), pad_token="[PAD]")
+    tokenizer.save_pretrained(tmp_path)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=5, max_position_embeddings=64, **size)).save_pretrained(tmp_path)
+    model = TextContrastiveModel(build_text_encoder(str(tmp_path), pooling="mean"))
+    assert some_word(model.encoder.tokenizer) == "A"
+
+
+def test_a_dry_pass_leaves_all_random_states(tmp_path):
+    """BigBird seeds numpy."""
+    tiny_tokenizer(4096).save_pretrained(tmp_path)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BigBirdModel(BigBirdConfig(vocab_size=64, block_size=4, num_random_blocks=1, **size)).save_pretrained(tmp_path)
+    encoder = build_text_encoder(str(tmp_path), pooling="mean")
+    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
+    TextContrastiveModel(encoder)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (str(np.random.get_state()), random.getstate())
+
+
+@pytest.mark.parametrize("config", [GPT2Config, BertConfig])
+def test_left_padding_does_not_change_embeddings(tmp_path, config):
+    """Both models count positions from the first token, padding or not."""
+    tokenizer = tiny_tokenizer(20)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    folder = write(tmp_path / "a", config(**SIZE), tokenizer)
+    assert AutoTokenizer.from_pretrained(folder).padding_side == "left"
+    encoder = build_text_encoder(folder)
+    encoder.save(str(tmp_path / "b"))
+    for found in (encoder, SentenceTransformer(str(tmp_path / "b"), device="cpu")):
+        alone, padded = found.encode(["a dog"]), found.encode(["a dog", "a dog " * 6])
+        assert abs(alone[0] - padded[0]).max() < 1e-5

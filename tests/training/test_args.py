@@ -1,5 +1,6 @@
 """Every argument of transformers is used as documented, or another value than the default is refused in one line."""
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -338,3 +339,9 @@ def test_tokens_seen_are_counted_for_text_only(bert_folder, tmp_path):
     model.unit = "images"
     with pytest.raises(InputError, match="include_num_input_tokens_seen=all does not apply to images"):
         FMICLTrainer(model, arguments(tmp_path, include_num_input_tokens_seen=True))
+
+
+def test_arguments_are_made_from_what_they_are_written_as():
+    args = FMICLTrainingArguments("x", divergence="js", use_cpu=True, lr_scheduler_kwargs={})
+    for written in (args.to_dict(), json.loads(args.to_json_string())):
+        assert FMICLTrainingArguments(**written).to_dict() == args.to_dict()

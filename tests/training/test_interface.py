@@ -278,6 +278,68 @@ def test_hyperparameters_that_change_later_have_effect(bert_folder, tmp_path):
     assert trainer.loss.alpha == 5.0
 
 
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda args: args.set_training(batch_size=1), "per_device_train_batch_size must be at least 2, got 1"),
+        (lambda args: args.set_dataloader(train_batch_size=9), "dataloader_drop_last=False is not supported"),
+        (lambda args: args.set_testing(), "do_predict=True is not supported"),
+        (lambda args: args.set_push_to_hub("a/b", token="secret"), "hub_token is not accepted"),
+        (lambda args: setattr(args, "alpha", -1.0), "alpha must be a finite number > 0"),
+        (lambda args: setattr(args, "label_smoothing_factor", 0.1), "label_smoothing_factor=0.1 is not supported"),
+        (lambda args: setattr(args, "mini_batch_size", 9), "mini_batch_size must be from 1 to the batch size 8"),
+        (lambda args: setattr(args, "bf16", True), "bf16=True was set later, without effect"),
+        (lambda args: setattr(args, "early_stopping_patience", 2), "early_stopping_patience=2"),
+    ],
+)
+def test_arguments_that_change_later_are_checked(bert_folder, tmp_path, change, words, later):
+    args = arguments(tmp_path)
+    if later:
+        trainer = FMICLTrainer(bert_folder, args, train_dataset=sentences(16))
+        change(args)
+        with pytest.raises(InputError, match=words):
+            trainer.train()
+        return
+    change(args)
+    with pytest.raises(InputError, match=words):
+        FMICLTrainer(bert_folder, args, train_dataset=sentences(16))
+
+
+def test_a_batch_size_that_changes_later_has_effect(bert_folder, tmp_path):
+    trainer = FMICLTrainer(bert_folder, arguments(tmp_path), train_dataset=sentences(16))
+    trainer.args.per_device_train_batch_size = 16
+    trainer.train()
+    assert trainer.state.train_batch_size == 16 and trainer.state.epoch == 2
+    trainer.args.per_device_train_batch_size = 17
+    with pytest.raises(InputError, match="16 training examples are fewer than one batch of 17"):
+        trainer.train()
+
+
+def test_a_folder_that_is_a_file_is_named(bert_folder, tmp_path):
+    trainer = FMICLTrainer(bert_folder, arguments(tmp_path / "out"), train_dataset=sentences(16))
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match="file could not be written: Not a directory"):
+        trainer.save_model(str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_what_a_trainer_chooses_is_not_given_to_another(bert_folder, tmp_path):
+    args = arguments(tmp_path)
+    pairs = list(zip(sentences(16), sentences(16, 1), strict=True))
+    of_pairs = FMICLTrainer(bert_folder, args, train_dataset=pairs)
+    assert FMICLTrainer(bert_folder, args, train_dataset=sentences(16)).loss.negatives == "same_view"
+    FMICLTrainer(bert_folder, args, train_dataset=sentences(16), loss=FMICLLoss())
+    of_pairs.train()
+    assert of_pairs.loss.negatives == "cross_view"
+    args.negatives = "both"
+    assert FMICLTrainer(bert_folder, args, train_dataset=sentences(16)).loss.negatives == "both"
+    for name in ("a", "b"):
+        scores = EmbeddingSimilarityEvaluator(sentences(8), sentences(8, 1), [i / 8 for i in range(8)], name=name)
+        FMICLTrainer(bert_folder, args, train_dataset=sentences(16), evaluator=scores).evaluate()
+        assert args.metric_for_best_model == f"{name}_spearman_cosine" and args.greater_is_better
+
+
 def test_predictions_and_cards_of_the_base_class_are_named(bert_folder, tmp_path):
     trainer = FMICLTrainer(bert_folder, arguments(tmp_path), train_dataset=sentences(16))
     with pytest.raises(InputError, match=r"predict is not supported: .*encoder.encode"):
