@@ -55,9 +55,7 @@ def parse_args() -> argparse.Namespace:
         choices=POOLINGS,
         help="pooling (default: the model's own, else as in training: cls, or lasttoken for decoders)",
     )
-    parser.add_argument(
-        "--prompt", help='put before every text: a text or the name of a prompt of the model; "" for none'
-    )
+    parser.add_argument("--prompt", help="put before every text: a text, the name of a prompt of the model, or none")
     parser.add_argument("--strict", action="store_true", help="fail if a model does not specify its pooling")
     parser.add_argument("--revision", help="branch, tag or commit of the models on the Hub")
     parser.add_argument("--batch_size", type=whole_number, default=64, help="texts per forward pass (default: 64)")

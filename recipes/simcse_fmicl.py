@@ -38,6 +38,7 @@ from fmicl_text.loading import hub_revision
 from fmicl_text.processes import check_processes
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import pooling_source, set_prompts, training_prompts
+from fmicl_text.text.settings import prompt_text
 from fmicl_text.text.tokenization import training_rows
 
 
@@ -60,8 +61,9 @@ def main() -> None:
         model_args.load_in,
         model_args.trust_remote_code,
     )
-    if data_args.prompts:
-        set_prompts(encoder, data_args.prompts)
+    prompts = data_args.prompts and [prompt_text(encoder, prompt) for prompt in data_args.prompts]
+    if prompts:
+        set_prompts(encoder, prompts)
     model = TextContrastiveModel(encoder, model_args.head)  # one dry pass, before the text is read
     print_rank0(args, f"Pooling: {pooling_source(encoder, model_args.pooling)}")
     with args.main_process_first(desc="reading the training text"):  # the other processes read the cache
@@ -76,12 +78,14 @@ def main() -> None:
             shuffle_seed=args.seed,
             at_least=args.train_batch_size * args.world_size,
         )
-        prompts = training_prompts(encoder, len(data.columns), data_args.prompts)
+        prompts = training_prompts(encoder, len(data.columns), prompts, bool(data_args.retrieval_dev_folder))
         rows, collator, data = training_rows(data, encoder.tokenizer, data_args.max_seq_length, prompts)
     if len(data.columns) > 1:
         args.choose_negatives_of_pairs()
     facts = data.metadata() | {"negatives": args.build_loss().negatives}
     print_rank0(args, "Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+    if len(set(prompts)) > 1 and not data_args.retrieval_dev_folder:
+        print_rank0(args, "The STS pairs are encoded without the prompts of queries and documents")
     evaluator, scored = make_evaluator(data_args, progress=args.process_index == 0 and not args.disable_tqdm)
     trainer = FMICLTrainer(
         model,

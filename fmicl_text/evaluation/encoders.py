@@ -125,7 +125,7 @@ def training_metadata(folder: Path) -> dict[str, Any]:
     try:
         run = read_json(folder / "results.json")
         trained = {"objective": run["objective"], "head": run["settings"].get("head")}
-        trained |= {name: run["encoder"].get(name) for name in ("base_model", "base_revision", "prompts")}
+        trained |= {name: run["encoder"].get(name) for name in ("base_model", "base_revision")}
         trained |= {name: run[name] for name in RUN_KEYS if name in run}
         settings = {name: run["settings"][name] for name in RUN_SETTINGS if name in run["settings"]}
         return {"trained": trained | {"settings": settings}}

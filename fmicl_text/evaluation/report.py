@@ -192,7 +192,7 @@ def paper_average(result: Mapping[str, Any]) -> float | None:
         and all(settings.get(name, value) == value for name, value in PAPER_DEFAULTS.items())
         and all(hyperparameters.get(name) == value for name, value in expected.items())
         and result["pooling"] == "cls"
-        and not (trained.get("prompts") or result.get("prompt") or result.get("truncate_dim") or result.get("head"))
+        and not (data.get("prompts") or result.get("prompt") or result.get("truncate_dim") or result.get("head"))
     )
     return PAPER_STS_AVERAGE[objective] if comparable else None
 

@@ -34,7 +34,7 @@ print(encoder.similarity(embeddings, embeddings))"""
 TEXT_SEARCH = """from sentence_transformers.util import semantic_search
 
 texts = ["A man is eating food.", "A girl plays the violin.", "The sky is blue."]
-hits = semantic_search(encoder.encode(["Somebody has lunch."]), encoder.encode(texts), top_k=2)"""
+hits = semantic_search(encoder.encode_query(["Somebody has lunch."]), encoder.encode_document(texts), top_k=2)"""
 STOCK_IMAGE_USE = """from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
@@ -175,7 +175,7 @@ def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
         "data": at_revision(", ".join(Path(file).name for file in files) or data["source"], data.get("revision")),
         "rows": data.get("rows"),
         "positives": "two random views of an image" if encoder["modality"] == "image" else positives(data),
-        "prompts, in training": quoted(encoder.get("prompts")),
+        "prompts, in training": data.get("prompts") and str(data["prompts"]).replace("|", r"\|"),
         "prompt of `encode`": quoted(encoder.get("prompt")),
         "pooling": encoder["pooling"],
         "tokens per text, in training": settings.get("max_seq_length"),
@@ -200,9 +200,9 @@ def at_revision(name: Any, revision: str | None) -> str:
     return f"{name}, revision {revision}" if revision else str(name)
 
 
-def quoted(prompts: Any) -> str | None:
-    """One or several prompts for a cell of a table, with their spaces; None without any."""
-    return json.dumps(prompts, ensure_ascii=False).replace("|", r"\|") if prompts else None
+def quoted(prompt: str | None) -> str | None:
+    """A prompt for a cell of a table, with its spaces; None without one."""
+    return json.dumps(prompt, ensure_ascii=False).replace("|", r"\|") if prompt else None
 
 
 def precision_of(run: Mapping[str, Any]) -> str | None:
@@ -229,8 +229,13 @@ def results_sentence(run: Mapping[str, Any]) -> str:
     where = run["scored_on"]
     revision = f", revision {where['revision']}" if where["revision"] else ""
     if run["encoder"]["modality"] == "text":
-        selected = " The checkpoint was selected by this score." if run["best_step"] is not None else ""
-        return f"{where['name']}{revision}: Spearman x 100 of cosine and score, over all pairs.{selected}"
+        what = "Spearman x 100 of cosine and score, over all pairs"
+        metric = str(run["settings"].get("metric_for_best_model") or "sts_spearman").removeprefix("eval_")
+        if ndcg := [name.removeprefix("eval_") for name in run["after"] if name.endswith("ndcg@10")]:
+            what = "search, from 0 to 1, of `encode_document` by `encode_query`"
+            metric = ndcg[0] if metric == "loss" else metric  # the evaluator's primary metric
+        selected = f" The checkpoint was selected by {metric}." if run["best_step"] is not None else ""
+        return f"{where['name']}{revision}: {what}.{selected}"
     return (
         f"{where['name']}: accuracy in percent of probes of the frozen features, compared with raw pixels and with the "
         "encoder before training."
@@ -255,8 +260,8 @@ def limits_of(text: bool) -> str:
     """Limitations of the encoder."""
     if text:
         return (
-            "Trained on texts of up to the length given above and evaluated on sentences. It covers the languages of "
-            "its base model and training text and inherits their biases. `pooler_output` of "
+            "Trained on texts of up to the length given above and evaluated on the data given above. It covers the "
+            "languages of its base model and training text and inherits their biases. `pooler_output` of "
             "`AutoModel` is not trained; use the pooling given above."
         )
     return (

@@ -41,7 +41,7 @@ from fmicl_text.text.lora import (
     quantization_config,
     save_with_weights,
 )
-from fmicl_text.text.settings import encoder_settings
+from fmicl_text.text.settings import applied_prompt, encoder_settings
 from fmicl_text.text.tokenization import training_rows
 
 logger = logging.getLogger(__name__)
@@ -264,41 +264,62 @@ def set_pooling(encoder: SentenceTransformer, mode: str) -> None:
 
 
 def set_prompts(encoder: SentenceTransformer, prompts: Sequence[str]) -> None:
-    """Store the prompts of a training run in the encoder, for `encode`: one as its default prompt; two, of queries and
-    of documents, for `encode_query` and `encode_document`.
+    """Store the prompts of a training run in the encoder: one for `encode`, `encode_query` and `encode_document`; two,
+    of queries and of documents, for `encode_query` and `encode_document`.
 
     Raises:
         InputError: More than two prompts.
     """
     if len(prompts) > 2:
         raise InputError(f"prompts takes one, or one for queries and one for documents, got {len(prompts)}")
-    names = ("default",) if len(prompts) == 1 else ("query", "document")
-    encoder.prompts = {**encoder.prompts, **dict(zip(names, prompts, strict=True))}
+    stored = {"query": prompts[0], "document": prompts[-1]} | ({"default": prompts[0]} if len(prompts) == 1 else {})
+    encoder.prompts = {**encoder.prompts, **stored}
     encoder.default_prompt_name = "default" if len(prompts) == 1 else None
 
 
+def own_prompts(encoder: SentenceTransformer, search: bool) -> list[str]:
+    """The prompts that an encoder comes with: its default prompt; or, for search, those of `encode_query` and
+    `encode_document` if it has one of them. Stored, where it has none, for `encode_query` and `encode_document`."""
+    documents = ("document", "passage", "corpus")  # in sentence-transformers' order
+    both = [encoder.prompts.get("query") or "", next(filter(None, map(encoder.prompts.get, documents)), "")]
+    default = applied_prompt(encoder)
+    if search and any(both):
+        encoder.prompts = {**encoder.prompts, "query": both[0], "document": both[1]}
+        return both
+    if default is not None:
+        filled = {name: encoder.prompts.get(name) or default for name in ("query", "document")}
+        encoder.prompts = {**encoder.prompts, **filled}
+        return [default]
+    if any(both):
+        logger.warning("the model's prompts %s are not used in training: pass prompts to train with them", both)
+    return []
+
+
 def training_prompts(
-    encoder: SentenceTransformer, num_columns: int, prompts: Sequence[str] | None = None
+    encoder: SentenceTransformer, num_columns: int, prompts: Sequence[str] | None = None, search: bool = False
 ) -> tuple[str, ...]:
     """The prompts of the text columns, as `encode` prepends them; empty for none.
 
     Args:
-        encoder: Its default prompt, if any, is used for all columns if `prompts` is None.
+        encoder: Its own prompts are used if `prompts` is None; see `own_prompts`.
         num_columns: Number of text columns.
         prompts: One for all columns, or one for the first column and one for the others.
+        search: Whether `encode_query` and `encode_document` are evaluated.
 
     Raises:
         InputError: There are more prompts than columns, or the pooling excludes the prompt.
     """
     if prompts is None:
-        default = encoder.default_prompt_name
-        prompts = [] if default is None else [encoder.prompts[default] or ""]
+        prompts = own_prompts(encoder, search and num_columns > 1)
     if len(prompts) > num_columns:
         raise InputError(f"prompts: got {len(prompts)} for {num_columns} text column")
     if not any(prompts):
         return ()
     if any(isinstance(module, Pooling) and not module.include_prompt for module in encoder):
-        raise InputError("prompts are not supported with a pooling that excludes them (include_prompt=False)")
+        raise InputError(
+            f"prompts={' '.join(prompts)!r} cannot be trained with a pooling that excludes them "
+            "(include_prompt=False); prompts=none trains without"
+        )
     return (prompts[0], *[prompts[-1]] * (num_columns - 1))
 
 

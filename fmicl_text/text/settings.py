@@ -40,6 +40,13 @@ def applied_prompt(encoder: SentenceTransformer) -> str | None:
     return encoder.prompts.get(encoder.default_prompt_name or "") or None
 
 
+def prompt_text(encoder: SentenceTransformer, prompt: str) -> str:
+    """The text of a prompt that a user names: one of the model's prompts by its name, `none` for no prompt, or any
+    other text as it is."""
+    named = encoder.prompts.get(prompt)
+    return "" if prompt == "none" else prompt if named is None else named
+
+
 def set_prompt(encoder: SentenceTransformer, prompt: str) -> None:
     """Make `encoder.encode` put a prompt before every text, instead of the model's own.
 
@@ -47,8 +54,7 @@ def set_prompt(encoder: SentenceTransformer, prompt: str) -> None:
         encoder: Any SentenceTransformer.
         prompt: The name of one of the model's prompts, or a text; `none` for no prompt.
     """
-    text = "" if prompt == "none" else encoder.prompts.get(prompt)
-    encoder.prompts, encoder.default_prompt_name = {"given": prompt if text is None else text}, "given"
+    encoder.prompts, encoder.default_prompt_name = {"given": prompt_text(encoder, prompt)}, "given"
 
 
 def truncated_share(encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> float | None:

@@ -104,17 +104,23 @@ def test_a_text_encoders_card():
 
 def test_what_decides_a_score_is_in_the_card(monkeypatch, tmp_path):
     """The prompt, dimensions, similarity, precision, revisions, the order of tsallis, the module of a divergence."""
-    encoder = {"prompt": "query: ", "prompts": ["query: ", "a|b\n"], "truncate_dim": 64, "similarity_fn_name": "dot"}
+    encoder = {"prompt": "query: ", "truncate_dim": 64, "similarity_fn_name": "dot"}
     run = TEXT_RUN | {
         "encoder": TEXT_RUN["encoder"] | encoder | {"base_revision": "abc123"},
-        "data": {"source": "owner/texts", "columns": "text", "rows": 1000, "revision": "def456"},
+        "data": {
+            "source": "owner/texts",
+            "columns": "text",
+            "rows": 1000,
+            "revision": "def456",
+            "prompts": r"'q: ' 'a|b\n'",
+        },
         "settings": TEXT_RUN["settings"] | {"train_file": None},
         "objective": "fmicl-tsallis",
         "hyperparameters": FMICLLoss(tsallis(1.5)).hyperparameters,
         "precision": "bf16",
     }
     content = model_card(run, "m")
-    for part in ('| prompt of `encode` | "query: " |', r'| prompts, in training | ["query: ", "a\|b\n"] |',
+    for part in ('| prompt of `encode` | "query: " |', r"| prompts, in training | 'q: ' 'a\|b\n' |",
                  "| dimensions kept | 64 |", "| similarity | dot |", "| precision | bf16 (mixed) |", "revision abc123",
                  "| data | owner/texts, revision def456 |", "tsallis_order 1.5"):  # fmt: skip
         assert part in content, part
@@ -179,3 +185,15 @@ def test_several_files_are_named_without_their_folders():
     run = TEXT_RUN | {"settings": TEXT_RUN["settings"] | {"train_file": ["/home/user/a.csv", "/home/user/b.csv"]}}
     card = str(model_card(run, "name"))
     assert "a.csv, b.csv" in card and "/home/user" not in card
+
+
+def test_search_is_described_as_search():
+    """The metric, what selected the checkpoint, and code that applies the prompts of training."""
+    settings = TEXT_RUN["settings"] | {"metric_for_best_model": "loss"}
+    scores = {"eval_cosine_accuracy@1": 0.1, "eval_cosine_ndcg@10": 0.5}
+    content = model_card(TEXT_RUN | {"settings": settings, "before": scores, "after": scores}, "m")
+    assert "search, from 0 to 1" in content and "The checkpoint was selected by cosine_ndcg@10." in content
+    assert "Spearman" not in content and "evaluated on sentences" not in content
+    assert "encoder.encode_query([" in content and "encoder.encode_document(texts)" in content
+    chosen = TEXT_RUN["settings"] | {"metric_for_best_model": "sts_pearson"}
+    assert "selected by sts_pearson." in model_card(TEXT_RUN | {"settings": chosen}, "m")

@@ -162,6 +162,9 @@ def test_search_data_selects_the_checkpoint(material, monkeypatch):
     assert results["before"]["eval_cosine_ndcg@10"] <= 1 and results["best_step"] > 0
     assert results["scored_on"]["name"] == "search" and len(results["inputs"]["retrieval_dev_folder"]) == 64
     assert results["data"]["prompts"] == "'one ' 'two '" and results["hyperparameters"]["negatives"] == "cross_view"
+    settings = yaml.safe_load((folder / "searched" / "settings.yaml").read_text())
+    assert settings["negatives"] is None  # so that --config chooses again
+    assert "| prompts, in training | 'one ' 'two ' |" in (folder / "searched" / "README.md").read_text()
     assert SentenceTransformer(str(folder / "searched")).prompts == {"query": "one ", "document": "two "}
 
 

@@ -17,6 +17,7 @@ from fmicl_text import InputError, TextContrastiveModel, build_text_encoder
 from fmicl_text.text.collator import TextViewCollator
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import set_prompts, training_prompts
+from fmicl_text.text.settings import prompt_text
 from fmicl_text.text.tokenization import training_rows
 
 # Six words; only the first three are encoded at max_seq_length 5. Rows 0 and 2 differ after them, row 4 only in case,
@@ -195,6 +196,10 @@ def test_prompts_of_columns(encoder: Any) -> None:
     assert training_prompts(encoder, 3) == ()
     assert training_prompts(encoder, 2, ["red "]) == ("red ", "red ")
     assert training_prompts(encoder, 4, ["red ", "big "]) == ("red ", "big ", "big ", "big ")
+    set_prompts(encoder, ["red "])
+    assert encoder.prompts == {"query": "red ", "document": "red ", "default": "red "}
+    assert encoder.default_prompt_name == "default"
+    encoder.prompts = {}
     set_prompts(encoder, ["red ", "big "])
     assert encoder.prompts == {"query": "red ", "document": "big "} and encoder.default_prompt_name is None
     with pytest.raises(InputError, match="got 2 for 1 text column"):
@@ -204,6 +209,27 @@ def test_prompts_of_columns(encoder: Any) -> None:
     encoder[1].include_prompt = False
     with pytest.raises(InputError, match="include_prompt=False"):
         training_prompts(encoder, 1, ["red "])
+
+
+def test_own_prompts_are_those_of_evaluation(encoder: Any, caplog: Any) -> None:
+    """In search, encode_query and encode_document apply the prompts of training, whatever names the model has."""
+    encoder.prompts = {"query": "red ", "document": "", "passage": "big "}
+    assert training_prompts(encoder, 3, search=True) == ("red ", "big ", "big ")
+    assert encoder.prompts["document"] == "big "
+    assert not caplog.records
+    assert training_prompts(encoder, 2) == () and "['red ', 'big ']" in caplog.text
+    assert training_prompts(encoder, 1, search=True) == ()
+
+    encoder.prompts, encoder.default_prompt_name = {"query": "", "document": "", "own": "the "}, "own"
+    assert training_prompts(encoder, 2, search=True) == ("the ", "the ")
+    assert encoder.prompts == {"query": "the ", "document": "the ", "own": "the "}
+
+    encoder[1].include_prompt = False
+    with pytest.raises(InputError, match="include_prompt=False.*prompts=none"):
+        training_prompts(encoder, 2)
+    set_prompts(encoder, [prompt_text(encoder, "none")])
+    assert training_prompts(encoder, 2) == () and encoder.prompts["query"] == ""
+    assert [prompt_text(encoder, prompt) for prompt in ("own", "other ")] == ["the ", "other "]
 
 
 def test_a_prompt_that_fills_the_length(tokenizer: Any) -> None:
