@@ -216,7 +216,8 @@ def test_strategies_fit_each_other(flags, load_best, save_strategy):
 def test_settings_keep_what_was_not_given_and_dictionaries(tmp_path):
     """Negatives that the columns decide stay open, so that --config decides again; options that are JSON objects."""
     given = parse_args([*MODEL, "--accelerator_config", '{"use_seedable_sampler": false}',
-                        "--activation_checkpointing", "True", "--activation_checkpointing_kwargs", '{"use_reentrant": false}'])  # fmt: skip
+                        "--activation_checkpointing", "True",
+                        "--activation_checkpointing_kwargs", '{"use_reentrant": false}'])  # fmt: skip
     settings = resolved_settings(*given)
     assert settings["negatives"] is None and settings["accelerator_config"] == {"use_seedable_sampler": False}
     config = tmp_path / "settings.yaml"
