@@ -61,9 +61,9 @@ def main() -> None:
         model_args.load_in,
         model_args.trust_remote_code,
     )
-    prompts = data_args.prompts and [prompt_text(encoder, prompt) for prompt in data_args.prompts]
-    if prompts:
-        set_prompts(encoder, prompts)
+    given = data_args.prompts and [prompt_text(encoder, prompt) for prompt in data_args.prompts]
+    if given:
+        set_prompts(encoder, given)
     model = TextContrastiveModel(encoder, model_args.head)  # one dry pass, before the text is read
     print_rank0(args, f"Pooling: {pooling_source(encoder, model_args.pooling)}")
     with args.main_process_first(desc="reading the training text"):  # the other processes read the cache
@@ -78,7 +78,7 @@ def main() -> None:
             shuffle_seed=args.seed,
             at_least=args.train_batch_size * args.world_size,
         )
-        prompts = training_prompts(encoder, len(data.columns), prompts, bool(data_args.retrieval_dev_folder))
+        prompts = training_prompts(encoder, len(data.columns), given, bool(data_args.retrieval_dev_folder))
         rows, collator, data = training_rows(data, encoder.tokenizer, data_args.max_seq_length, prompts)
     if len(data.columns) > 1:
         args.choose_negatives_of_pairs()

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from transformers import HfArgumentParser, Trainer, get_scheduler
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 from fmicl_text.cli.checks import check_filled
 from fmicl_text.cli.help import recipe_help
@@ -29,6 +30,7 @@ from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.files import DISK_FULL, check_regular, is_disk_full
 from fmicl_text.training.args import FMICLTrainingArguments
 
+DICTIONARIES = ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "accelerator_config")  # recorded options
 FLAGS: set[str] = set()  # names of the options of this command line, for messages
 # Options of transformers 4, SimCSE and sentence-transformers under another name here, and what replaces each.
 RENAMED = {
@@ -414,7 +416,10 @@ def resolved_settings(model_args: Any, data_args: Any, training_args: FMICLTrain
         value = getattr(training_args, item.name)
         if item.name.endswith("_token"):
             continue
-        plain = isinstance(value, str | int | float) or item.name == "lr_scheduler_kwargs"
+        if item.name == "accelerator_config":  # what differs from the defaults
+            usual = AcceleratorConfig(dispatch_batches=False).to_dict()
+            value = {key: entry for key, entry in value.to_dict().items() if entry != usual[key]} or None
+        plain = isinstance(value, str | int | float) or item.name in DICTIONARIES
         if item.name in ours or (plain and value != item.default):
             settings[item.name] = value.value if isinstance(value, Enum) else value
     hyperparameters = training_args.build_loss().hyperparameters

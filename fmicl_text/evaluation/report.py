@@ -185,7 +185,7 @@ def paper_average(result: Mapping[str, Any]) -> float | None:
     comparable = (
         objective in PAPER_STS_AVERAGE
         and trained.get("base_model") in PAPER_MODELS
-        and Path(str(settings.get("train_file"))).name == PAPER_FILE
+        and [Path(file).name for file in files_of(settings)] == [PAPER_FILE]
         and data.get("rows", 0) + data.get("blank rows skipped", 0) == PAPER_ROWS
         and settings.get("per_device_train_batch_size", 0) * trained.get("processes", 1) == PAPER_BATCH
         and all(settings.get(name) == value for name, value in PAPER_SETTINGS.items())
@@ -195,6 +195,12 @@ def paper_average(result: Mapping[str, Any]) -> float | None:
         and not (data.get("prompts") or result.get("prompt") or result.get("truncate_dim") or result.get("head"))
     )
     return PAPER_STS_AVERAGE[objective] if comparable else None
+
+
+def files_of(settings: Mapping[str, Any]) -> list[str]:
+    """The training files of a run; older records have one as a string."""
+    files = settings.get("train_file") or []
+    return [files] if isinstance(files, str) else list(files)
 
 
 def pooling_label(result: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def load_retrieval(folder: Path, batch_size: int = 64, progress: bool = True) ->
         for known, name, file in ((queries, cells[0], "queries.jsonl"), (corpus, cells[1], "corpus.jsonl")):
             if name not in known:
                 raise InputError(f"{path}, line {number}: {name!r} is not in {file}")
-        if int(cells[2]) > 0:
+        if not cells[2].strip().startswith("-") and any(map(unicodedata.digit, cells[2].strip())):
             relevant.setdefault(cells[0], set()).add(cells[1])
     if not relevant:
         raise InputError(f"{path}: no query has a relevant document")
@@ -87,7 +88,7 @@ def texts_by_id(path: Path) -> dict[str, str]:
             row = json.loads(line)
             name, text = row["_id"], f"{row.get('title') or ''} {row['text']}".strip()
             text.encode()  # raises UnicodeEncodeError, a ValueError, for half of a surrogate pair
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: expected a JSON object with _id and text ({error})") from error
         if not isinstance(name, str) or not isinstance(row["text"], str) or not text:
             raise InputError(f"{path}, line {number}: _id and text must be strings, and text must not be blank")

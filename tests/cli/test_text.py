@@ -211,3 +211,19 @@ def test_strategies_fit_each_other(flags, load_best, save_strategy):
     usual = ["--model_name_or_path", "m", "--train_file", "t.txt", "--use_cpu", "True"]
     _, _, args = parse_args([*usual, *flags])
     assert (args.load_best_model_at_end, args.save_strategy) == (load_best, save_strategy)
+
+
+def test_settings_keep_what_was_not_given_and_dictionaries(tmp_path):
+    """Negatives that the columns decide stay open, so that --config decides again; options that are JSON objects."""
+    given = parse_args([*MODEL, "--accelerator_config", '{"use_seedable_sampler": false}',
+                        "--activation_checkpointing", "True",
+                        "--activation_checkpointing_kwargs", '{"use_reentrant": false}'])  # fmt: skip
+    settings = resolved_settings(*given)
+    assert settings["negatives"] is None and settings["accelerator_config"] == {"use_seedable_sampler": False}
+    config = tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    again = parse_args(["--config", str(config)])
+    assert resolved_settings(*again) == settings and again[-1].negatives is None
+    assert again[-1].accelerator_config.use_seedable_sampler is False
+    assert again[-1].activation_checkpointing_kwargs == {"use_reentrant": False}
+    assert "accelerator_config" not in resolved_settings(*parse_args(MODEL))

@@ -108,6 +108,8 @@ def other(**settings):
 
 def test_the_average_in_the_paper_is_shown_for_its_setting():
     assert score_rows(seven(PAPER_RUN))[0][PAPER_COLUMN] == 78.02
+    file = PAPER_RUN["settings"]["train_file"]
+    assert score_rows(seven(other(train_file=[file])))[0][PAPER_COLUMN] == 78.02  # as --train_file is recorded
     two = PAPER_RUN | {"processes": 2, "settings": other(per_device_train_batch_size=32)["settings"]}
     assert score_rows(seven(two))[0][PAPER_COLUMN] == 78.02
     for objective, published in PAPER_STS_AVERAGE.items():
@@ -132,6 +134,8 @@ DIFFERENT = {
     | {"objective": "fmicl-tsallis", "hyperparameters": FMICLLoss(tsallis(2.0)).hyperparameters},
     "less data": PAPER_RUN | {"data": {"rows": 100_000}},
     "other data": other(train_file="other.txt"),
+    "prompts": PAPER_RUN | {"data": PAPER_RUN["data"] | {"prompts": "'q: '"}},
+    "two files": other(train_file=["wiki1m_for_simcse.txt", "other.txt"]),
     "a larger batch": other(per_device_train_batch_size=128),
     "more processes": PAPER_RUN | {"processes": 8},
     "longer texts": other(max_seq_length=64),

@@ -100,6 +100,7 @@ def test_other_data_are_reported_at_a_resume(bert_folder, tmp_path):
         ("corpus.jsonl", '{"_id": "d0", "text": " "}', "corpus.jsonl, line 1: .*blank"),
         ("corpus.jsonl", '{"_id": "d", "text": "a"}\n\n{"_id": "d", "text": "b"}', "line 3: the _id 'd' occurs twice"),
         ("corpus.jsonl", '{"_id": "d", "text": "a \\ud800"}', "corpus.jsonl, line 1: .*surrogates"),
+        ("queries.jsonl", '{"_id": "q0", "text": ' + "[" * 100_000, "queries.jsonl, line 1: expected a JSON object"),
         ("corpus.jsonl", "[1]", "corpus.jsonl, line 1: expected a JSON object"),
         ("qrels.tsv", None, "expected qrels.tsv or qrels/dev.tsv"),
         ("qrels.tsv", "q0\td0", "qrels.tsv, line 1: expected query-id, corpus-id"),
@@ -117,3 +118,9 @@ def test_bad_files_are_one_line(tmp_path, file, content, message):
     with pytest.raises(InputError, match=message) as error:
         load_retrieval(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_score_of_any_size_counts(tmp_path):
+    write(tmp_path)
+    (tmp_path / "qrels.tsv").write_text(f"q0\td0\t{'9' * 5000}\nq1\td1\t000\nq2\td2\t-1\nq3\td3\t10\n")
+    assert load_retrieval(tmp_path, progress=False).relevant_docs == {"q0": {"d0"}, "q3": {"d3"}}

@@ -225,7 +225,7 @@ def test_own_prompts_are_those_of_evaluation(encoder: Any, caplog: Any) -> None:
     assert encoder.prompts == {"query": "the ", "document": "the ", "own": "the "}
 
     encoder[1].include_prompt = False
-    with pytest.raises(InputError, match="include_prompt=False.*prompts=none"):
+    with pytest.raises(InputError, match=r"include_prompt=False.*prompts=none"):
         training_prompts(encoder, 2)
     set_prompts(encoder, [prompt_text(encoder, "none")])
     assert training_prompts(encoder, 2) == () and encoder.prompts["query"] == ""
