@@ -65,7 +65,7 @@ def claim_output_dir(args: FMICLTrainingArguments, settings: Mapping[str, Any], 
     """
 
     def check() -> bool:
-        for name in ("train_file", "dataset_name"):
+        for name in ("train_file", "dataset_name", "retrieval_dev_folder"):
             for path in paths_of(settings.get(name)):
                 check_outside(args.output_dir, f"{name}={path}", path)
         complete_save(args.output_dir)

@@ -150,6 +150,9 @@ def test_output_inside_any_folder_of_training_text(tmp_path):
     with pytest.raises(InputError, match="would be read as data"):
         settings = {"train_file": ["a.txt", str(tmp_path / "texts")]}
         claim_output_dir(arguments(tmp_path / "texts" / "out"), settings, DEFAULTS)
+    with pytest.raises(InputError, match="retrieval_dev_folder=.* would be read as data"):
+        settings = {"train_file": ["a.txt"], "retrieval_dev_folder": str(tmp_path / "texts")}
+        claim_output_dir(arguments(tmp_path / "texts" / "out"), settings, DEFAULTS)
 
 
 def test_a_finished_run_in_another_precision_of_the_launcher_is_another_run(tmp_path, monkeypatch):
