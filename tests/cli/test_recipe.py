@@ -150,7 +150,7 @@ def test_output_inside_any_folder_of_training_text(tmp_path):
     with pytest.raises(InputError, match="would be read as data"):
         settings = {"train_file": ["a.txt", str(tmp_path / "texts")]}
         claim_output_dir(arguments(tmp_path / "texts" / "out"), settings, DEFAULTS)
-    with pytest.raises(InputError, match="retrieval_dev_folder=.* would be read as data"):
+    with pytest.raises(InputError, match=r"retrieval_dev_folder=.* would be read as data"):
         settings = {"train_file": ["a.txt"], "retrieval_dev_folder": str(tmp_path / "texts")}
         claim_output_dir(arguments(tmp_path / "texts" / "out"), settings, DEFAULTS)
 
