@@ -424,7 +424,7 @@ def resolved_settings(model_args: Any, data_args: Any, training_args: FMICLTrain
             settings[item.name] = value.value if isinstance(value, Enum) else value
     hyperparameters = training_args.build_loss().hyperparameters
     settings |= {name: value for name, value in hyperparameters.items() if name in ours}
-    if training_args.negatives is None:
+    if training_args.negatives is None and training_args.objective == "fmicl" and hasattr(data_args, "text_columns"):
         settings["negatives"] = None  # chosen by the columns of the training text
     if training_args.divergence is not None:
         settings["divergence"] = training_args.divergence  # with its module

@@ -104,8 +104,8 @@ class DataArguments:
     prompts: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Prompt prepended to every text, or two: of queries (first column) and of documents; each a text, "
-            "the name of a prompt of the model, or none. By default the model's own."
+            "help": "Prompt prepended to every text, or two: of queries (first column) and of documents. By default "
+            "the model's own; none for no prompt."
         },
     )
     sts_dev_file: str | None = field(
