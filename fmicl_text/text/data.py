@@ -138,8 +138,8 @@ def load_training_text(
             raise no_text(source)
         if (num_usable := min(num_usable, max_train_samples or num_usable)) < at_least:
             raise InputError(f"{source}: {num_usable} training examples are fewer than one batch of {at_least}")
-    blank = _describe_blank(raw, columns)
-    if blank:
+    num_skipped = None if streaming else len(raw) - len(usable)
+    if blank := None if num_skipped == 0 else _describe_blank(raw, columns):
         logger.warning("%s: %s", source, blank)
     if streaming:
         usable = usable if max_train_samples is None else usable.take(max_train_samples)
@@ -150,15 +150,14 @@ def load_training_text(
             else f"{content} {dataset_config} {dataset_split} {columns} {max_train_samples} {shuffle_seed}"
         )
         return TextData(usable, columns, None, source, rows, blank)
-    num_skipped = len(raw) - len(usable)
     if max_train_samples is not None:
         usable = usable.select(range(min(max_train_samples, len(usable))))
     return TextData(usable, columns, num_skipped, source, None, blank, num_rows=len(usable))
 
 
 def as_text_dataset(rows: Any) -> datasets.Dataset | datasets.IterableDataset:
-    """A dataset of text columns for `TextViewCollator`. Rows with a blank or missing text are skipped,
-    with a warning unless the dataset is streamed.
+    """A dataset of the text columns of rows. Those with a blank or missing text are skipped, with a warning unless the
+    dataset is streamed.
 
     >>> as_text_dataset([("a dog", "the dog runs"), ("a cat", "the cat sleeps")]).column_names
     ['sent0', 'sent1']

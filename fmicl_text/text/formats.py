@@ -22,7 +22,7 @@ from fmicl_text.errors import InputError
 from fmicl_text.text.columns import STRINGS, no_text, select_columns
 from fmicl_text.text.opening import TextFile, check_content, fault, not_utf8, open_text
 
-_BATCH_ROWS = 10_000
+BATCH_ROWS = 10_000  # at most, in a table
 _LONGEST_CELL, _LONGEST_ITEM = 2**26, 2**28  # characters; an open quote or bracket must not read gigabytes
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "pipes"}
 _CELL_HINTS = {
@@ -310,7 +310,7 @@ def _arrow_batches(file: TextFile, columns: Sequence[str] | None) -> Iterator[An
     """Batches of rows; without `columns`, one that has at least the schema."""
     if file.suffix == ".parquet":
         with pq.ParquetFile(file.path) as parquet:
-            yield from parquet.iter_batches(_BATCH_ROWS, columns=list(columns or ()))
+            yield from parquet.iter_batches(BATCH_ROWS, columns=list(columns or ()))
         return
     with pa.memory_map(file.path) as source:
         try:
@@ -324,8 +324,8 @@ def _arrow_batches(file: TextFile, columns: Sequence[str] | None) -> Iterator[An
             yield reader.schema.empty_table()
             return
         for batch in batches:
-            for start in range(0, len(batch), _BATCH_ROWS):
-                yield batch.select(list(columns)).slice(start, _BATCH_ROWS)
+            for start in range(0, len(batch), BATCH_ROWS):
+                yield batch.select(list(columns)).slice(start, BATCH_ROWS)
 
 
 def arrow_tables(file: TextFile, columns: Sequence[str]) -> Iterator[pa.Table]:

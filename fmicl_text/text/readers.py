@@ -18,7 +18,7 @@ from fmicl_text.text.columns import DIGITS, select_columns
 from fmicl_text.text.opening import ACCEPTED, BINARY, TextFile, fault, not_utf8, reading, suffix_of
 
 _SAMPLE = 1000  # rows that decide about the columns
-_BATCH_ROWS, _BATCH_CHARS = 10_000, 2**23
+_BATCH_CHARS = 2**23
 _ROWS_FORMAT = "1"  # increment when the rows change, so that cached rows of older versions are not reused
 
 
@@ -74,7 +74,7 @@ def _batches(file: TextFile, rows: Iterator[formats.Row], columns: Sequence[str]
         numbers.append(number)
         cells.append(row)
         size += sum(map(len, filter(None, row)))
-        if len(cells) >= _BATCH_ROWS or size > _BATCH_CHARS:
+        if len(cells) >= formats.BATCH_ROWS or size > _BATCH_CHARS:
             yield _table(file, numbers, cells, columns)
             numbers, cells, size = [], [], 0
     if cells:
