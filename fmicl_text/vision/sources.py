@@ -119,6 +119,8 @@ def find_images(
         raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
     if test_file is not None and test_split is not None:
         raise InputError(f"test_file={test_file} and test_split={test_split} are both given: pass one of them")
+    if test_split == dataset_split:
+        raise InputError(f"test_split={test_split} is also dataset_split")
     columns = image_column, label_column
     if dataset_name is None:
         found = _read_files(_paths(train_file, "train_file"), "train_file", dataset_config, *columns)
@@ -129,6 +131,7 @@ def find_images(
         found = {split: _read_hub(dataset_name, dataset_config, split, *columns) for split in wanted}
     sets = {"train": _select(found, dataset_split, "dataset_split")}
     if test_file is not None:
+        _check_different(train_file or dataset_name, test_file)
         tests = _read_files(_paths(test_file, "test_file"), "test_file", None, *columns, _names(sets["train"]))
         sets["test"] = tests.get("test") or tests["train"]
     elif test_split is not None:
@@ -151,6 +154,13 @@ def _paths(given: Any, argument: str) -> list[str]:
     if not paths:
         raise InputError(f"{argument} must be one or more paths, got none")
     return [os.fspath(path) for path in paths]
+
+
+def _check_different(train: Any, test: Any) -> None:
+    """Raise `InputError` if a test file or folder is a training file or folder."""
+    known = set(map(os.path.realpath, _paths(train, "train_file")))
+    if same := [path for path in _paths(test, "test_file") if os.path.realpath(path) in known]:
+        raise InputError(f"test_file={same[0]} is also train_file")
 
 
 def _read_files(
@@ -592,13 +602,13 @@ def _with_common_classes(sets: Mapping[str, _Set], official: set[str]) -> dict[s
     for split, one in sets.items():
         names = _names(one)
         unknown = [name for name in names if name not in classes] if classes else []
-        reason = f"its class {unknown[0]!r} is not a class of the training images" if unknown else None
+        reason = f"{train.source} has no class {unknown[0]!r}" if unknown else None
         if classes and not names:
             reason = "its images have no classes"
         if reason is None:
             used[split] = one
         elif split in official:
-            raise InputError(f"{one.source} cannot be the {split} set: {reason}, which are those of {train.source}")
+            raise InputError(f"{one.source} cannot be the {split} set: {reason}")
         else:
             logger.warning("%s is not used as the %s set: %s", one.source, split, reason)
     if "test" not in used and "validation" in used:
