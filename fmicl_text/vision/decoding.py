@@ -140,10 +140,9 @@ def opened(content: bytes, name: str = "image") -> Iterator[Image.Image]:
 def silence_pillow() -> None:
     """Ignore warnings of Pillow (corrupted metadata, large images), also in other threads: an image can be decoded, or
     is skipped with a reason."""
-    if not any(
-        action == "ignore" and module and module.pattern == "PIL" for action, _, _, module, _ in warnings.filters
-    ):
-        warnings.filterwarnings("ignore", module="PIL")
+    action, _, _, module, _ = warnings.filters[0] if warnings.filters else ("", None, None, None, 0)
+    if action != "ignore" or getattr(module, "pattern", None) != "PIL":
+        warnings.filterwarnings("ignore", module="PIL")  # becomes the first filter
 
 
 def why_unidentified(content: bytes) -> str:
