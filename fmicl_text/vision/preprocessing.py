@@ -167,10 +167,12 @@ def open_preprocessing(
     except InputError:
         raise
     except Exception as error:  # of any type, for an invalid preprocessor_config.json
-        reason = loading_error_message(error)
+        reason = f"its image processor is not used: {loading_error_message(error)}"
         if "trust_remote_code" in str(error):
-            reason = "it is custom Python code, which is not run"
-        logger.warning("%s: its image processor is not used: %s", model_name_or_path, reason)
+            reason = "its image processor is custom Python code, which is not run"
+        elif "Can't load image processor" in str(error):
+            reason = "it has no image processor"
+        logger.warning("%s: %s", model_name_or_path, reason)
         return None
     if image_size is None and own is None:
         raise InputError(f"{source}: its image processor {type(processor).__name__} has no square size; set image_size")
