@@ -61,9 +61,7 @@ class ImageEncoder(nn.Module):
             raise InputError(f"pooling=pooler: the pooler of {config.model_type} is random; use auto, cls or mean")
         config.image_pooling = self.pooling
         if config.model_type == "vit_mae":
-            config.mask_ratio = (
-                0.0  # else three quarters of the patches, drawn at random, are left out, also after training
-            )
+            config.mask_ratio = 0.0  # the default leaves out three quarters of the patches at random, in eval mode too
         if self.pooling in ("cls", "mean") or config.model_type in CLS_MODELS:
             drop_pooler(backbone)
             unused = getattr(backbone, POOLER_MODULES.get(config.model_type, ""), None)

@@ -290,14 +290,14 @@ def test_other_numbers_of_channels(channels, tmp_path):
 
 def test_features_of_vit_mae_are_of_the_whole_image(tmp_path):
     """Its stock settings leave out three quarters of the patches at random, in evaluation too."""
-    AutoModel.from_config(ViTMAEConfig(**TINY_VIT)).save_pretrained(tmp_path / "start")
+    AutoModel.from_config(ViTMAEConfig(**TINY_VIT, initializer_range=0.3)).save_pretrained(tmp_path / "start")
     encoder = build_image_encoder(str(tmp_path / "start")).eval()
     pixels = images(encoder)
     encoder.save_pretrained(tmp_path / "out")
     stock = AutoModel.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
-        assert_close(encoder(pixels), encoder(pixels))
-        assert_close(stock(pixel_values=pixels).last_hidden_state[:, 0], encoder(pixels))
+        for again in (encoder(pixels), stock(pixel_values=pixels).last_hidden_state[:, 0]):
+            assert_close(again, encoder(pixels), atol=1e-4, rtol=0)  # patches are put in a random order
 
 
 def test_a_processor_that_keeps_shapes_needs_a_model_that_accepts_them():
