@@ -134,7 +134,7 @@ def knn_accuracies(
     return neighbors.accuracies(test_labels, ks, temperatures)
 
 
-def stratified_rows(labels: Tensor, most: int = MOST_FITTED) -> Tensor:
+def stratified_rows(labels: Tensor, most: int) -> Tensor:
     """At most `most` of the rows with a class (label >= 0), ascending: all, or a random subset, always the same, with
     the same fraction of every class and at least five rows of each, if there are as many."""
     rows = np.random.default_rng(0).permutation(np.flatnonzero(labels.numpy() >= 0))
