@@ -24,25 +24,35 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BeitConfig,
+    BeitImageProcessorPil,
     BertConfig,
     BertModel,
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     ConvNextConfig,
+    ConvNextImageProcessorPil,
     ConvNextV2Config,
     DeiTConfig,
+    DeiTImageProcessorPil,
     Dinov2Config,
     Dinov2WithRegistersConfig,
     DINOv3ConvNextConfig,
     DINOv3ViTConfig,
     EfficientNetConfig,
+    EfficientNetImageProcessorPil,
     MobileNetV2Config,
+    MobileNetV2ImageProcessorPil,
+    MobileViTImageProcessorPil,
     PreTrainedTokenizerFast,
     RegNetConfig,
     ResNetConfig,
+    SiglipImageProcessorPil,
     SiglipVisionConfig,
     SwinConfig,
     TrainerCallback,
     ViTConfig,
+    ViTImageProcessorPil,
 )
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
@@ -200,6 +210,24 @@ IMAGE_FAMILIES = {
     "beit": (BeitConfig(**TINY_VIT), "pooler"),
     "clip": (CLIPVisionConfig(**TINY_VIT), "pooler"),
     "siglip": (SiglipVisionConfig(**TINY_VIT), "pooler"),
+}
+
+
+# variant: an image processor of models of this kind
+IMAGE_PROCESSORS = {
+    "vit: squashed": lambda: ViTImageProcessorPil(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
+    "dinov2: shorter side and crop": lambda: BitImageProcessorPil(size={"shortest_edge": 256}),
+    "clip": CLIPImageProcessorPil,
+    "siglip": SiglipImageProcessorPil,
+    "deit: squashed and cropped": DeiTImageProcessorPil,
+    "convnext: its own crop": lambda: ConvNextImageProcessorPil(size={"shortest_edge": 224}),
+    "efficientnet: normalized twice": lambda: EfficientNetImageProcessorPil(rescale_offset=True, include_top=True),
+    "mobilenetv2": MobileNetV2ImageProcessorPil,
+    "mobilevit: BGR, no mean": MobileViTImageProcessorPil,
+    "beit": BeitImageProcessorPil,
+    "no rescale": lambda: ViTImageProcessorPil(do_rescale=False),
+    "no crop": lambda: BitImageProcessorPil(do_center_crop=False),
+    "no resize": lambda: ViTImageProcessorPil(do_resize=False),
 }
 
 
