@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from fmicl_text.vision.data import Images
 from fmicl_text.vision.preprocessing import Preprocessing
+from fmicl_text.vision.scan import num_threads
 from fmicl_text.vision.views import ImageViews
 
 PART = 16  # rows per task of a thread
@@ -59,7 +60,7 @@ def encode_blocks(
     device, batches = device_of(encoder), batches_of(rows, batch_size)
 
     def prepare(part: Tensor) -> Tensor | list[Tensor]:
-        return preprocessing(images.pictures(part.tolist(), draft))
+        return preprocessing([images.pictures([row], draft)[0] for row in part.tolist()])
 
     with evaluation_mode(encoder), closing(read_ahead(prepare, batches, progress)) as prepared:
         for batch, parts in zip(batches, prepared, strict=True):
@@ -76,7 +77,7 @@ def encode_views(
     device, batches = device_of(encoder), batches_of(rows, VIEW_BLOCK)
 
     def prepare(part: Tensor) -> Tensor:
-        return images.for_views(part.tolist(), views.size, views.crop, (0,))
+        return torch.cat([images.for_views([row], views.size, views.crop, (0,)) for row in part.tolist()])
 
     with evaluation_mode(encoder), closing(read_ahead(prepare, batches, progress)) as prepared:
         for batch, parts in zip(batches, prepared, strict=True):
@@ -126,7 +127,7 @@ def read_ahead(function: Callable[[Tensor], T], batches: Sequence[Tensor], progr
     before. The processes of a machine share its cores."""
     waiting: deque[list[Future[T]]] = deque()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine, set by launchers
-    threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // processes))
+    threads = ThreadPoolExecutor(max(1, num_threads() // processes))
     try:
         for batch in tqdm(batches, desc="encode", leave=False, disable=not progress):
             waiting.append([threads.submit(function, part) for part in batch.split(PART)])
