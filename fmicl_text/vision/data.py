@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -81,9 +81,7 @@ class Images:
         if self.pixels is not None:
             arrays = self.pixels[torch.as_tensor(rows)].movedim(1, -1).numpy()
             return [Image.fromarray(array[..., 0] if self.channels == 1 else array) for array in arrays]
-        return self._decode(
-            rows, lambda encoded, _: open_image(encoded, self.channels, self.folders, draft)
-        )
+        return self._decode(rows, lambda encoded, _: open_image(encoded, self.channels, self.folders, draft))
 
     def for_views(self, rows: Sequence[int], size: int, crop: Crop, seed: tuple[int, ...]) -> Tensor:
         """Input of `views.ImageViews` for the given rows: pixels in memory, uint8 [B, C, H, W], not yet cropped; two
@@ -121,7 +119,8 @@ class Images:
             if self.pixels is not None:
                 pixels = self.pixels[rows.start : rows.stop]
             else:
-                pixels = torch.stack([center_crop(picture, SAMPLE_SIZE) for picture in self.pictures(rows, SAMPLE_SIZE)])
+                pictures = self.pictures(rows, SAMPLE_SIZE)
+                pixels = torch.stack([center_crop(picture, SAMPLE_SIZE) for picture in pictures])
             for channel, values in zip(counts, pixels.numpy().swapaxes(0, 1), strict=True):
                 channel += np.bincount(values.ravel(), minlength=256)
         return mean_and_std(counts)
@@ -207,10 +206,14 @@ def load_images(
         sets[name], is_small[name] = read_images(rows, channels, progress)
     split = split_images(ImageSets(**sets), held_out, validation, max_train_samples)
 
-    def loaded(name: str, images: Images | None) -> Images | None:
-        return in_memory(images) if images is not None and is_small.get(name, is_small["train"]) else images
+    def loaded(name: str, images: Images) -> Images:
+        return in_memory(images) if is_small.get(name, is_small["train"]) else images
 
-    return ImageSets(**{field.name: loaded(field.name, getattr(split, field.name)) for field in fields(split)})
+    return ImageSets(
+        loaded("train", split.train),
+        split.test and loaded("test", split.test),
+        split.validation and loaded("validation", split.validation),
+    )
 
 
 def load_digits(
@@ -293,11 +296,15 @@ def split_images(
     train, test, validation_images = sets.train, sets.test, sets.validation
     for argument, value, official in (("held_out", held_out, test), ("validation", validation, validation_images)):
         if value and official is not None:
-        sizes = train.labels[train.labels >= 0].bincount()
+            kind = "test" if official is test else "validation"
+            given = f"{argument}={value} does not apply to {train.source}"
+            raise InputError(f"{given}, which has {len(official)} {kind} images of its own")
+    sizes = train.labels[train.labels >= 0].bincount()
     if train.classes and ((sizes > 0).sum() < 2 or sizes.max() < 2):
         reason = "all images are of one class" if len(sizes.nonzero()) < 2 else "every class has only one image"
         logger.warning("%s: %s; the classes are not used", train.source, reason)
-        train, test, validation_images = (part and without_classes(part) for part in (train, test, validation_images))
+        train = without_classes(train)
+        test, validation_images = (part and without_classes(part) for part in (test, validation_images))
     if test is None:
         train, test = hold_out(train, held_out, "held_out")
     if validation_images is None:
@@ -419,13 +426,16 @@ def center_crop(image: Image.Image, size: int) -> Tensor:
     return resized_crop(image, size, (left, top, left + side, top + side))
 
 
-def resized_crop(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Tensor:
-    """A box (left, top, right, bottom), resized with antialiasing to uint8 [C, size, size]. Without the crop, `resize`
-    would blend in adjacent pixels."""
-    left, top, right, bottom = box
+def resized_crop(image: Image.Image, size: int, box: tuple[int, int, int, int], scale: int = 1) -> Tensor:
+    """A box (left, top, right, bottom), resized with antialiasing to uint8 [C, size, size].
+
+    Args:
+        scale: The box is given in pixels of an image of `scale` times the size.
+    """
+    left, top, right, bottom = (side / scale for side in box)
     x, y = math.floor(left), math.floor(top)
-    part = image.crop((x, y, math.ceil(right), math.ceil(bottom)))
-    inner = (left - x, top - y, min(right - x, part.width), min(bottom - y, part.height))
+    part = image.crop((x, y, math.ceil(right), math.ceil(bottom)))  # `resize` would blend in adjacent pixels
+    inner = (left - x, top - y, right - x, bottom - y)
     return to_tensor(part.resize((size, size), Image.Resampling.BILINEAR, box=inner))
 
 
@@ -444,8 +454,7 @@ def two_crops(
         scale = next(scale for scale in (8, 4, 2, 1) if smallest >= scale * size or scale == 1)
         picture = to_picture(image, channels, min(width, height) // scale)
         scale = scale if picture.size != (width, height) else 1  # other formats than JPEG
-    crops = [resized_crop(picture, size, tuple(side / scale for side in box)) for box in boxes]
-    return torch.stack(crops)
+    return torch.stack([resized_crop(picture, size, box, scale) for box in boxes])
 
 
 def draw_boxes(width: int, height: int, crop: Crop, seed: tuple[int, ...]) -> list[tuple[int, int, int, int]]:

@@ -140,7 +140,9 @@ def opened(content: bytes, name: str = "image") -> Iterator[Image.Image]:
 def silence_pillow() -> None:
     """Ignore warnings of Pillow (corrupted metadata, large images), also in other threads: an image can be decoded, or
     is skipped with a reason."""
-    if not any(action == "ignore" and module and module.pattern == "PIL" for action, _, _, module, _ in warnings.filters):
+    if not any(
+        action == "ignore" and module and module.pattern == "PIL" for action, _, _, module, _ in warnings.filters
+    ):
         warnings.filterwarnings("ignore", module="PIL")
 
 

@@ -8,7 +8,6 @@ import os
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,8 +100,8 @@ def scan_share(found: ImageRows, rank: int, world_size: int, progress: bool) -> 
     starts = range(rank * BLOCK, total, world_size * BLOCK)
     pool = ThreadPoolExecutor(num_threads())
     try:
-        bar = tqdm(total=total, desc="check images", unit=" images", leave=False, disable=not progress)
-        with bar, closing(pool.map(partial(scan_block, found), starts)) as results:
+        results = pool.map(partial(scan_block, found), starts)
+        with tqdm(total=total, desc="check images", unit=" images", leave=False, disable=not progress) as bar:
             for start, (part, could_read) in zip(starts, results, strict=True):
                 rows = slice(start, start + len(part.hashes))
                 scan.sizes[rows], scan.hashes[rows] = part.sizes, part.hashes
