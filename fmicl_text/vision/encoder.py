@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from fmicl_text.errors import InputError
 from fmicl_text.loading import refuse_links, resolve_model_path, translate_loading_errors
 from fmicl_text.vision.architectures import SmallStemResNet, freeze_positions, initialize_as_mocov3
-
-logger = logging.getLogger(__name__)
+from fmicl_text.vision.preprocessing import Preprocessing
 
 IMAGE_POOLINGS = ("auto", "cls", "mean", "pooler")
 CLS_MODELS = ("vit", "deit", "vit_mae", "vit_msn")  # their pooler is a random dense layer, which is removed
@@ -39,7 +38,7 @@ class ImageEncoder(nn.Module):
 
     Raises:
         InputError: The model lacks the class token or pooler that the pooling requires, or does not take images
-            [B, C, H, W].
+            [B, C, H, W] of one or three channels.
 
     Attributes:
         trust_remote_code: Whether custom code was run to build the model, and may be run to load its checkpoints.
@@ -54,11 +53,17 @@ class ImageEncoder(nn.Module):
         self.pooling = pooling or getattr(config, "image_pooling", None) or "auto"
         if config.model_type == "siglip2_vision_model":  # SigLIP 2 checkpoints of fixed size have the type siglip
             raise InputError(f"{config.model_type} is not supported: it takes patches with a mask instead of images")
+        if self.num_channels not in (1, 3):
+            raise InputError(f"{config.model_type}: num_channels={self.num_channels} is not supported; use 1 or 3")
         if self.pooling == "cls" and not has_class_token(backbone):
             raise InputError(f"pooling=cls: {config.model_type} has no class token; use auto, mean or pooler")
         if self.pooling == "pooler" and config.model_type in CLS_MODELS:
             raise InputError(f"pooling=pooler: the pooler of {config.model_type} is random; use auto, cls or mean")
         config.image_pooling = self.pooling
+        if config.model_type == "vit_mae":
+            config.mask_ratio = (
+                0.0  # else three quarters of the patches, drawn at random, are left out, also after training
+            )
         if self.pooling in ("cls", "mean") or config.model_type in CLS_MODELS:
             drop_pooler(backbone)
             unused = getattr(backbone, POOLER_MODULES.get(config.model_type, ""), None)
@@ -72,19 +77,24 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Normalized images [B, C, H, W] to embeddings [B, D]."""
-        output = self.backbone(pixel_values=pixel_values)
+        return self.pool(self.backbone(pixel_values=pixel_values))[0]
+
+    def pool(self, output: Any) -> tuple[Tensor, str]:
+        """Embeddings [B, D] of the output of the backbone, and the same as Python code: an attribute of the output."""
         tokens, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
         pooling = self.pooling
         if pooling == "auto":
             use_cls = self.backbone.config.model_type in CLS_MODELS
             pooling = "cls" if use_cls else "mean" if pooled is None else "pooler"
         if pooling == "cls":
-            return tokens[:, 0]
+            return tokens[:, 0], "last_hidden_state[:, 0]"
         if pooling == "pooler":
             if pooled is None:
                 raise InputError(f"pooling=pooler: {self.backbone.config.model_type} has no pooler")
-            return pooled.flatten(1)
-        return tokens.mean((2, 3)) if tokens.ndim == 4 else tokens.mean(1)
+            return pooled.flatten(1), "pooler_output.flatten(1)"
+        if tokens.ndim == 4:
+            return tokens.mean((2, 3)), "last_hidden_state.mean((2, 3))"
+        return tokens.mean(1), "last_hidden_state.mean(1)"
 
     @property
     def num_channels(self) -> int:
@@ -97,17 +107,45 @@ class ImageEncoder(nn.Module):
         Raises:
             InputError: The model does not accept images of this size.
         """
+        return self.pool_blank(image_size, image_size)[0].shape[1]
+
+    def feature_expression(self, image_size: int) -> str:
+        """The features as Python code, an attribute of the output of `AutoModel`: `last_hidden_state[:, 0]`.
+
+        Raises:
+            InputError: The model does not accept images of this size.
+        """
+        return self.pool_blank(image_size, image_size)[1]
+
+    def check_shapes(self, preprocessing: Preprocessing) -> None:
+        """Check that the model accepts what an image processor makes of pictures of any shape.
+
+        Raises:
+            InputError: The processor does not crop to a square, and the model accepts squares only.
+        """
+        wide = preprocessing([Image.new("RGB" if self.num_channels == 3 else "L", (96, 64))])[0]
+        height, width = wide.shape[1:]
+        try:
+            self.pool_blank(height, width)
+        except InputError as error:
+            name = type(preprocessing.processor).__name__
+            raise InputError(f"{error}; {name} does not crop pictures to squares: set do_center_crop") from error
+
+    def pool_blank(self, height: int, width: int) -> tuple[Tensor, str]:
+        """Embedding [1, D] of a blank image, in evaluation mode, and its expression; see `pool`."""
         training = self.training
         self.eval()
         try:
             with torch.no_grad():
-                return self(torch.zeros(1, self.num_channels, image_size, image_size)).shape[1]
+                pixels = torch.zeros(1, self.num_channels, height, width)
+                return self.pool(self.backbone(pixel_values=pixels))
         except InputError:
             raise
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
+            size = height if height == width else f"{height} x {width}"
             raise InputError(
-                f"image_size={image_size} is not supported by {self.backbone.config.model_type}: {reason}"
+                f"image_size={size} is not supported by {self.backbone.config.model_type}: {reason}"
             ) from error
         finally:
             self.train(training)
@@ -179,21 +217,6 @@ def new_image_encoder(config: Any, pooling: str | None = None) -> ImageEncoder:
     if getattr(config, "fixed_positions", False):
         initialize_as_mocov3(backbone)
     return ImageEncoder(backbone, pooling)
-
-
-def pixel_statistics(
-    model_name_or_path: str, channels: int, revision: str | None = None
-) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation of pixels in [0, 1], per channel, from a model's image processor; None if it has no
-    processor for this number of channels, or one that is custom code."""
-    try:
-        processor = AutoImageProcessor.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
-        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    except Exception as error:  # of any type, for an invalid preprocessor_config.json
-        if "trust_remote_code" in str(error):
-            logger.warning("%s: its image processor is custom Python code, which is not run", model_name_or_path)
-        return None
-    return (mean, std) if len(mean) == len(std) == channels else None
 
 
 def has_small_stem(config: PreTrainedConfig) -> bool:

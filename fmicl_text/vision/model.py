@@ -62,6 +62,7 @@ class ImageContrastiveModel(ContrastiveModel):
     def __init__(self, encoder: ImageEncoder, image_size: int, head_dim: int, processor: Any = None) -> None:
         super().__init__(encoder, projection_head(encoder.width(image_size), head_dim), head_dim)
         self.processor, self.image_size = processor, image_size
+        self.feature = encoder.feature_expression(image_size)
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
         """Features [B, D] of {pixel_values: [B, C, H, W]}."""
@@ -76,14 +77,20 @@ class ImageContrastiveModel(ContrastiveModel):
         return self.encoder.backbone
 
     def describe(self) -> dict[str, Any]:
-        config = self.encoder.backbone.config
+        backbone, channels = self.encoder.backbone, self.encoder.num_channels
+        stock = type(backbone).__module__.startswith("transformers.")
         return {
             "modality": self.modality,
-            "base_model": hub_name(self.encoder.backbone.name_or_path),
-            "base_revision": hub_commit(self.encoder.backbone),
+            "base_model": hub_name(backbone.name_or_path),
+            "base_revision": hub_commit(backbone),
             "pooling": self.encoder.pooling,
+            "feature": self.feature,
             "size": self.image_size,
-            "small_image_stem": has_small_stem(config),
+            "channels": channels,
+            "processor": self.processor is not None,
+            "small_image_stem": has_small_stem(backbone.config),
+            "custom_code": not stock and not has_small_stem(backbone.config),
+            "pipeline": stock and channels == 3 and self.processor is not None,
         }
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:

@@ -72,8 +72,8 @@ class ImageViews:
 
     def describe(self) -> dict[str, Any]:
         """Settings that are compared when training is resumed."""
-        settings = {"views": self.preset, "color": self.color, "mean": list(self.mean), "std": list(self.std)}
-        return settings | ({"channel_order": self.channel_order} if self.channel_order else {})
+        normalization = {"mean": list(self.mean), "std": list(self.std), "channel_order": self.channel_order}
+        return {"views": self.preset, "color": self.color, **normalization}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
