@@ -140,10 +140,9 @@ def opened(content: bytes, name: str = "image") -> Iterator[Image.Image]:
 def silence_pillow() -> None:
     """Ignore warnings of Pillow (corrupted metadata, large images), also in other threads: an image can be decoded, or
     is skipped with a reason."""
-    if not any(
-        action == "ignore" and module and module.pattern == "PIL" for action, _, _, module, _ in warnings.filters
-    ):
-        warnings.filterwarnings("ignore", module="PIL")
+    action, _, _, module, _ = warnings.filters[0] if warnings.filters else ("", None, None, None, 0)
+    if action != "ignore" or getattr(module, "pattern", None) != "PIL":
+        warnings.filterwarnings("ignore", module="PIL")  # becomes the first filter
 
 
 def why_unidentified(content: bytes) -> str:
@@ -225,11 +224,11 @@ def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
     is_integer = np.issubdtype(values.dtype, np.integer)
     if is_integer and low >= 0 and high < 2 ** BITS[-1]:
-        offset, scale = 0.0, 255 / (2 ** next(bits for bits in BITS if high < 2**bits) - 1)
+        offset, span = 0.0, 2.0 ** next(bits for bits in BITS if high < 2**bits) - 1
     elif not is_integer and low >= 0 and high <= 255:
-        offset, scale = 0.0, 255.0 if high <= 1 else 1.0
+        offset, span = 0.0, 1.0 if high <= 1 else 255.0
     else:
-        offset, scale = low, 255 / (high - low) if high > low else 0.0
+        offset, span = low, high - low
     scaled = np.zeros(values.shape)
-    scaled[is_finite] = (known - offset) * scale
+    scaled[is_finite] = (known - offset) * 255 / (span or 1.0)
     return scaled.round().astype(np.uint8)
