@@ -96,13 +96,9 @@ class ImageDataArguments:
         default=None,
         metadata={"help": "Number of test images taken from the others (default: 5000, at most a fifth)."},
     )
-    validation: int = field(
-        default=0, metadata={"help": "Number of further images held out to select the checkpoint."}
-    )
+    validation: int = field(default=0, metadata={"help": "Number of further images held out to select the checkpoint."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on N images only, drawn at random."})
-    probes: bool = field(
-        default=True, metadata={"help": "Table of probes at the end, with raw pixels."}
-    )
+    probes: bool = field(default=True, metadata={"help": "Table of probes at the end, with raw pixels."})
 
 
 @dataclass
