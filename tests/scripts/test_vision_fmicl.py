@@ -293,7 +293,7 @@ def test_images_without_classes(monkeypatch, capsys, tmp_path):
     rows = table_of(printed)
     assert [row["features"] for row in rows] == ["raw pixels", "before training", "after training"]
     assert not any("k-NN" in name or "labels" in name for name in rows[0])
-    assert 0 < float(rows[2]["view retrieval"]) <= 100
+    assert all(0 <= float(row["view retrieval"]) <= 100 for row in rows)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["after"]["eval_view_retrieval"] == pytest.approx(results["data"]["probes"][2]["view retrieval"])
 
