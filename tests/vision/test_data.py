@@ -29,7 +29,7 @@ from fmicl_text.vision.data import (
     stratified,
     two_crops,
 )
-from tests.support import image_parquet, picture
+from tests.support import image_parquet, one_fast, picture
 
 
 @pytest.fixture(autouse=True)
@@ -436,7 +436,7 @@ def test_crops_of_files_are_a_function_of_seed_epoch_and_image(files):
     assert torch.equal(whole[0], whole[1])
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", one_fast(["fork", "spawn"]))
 def test_the_epoch_reaches_persistent_workers(files, context):
     rows = TrainingRows(files, 16, (0.2, 1.0), seed=3)
     loader = DataLoader(rows, 6, num_workers=1, persistent_workers=True, multiprocessing_context=context)
