@@ -3,7 +3,6 @@ from .data import TrainingRows as TrainingRows
 from .data import collate_images as collate_images
 from .data import load_digits as load_digits
 from .data import load_images as load_images
-from .data import split as split
 from .encoder import ImageEncoder as ImageEncoder
 from .encoder import build_image_encoder as build_image_encoder
 from .encoder import new_image_encoder as new_image_encoder
