@@ -109,16 +109,15 @@ class ImageEvaluator:
             self.row_name = None
 
     def __call__(self, encoder: nn.Module) -> dict[str, float]:
-        device, name = device_of(encoder), self.row_name
-        add_row = name is not None and self.probes and self.test is not None
-        sets = [self.scored]
-        if add_row:
-            sets += [self.test] if self.test is not self.scored else []
-            if not self.table:
-                self.table.append({"features": "raw pixels"} | self.evaluate(RawPixels(), sets[-1:], True, device)[1])
-        scores, row = self.evaluate(encoder, sets, add_row, device)
-        if add_row:
-            self.table.append({"features": name} | row)
+        device, sets = device_of(encoder), [self.scored]
+        if self.row_name is None or not self.probes or self.test is None:
+            return self.evaluate(encoder, sets, False, device)[0]
+        if self.test is not self.scored:
+            sets.append(self.test)
+        if not self.table:
+            self.table.append({"features": "raw pixels"} | self.evaluate(RawPixels(), [self.test], True, device)[1])
+        scores, row = self.evaluate(encoder, sets, True, device)
+        self.table.append({"features": self.row_name} | row)
         return scores
 
     def evaluate(
