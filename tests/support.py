@@ -250,6 +250,33 @@ def image_parquet(folder, pictures, labels=None, column="img"):
     return str(path)
 
 
+class LabeledPictures:
+    """Stand-in for `fmicl_text.vision.data.Images`: noise around a color that is the class (labels 0, 1, 0, 1, ...)."""
+
+    def __init__(self, count, seed=0, labels=None, sizes=((8, 8),), noise=300):
+        self.labels = torch.arange(count) % 2 if labels is None else torch.as_tensor(labels)
+        self.classes, self.channels, self.source = ("dark", "light"), 3, "noise"
+        self.drafts, random = set(), np.random.default_rng(seed)
+        self.made = []
+        for i in range(count):
+            width, height = sizes[i % len(sizes)]
+            pixels = 90 + 60 * (i % 2) + random.normal(0, noise, (height, width, 3))
+            self.made.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+
+    def __len__(self):
+        return len(self.labels)
+
+    def pictures(self, rows, draft=None):
+        self.drafts.add(draft)
+        return [self.made[row] for row in rows]
+
+    def for_views(self, rows, size, crop, seed):
+        return torch.stack([torch.from_numpy(np.array(self.made[row])).movedim(-1, 0) for row in rows])
+
+    def fingerprint(self):
+        return str(self.labels.tolist())
+
+
 # ---- trainers
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 8, "save_total_limit": 2}
