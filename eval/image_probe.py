@@ -122,7 +122,7 @@ def load(args: argparse.Namespace, channels: int) -> tuple[Images, Images]:
     if test is None:
         raise InputError(f"--images {train.source}: {len(train)} images are too few to hold out any; pass --held_out")
     check_classes(train, test)
-    return train.take(labeled_rows(train)), test.take(labeled_rows(test))
+    return train.take(labeled_rows(train).numpy()), test.take(labeled_rows(test).numpy())
 
 
 def preprocessing_of(args: argparse.Namespace, path: str, encoder: ImageEncoder, train: Images) -> Preprocessing:

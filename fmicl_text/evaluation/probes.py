@@ -173,12 +173,13 @@ def few_label_accuracies(
     test: Tensor,
     test_labels: Tensor,
     per_class: int = 5,
-    draws: int = 5,
+    draws: Sequence[int] = range(5),
     seed: int = 0,
 ) -> list[float]:
-    """`logistic_accuracy` with `per_class` random labeled rows of each class, one accuracy per draw."""
+    """`logistic_accuracy` with `per_class` random labeled rows of each class, one accuracy per draw, which are numbered
+    from 0."""
     accuracies = []
-    for draw in range(draws):
+    for draw in draws:
         order = np.random.default_rng([seed, draw]).permutation(len(train))
         labels = train_labels.numpy()[order]
         chosen = order[places_in_class(labels)[0] < per_class]

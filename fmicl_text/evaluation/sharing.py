@@ -1,13 +1,20 @@
-"""Rows that are shared over the processes of a run: each process computes its part, and receives all. One process has
-them all and exchanges nothing."""
+"""Work that is shared over the processes of a run: each computes its part of the rows or jobs, and receives all. One
+process has all of them and exchanges nothing."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Thread
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fmicl_text.losses.distributed import gather_rows, world_size
+
+POLL = 10.0  # seconds between the messages of processes that wait for a job
+T = TypeVar("T")
 
 
 def assign_rows(count: int, block: int = 1) -> Tensor:
@@ -37,3 +44,42 @@ def gather_shared(part: Tensor, processes: Tensor, device: torch.device) -> Tens
     for rank, received in enumerate(gather_rows(part, counts)):
         rows[processes == rank] = received.cpu()
     return rows
+
+
+def run_jobs(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """The results of all jobs. Every process must call this, and runs every `world_size`-th job.
+
+    The processes that have finished exchange messages with the others until all have. A single operation that waits for
+    them would fail after the timeout of the process group.
+
+    Raises:
+        RuntimeError: A job failed in another process. In its own process its exception is raised.
+    """
+    if world_size() == 1:
+        return [job() for job in jobs]
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append([job() for job in jobs[dist.get_rank() :: world_size()]])
+        except Exception as error:
+            outcome.append(error)
+
+    thread = Thread(target=run, daemon=True)  # the program can be interrupted
+    thread.start()
+    while any(exchange(thread.is_alive())):
+        thread.join(POLL)
+    if isinstance(outcome[0], Exception):
+        exchange(str(outcome[0]))
+        raise outcome[0]
+    parts = exchange(outcome[0])
+    if failures := [part for part in parts if isinstance(part, str)]:
+        raise RuntimeError(f"another process failed: {failures[0]}")
+    return [parts[i % len(parts)][i // len(parts)] for i in range(len(jobs))]
+
+
+def exchange(value: Any) -> list[Any]:
+    """The values of all processes, in the order of their ranks."""
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -99,6 +99,13 @@ class ImageEncoder(nn.Module):
         """Number of channels of the input images."""
         return int(getattr(self.backbone.config, "num_channels", 3))
 
+    @property
+    def image_size(self) -> int | None:
+        """Height and width of the images that the model's config names; None if it names none, or no squares."""
+        size = getattr(self.backbone.config, "image_size", None)
+        sides = set(size) if isinstance(size, list | tuple) else {size}
+        return sides.pop() if len(sides) == 1 else None
+
     def width(self, image_size: int) -> int:
         """The number D of features, from a forward pass, because configs have no common name for it.
 

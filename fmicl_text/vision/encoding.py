@@ -110,8 +110,9 @@ def device_of(encoder: nn.Module) -> torch.device:
 @torch.no_grad()
 def embed(encoder: nn.Module, parts: list[Tensor | list[Tensor]], device: torch.device) -> Tensor:
     """Features [B, D] of pixel values that are given in parts; images of different shapes are encoded by shape."""
-    if all(isinstance(part, Tensor) for part in parts) and len({part[0].shape for part in parts}) == 1:
-        return encoder(torch.cat(parts).to(device)).float().cpu()
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts) and len({part.shape[1:] for part in tensors}) == 1:
+        return encoder(torch.cat(tensors).to(device)).float().cpu()
     pixels = [image for part in parts for image in part]
     features: list[Tensor] = [torch.empty(0)] * len(pixels)
     for shape in {image.shape for image in pixels}:

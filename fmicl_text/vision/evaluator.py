@@ -25,7 +25,7 @@ from fmicl_text.evaluation.probes import (
     stratified_rows,
     view_retrieval,
 )
-from fmicl_text.evaluation.sharing import assign_rows, gather_shared, own_rows
+from fmicl_text.evaluation.sharing import assign_rows, gather_shared, own_rows, run_jobs
 from fmicl_text.vision.data import Images
 from fmicl_text.vision.encoding import VIEW_BLOCK, device_of, encode_blocks, encode_views
 from fmicl_text.vision.preprocessing import Preprocessing, new_preprocessing
@@ -33,7 +33,7 @@ from fmicl_text.vision.views import ImageViews
 
 logger = logging.getLogger(__name__)
 
-KS = (20, 200)
+KS, DRAWS = (20, 200), 5
 RAW_SIZE = 32  # pixels; larger images are downscaled for the probes of raw pixels
 MOST_VIEWED = 2000  # maximum number of images for the scores that need no classes
 GEOMETRY = ("alignment", "uniformity", "effective_rank")
@@ -109,16 +109,15 @@ class ImageEvaluator:
             self.row_name = None
 
     def __call__(self, encoder: nn.Module) -> dict[str, float]:
-        device, name = device_of(encoder), self.row_name
-        add_row = name is not None and self.probes and self.test is not None
-        sets = [self.scored]
-        if add_row:
-            sets += [self.test] if self.test is not self.scored else []
-            if not self.table:
-                self.table.append({"features": "raw pixels"} | self.evaluate(RawPixels(), sets[-1:], True, device)[1])
-        scores, row = self.evaluate(encoder, sets, add_row, device)
-        if add_row:
-            self.table.append({"features": name} | row)
+        device, sets = device_of(encoder), [self.scored]
+        if self.row_name is None or not self.probes or self.test is None:
+            return self.evaluate(encoder, sets, False, device)[0]
+        if self.test is not self.scored:
+            sets.append(self.test)
+        if not self.table:
+            self.table.append({"features": "raw pixels"} | self.evaluate(RawPixels(), [self.test], True, device)[1])
+        scores, row = self.evaluate(encoder, sets, True, device)
+        self.table.append({"features": self.row_name} | row)
         return scores
 
     def evaluate(
@@ -239,12 +238,16 @@ def concatenate(batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def describe_probes(data: ProbeData) -> dict[str, Any]:
-    """One row of the table of probes: accuracies on the test images, in percent."""
-    few = few_label_accuracies(*data.for_classifiers())
+    """One row of the table of probes: accuracies on the test images, in percent. Every process must call
+    this, and fits its share of the classifiers."""
+    fit = data.for_classifiers()
+    jobs: list[Callable[[], list[float]]] = [lambda: [logistic_accuracy(*fit)]]
+    jobs += [partial(few_label_accuracies, *fit, draws=[draw]) for draw in range(DRAWS)]
+    logistic, *accuracies = [accuracy for (accuracy,) in run_jobs(jobs)]
     return {
         **{f"k-NN, k = {k}": accuracy for (k, _), accuracy in data.knn_accuracies(KS).items()},
-        "logistic regression": logistic_accuracy(*data.for_classifiers()),
-        "5 labels per class": f"{statistics.mean(few):.2f} ± {statistics.stdev(few):.2f}",
+        "logistic regression": logistic,
+        "5 labels per class": f"{statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}",
     }
 
 

@@ -9,14 +9,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fmicl_text.errors import InputError
 from fmicl_text.loading import hub_commit, hub_name
 from fmicl_text.model import TRAINING_FILE, ContrastiveModel
-from fmicl_text.vision.data import Images
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, has_small_stem
-from fmicl_text.vision.views import plain_view
 
 BACKBONE = "encoder.backbone."
 
@@ -99,28 +96,3 @@ class ImageContrastiveModel(ContrastiveModel):
 
     def open_encoder(self, folder: str) -> nn.Module:
         return build_image_encoder(folder, trust_remote_code=self.encoder.trust_remote_code)
-
-
-@torch.no_grad()
-def encode_images(
-    encoder: ImageEncoder,
-    images: Images,
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    batch_size: int = 512,
-    progress: bool = True,
-) -> Tensor:
-    """Features [N, D] of the plain views (`views.plain_view`) of images, in float32 on the CPU. The encoder runs in
-    evaluation mode and is then returned to its previous mode."""
-    training = encoder.training
-    encoder.eval()
-    device = next(encoder.parameters()).device
-    features = []
-    for rows in tqdm(
-        torch.arange(len(images.labels)).split(batch_size), desc="encode", leave=False, disable=not progress
-    ):
-        pixels = images.plain(rows.tolist(), size).to(device)
-        features.append(encoder(plain_view(pixels, size, mean, std)).float().cpu())
-    encoder.train(training)
-    return torch.cat(features)
