@@ -41,6 +41,8 @@ from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, new_ima
 from fmicl_text.vision.evaluator import ImageEvaluator
 from fmicl_text.vision.model import ImageContrastiveModel
 from fmicl_text.vision.preprocessing import Preprocessing, new_preprocessing, open_preprocessing
+from fmicl_text.vision.sources import ImageStream
+from fmicl_text.vision.streaming import StreamedRows, load_image_stream
 from fmicl_text.vision.views import ImageViews
 
 
@@ -55,11 +57,11 @@ def main() -> None:
     set_seed(args.seed)
     encoder = open_encoder(model_args)
     with args.main_process_first(desc="reading the images"):  # the other processes read the caches
-        sets = read_images(data_args, encoder.num_channels)
+        stream, sets = read_images(data_args, encoder.num_channels)
     train = sets.train
     preprocessing = choose_preprocessing(model_args, encoder, train)
     held_out = sets.test or sets.validation
-    print_rank0(args, describe_sets(sets))
+    print_rank0(args, describe_sets(sets, stream is not None))
     print_rank0(args, f"{args.method} {args.objective_name} {args.build_loss().hyperparameters} -> {args.output_dir}")
 
     size = preprocessing.size
@@ -73,18 +75,22 @@ def main() -> None:
     else:
         evaluator = ImageEvaluator(train, sets.test, preprocessing, views, data_args.probes, sets.validation, progress)
     model = ImageContrastiveModel(encoder, size, model_args.head_dim, preprocessing.processor)
+    rows: Any = TrainingRows(train, size, views.crop, args.seed)
+    if stream is not None:
+        batch, limit = args.train_batch_size, data_args.max_train_samples
+        rows = StreamedRows(stream, sets, encoder.num_channels, size, views.crop, args.seed, batch, limit)
     if args.world_size > 1 and args.device.type == "cuda":  # torch synchronizes batch norm on GPUs only
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     trainer = args.build_trainer(
         model,
-        train_dataset=TrainingRows(train, size, views.crop, args.seed),
+        train_dataset=rows,
         data_collator=collate_images,
         evaluator=evaluator,
         views=views,
         optimizer_cls_and_kwargs=args.optimizer_class_and_kwargs(),
     )
     before = evaluate(trainer, "before training")
-    data = {"source": train.source, "rows": len(train), "skipped": list(train.skipped)}
+    data = {"source": train.source, "rows": None if stream else len(train), "skipped": list(train.skipped)}
     trainer.metadata = {
         "settings": settings,
         "inputs": on_main_process(lambda: input_hashes(settings)),
@@ -117,12 +123,12 @@ def open_encoder(model_args: ImageModelArguments) -> ImageEncoder:
     )
 
 
-def read_images(data_args: ImageDataArguments, channels: int) -> ImageSets:
-    """Training, test and validation images."""
-    counts = data_args.held_out, data_args.validation, data_args.max_train_samples
+def read_images(data_args: ImageDataArguments, channels: int) -> tuple[ImageStream | None, ImageSets]:
+    """The stream of training images, or None, and training, test and validation images; see `load_image_stream`."""
+    counts = data_args.held_out, data_args.validation
     if data_args.train_file is None and data_args.dataset_name is None:
-        return load_digits(channels, *counts)
-    return load_images(
+        return None, load_digits(channels, *counts, data_args.max_train_samples)
+    source = (
         data_args.train_file,
         data_args.dataset_name,
         data_args.dataset_config,
@@ -131,9 +137,10 @@ def read_images(data_args: ImageDataArguments, channels: int) -> ImageSets:
         data_args.label_column,
         data_args.test_file,
         data_args.test_split,
-        channels,
-        *counts,
     )
+    if data_args.streaming:
+        return load_image_stream(*source, channels, *counts)
+    return None, load_images(*source, channels, *counts, data_args.max_train_samples)
 
 
 def choose_preprocessing(model_args: ImageModelArguments, encoder: ImageEncoder, train: Images) -> Preprocessing:
@@ -149,10 +156,10 @@ def choose_preprocessing(model_args: ImageModelArguments, encoder: ImageEncoder,
     return found
 
 
-def describe_sets(sets: ImageSets) -> str:
+def describe_sets(sets: ImageSets, is_stream: bool) -> str:
     """The line of the log about the images."""
     train, skipped = sets.train, sets.train.skipped
-    parts = [f"{len(train)} images to train on"]
+    parts = [f"a stream, the first {len(train)} as neighbors" if is_stream else f"{len(train)} images to train on"]
     for name, images in (("validation", sets.validation), ("test", sets.test)):
         parts += [f"{len(images)} {name} images"] if images else []
     names = ", ".join(train.classes[:5]) + (", ..." if len(train.classes) > 5 else "")
