@@ -56,8 +56,7 @@ def main() -> None:
 
     set_seed(args.seed)
     encoder = open_encoder(model_args)
-    with args.main_process_first(desc="reading the images"):  # the other processes read the caches
-        stream, sets = read_images(data_args, encoder.num_channels)
+    stream, sets = read_images(data_args, encoder.num_channels)
     train = sets.train
     preprocessing = choose_preprocessing(model_args, encoder, train)
     held_out = sets.test or sets.validation

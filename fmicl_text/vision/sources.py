@@ -472,8 +472,8 @@ def _dataset_set(rows: Any, image: str, label: str | None, source: str, folders:
     images = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     images = images if image == "image" else images.rename_column(image, "image")
     if not folders and len(images):
-        cells = images.data.column("image")
-        if all(pa.compute.struct_field(chunk, "bytes").null_count == len(chunk) for chunk in cells.chunks):
+        bytes_, paths = (pa.compute.struct_field(images.data.column("image"), name) for name in ("bytes", "path"))
+        if bytes_.null_count == len(bytes_) and paths.null_count < len(paths):
             raise InputError(
                 f"{source}: column {image!r} has only paths of images, which are not opened, because a table could "
                 "reference any local file: pass the folder of the images"
