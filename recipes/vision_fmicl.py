@@ -58,6 +58,10 @@ def main() -> None:
     encoder = open_encoder(model_args)
     stream, sets = read_images(data_args, encoder.num_channels)
     train = sets.train
+    if args.load_best_model_at_end and sets.validation is None:
+        raise InputError(
+            "load_best_model_at_end=True would select the checkpoint on the test images; hold out others with validation"
+        )
     preprocessing = choose_preprocessing(model_args, encoder, train)
     held_out = sets.test or sets.validation
     print_rank0(args, describe_sets(sets, stream is not None))

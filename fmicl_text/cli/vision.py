@@ -154,7 +154,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="no", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
     load_best_model_at_end: bool = field(
-        default=False, metadata={"help": "Load the best checkpoint at the end of training. Needs --validation."}
+        default=False, metadata={"help": "Load the best checkpoint at the end of training. Needs validation images."}
     )
     metric_for_best_model: str | None = field(
         default=None, metadata={"help": "Metric that selects the best checkpoint (default: the k-NN accuracy)."}
@@ -269,11 +269,6 @@ def parse_vision_args(
             raise InputError(f"--streaming needs --max_steps (the length is unknown), got {namespace.max_steps}")
         if namespace.train_sampling_strategy in LENGTH_STRATEGIES:
             raise InputError(f"--train_sampling_strategy {namespace.train_sampling_strategy}: images have no length")
-        if namespace.load_best_model_at_end and not namespace.validation:
-            raise InputError(
-                "--load_best_model_at_end True would select the checkpoint on the test images; reserve others with "
-                "--validation N"
-            )
 
     def preset_of(named: Namespace) -> Path | None:
         return DIGITS_PRESET if named.train_file is None and named.dataset_name is None else None
