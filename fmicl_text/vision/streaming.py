@@ -20,7 +20,8 @@ from fmicl_text.errors import InputError
 from fmicl_text.loading import translate_dataset_errors
 from fmicl_text.vision.data import Crop, ImageSets, check_channels, check_counts, read_images, split_images, two_crops
 from fmicl_text.vision.decoding import UnreadableImageError, read_encoded
-from fmicl_text.vision.sources import STREAM_BUFFER, ImageStream, first_rows, stream_images
+from fmicl_text.vision.readers import ImageStream
+from fmicl_text.vision.sources import STREAM_BUFFER, first_rows, stream_images
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +116,8 @@ class StreamedRows(IterableDataset):
         is_distributed = dist.is_available() and dist.is_initialized()
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if is_distributed else (0, 1)
         self.stream = split_dataset_by_node(rows, self.rank, self.world_size) if self.world_size > 1 else rows
-        # Of each worker, which has a copy of this object: the number of images that could not be decoded, and whether it
-        # has no images to train on.
+        # Of each worker, which has a copy of this object: the number of images that could not be decoded, and whether
+        # it has no images to train on.
         self.unreadable = torch.zeros(MOST_WORKERS, dtype=torch.long).share_memory_()
         self.has_none = torch.zeros(MOST_WORKERS, dtype=torch.bool).share_memory_()
 

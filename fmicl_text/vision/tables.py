@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -141,7 +141,7 @@ def _class_name(value: Any, feature: Any, column: str, source: str) -> str | Non
     return str(value)
 
 
-def sorted_classes(names: Sequence[str]) -> tuple[str, ...]:
+def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Names in order, with the numbers in them by value: a2 before a10."""
 
     def key(name: str) -> tuple[list[tuple[bool, int, str]], str]:

@@ -449,8 +449,8 @@ def test_a_table_is_read_again_when_it_changes(tmp_path):
 
 
 def test_large_files_are_not_hashed(tmp_path, monkeypatch):
-    monkeypatch.setattr("fmicl_text.vision.sources._HASHED_BYTES", 10)
-    monkeypatch.setattr("fmicl_text.vision.sources.cache_of", None)
+    monkeypatch.setattr("fmicl_text.vision.readers._HASHED_BYTES", 10)
+    monkeypatch.setattr("fmicl_text.vision.readers.cache_of", None)
     path = write_table(tmp_path / "t.parquet", image=encoded(), label=[0, 0, 1, 1])
     first = find_images(path)["train"]
     write_table(tmp_path / "t.parquet", image=encoded(), label=[1, 0, 0, 0])

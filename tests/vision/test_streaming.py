@@ -1,5 +1,6 @@
 """Streamed images: the same images as without streaming, split over processes and workers, skipped and counted."""
 
+import io
 import itertools
 import os
 
@@ -9,6 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import IterableDatasetShard
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from fmicl_text.errors import InputError
@@ -38,16 +42,12 @@ def shards(folder, count=24, num_shards=3, broken=(), names=("cat", "dog")):
 
 
 def gray(value):
-    import io
-
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.new("RGB", (6, 5), (value,) * 3).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def rows_of(path, workers=0, excluded=None, seed=3, batch_size=4, **options):
+def rows_of(path, excluded=None, seed=3, batch_size=4, **options):
     stream = stream_images(path)["train"]
     return StreamedRows(stream, excluded, 3, 4, CROP, seed, batch_size, **options)
 
@@ -58,11 +58,8 @@ def values(batches):
 
 def test_every_pass_has_every_image_once_in_another_order(tmp_path):
     rows = rows_of(shards(tmp_path / "data"))
-    first, second = (
-        (values(part) for part in itertools.batched(itertools.islice(rows, 48), 24))
-        if hasattr(itertools, "batched")
-        else (lambda found: (found[:24], found[24:]))(values(itertools.islice(rows, 48)))
-    )
+    found = values(itertools.islice(rows, 48))
+    first, second = found[:24], found[24:]
     assert sorted(first) == sorted(second) == list(range(24)) and first != second and first != sorted(first)
     assert values(itertools.islice(rows_of(shards(tmp_path / "data")), 24)) == first
     assert values(itertools.islice(rows_of(shards(tmp_path / "data"), seed=4), 24)) != first
@@ -70,7 +67,7 @@ def test_every_pass_has_every_image_once_in_another_order(tmp_path):
 
 def test_rows_are_the_crops_of_the_images(tmp_path):
     with open(tmp_path / "t.parquet", "wb") as file:
-        pq.write_table(pa.table({"image": [picture(size=(40, 30), seed=i)["bytes"] for i in range(5)]}), file)
+        pq.write_table(pa.table({"image": [picture(size=(120, 100), seed=i)["bytes"] for i in range(5)]}), file)
     path = str(tmp_path / "t.parquet")
     images = load_images(path, held_out=0, progress=False).train
     streamed = list(itertools.islice(rows_of(path), 10))
@@ -91,6 +88,14 @@ def test_workers_share_the_images(tmp_path, persistent):
         assert set(itertools.chain.from_iterable(batches)) >= set(range(8))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_continues_at_the_same_image(tmp_path, workers):
+    loader = DataLoader(rows_of(shards(tmp_path / "data")), 5, num_workers=workers, collate_fn=collate_images)
+    batches = [batch["images"] for batch in itertools.islice(loader, 9)]
+    resumed = [batch["images"] for batch in itertools.islice(skip_first_batches(loader, 7), 2)]
+    assert torch.equal(torch.stack(batches[7:]), torch.stack(resumed))
+
+
 def test_more_workers_than_shards(tmp_path):
     loader = DataLoader(rows_of(shards(tmp_path / "data", 8, 1)), 4, num_workers=2, collate_fn=collate_images)
     found = [values(batch["images"]) for batch in itertools.islice(loader, 4)]
@@ -98,8 +103,6 @@ def test_more_workers_than_shards(tmp_path):
 
 
 def share(rank, path, batch_size):
-    from accelerate.data_loader import IterableDatasetShard
-
     rows = rows_of(path, batch_size=batch_size)
     shard = IterableDatasetShard(rows, batch_size, num_processes=2, process_index=rank)
     return values(itertools.islice(shard, 12)), rows.fingerprint()
