@@ -20,7 +20,15 @@ from torch.utils.data import Dataset
 
 from fmicl_text.errors import InputError
 from fmicl_text.vision.augmentations import Draw, crop_boxes
-from fmicl_text.vision.decoding import image_name, open_image, opened, read_encoded, to_picture, upright_size
+from fmicl_text.vision.decoding import (
+    image_name,
+    open_image,
+    opened,
+    orientation,
+    read_encoded,
+    to_picture,
+    upright_size,
+)
 from fmicl_text.vision.scan import num_threads, scan_images
 from fmicl_text.vision.sources import ImageRows, find_images
 
@@ -28,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST, MOST_BYTES = 96, 2**31  # pixels per side, bytes; larger images are not kept in memory
 HELD_OUT = 5000  # held-out images by default, but at most a fifth
+SECOND_KEY = np.uint64(0x9E3779B97F4A7C15)  # odd; the order of its multiples modulo 2^64 is unrelated to that of hashes
 SAMPLE, SAMPLE_SIZE = 1000, 64  # images, and pixels per side, from which mean and deviation of image files are computed
 Crop = tuple[float, float] | None  # range of a random crop's area as a fraction of the image; None: no crop
 
@@ -65,6 +74,7 @@ class Images:
 
     def take(self, rows: slice | Sequence[int] | np.ndarray) -> Images:
         """The given images: a slice, positions or a mask."""
+        rows = rows if isinstance(rows, slice) or len(rows) else slice(0)
         chosen = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]
         if len(chosen) == len(self) and (np.diff(chosen) == 1).all():
             return self  # without a copy of the pixels
@@ -294,9 +304,11 @@ def split_images(
         InputError: There are too few images, or the source has images of this kind.
     """
     train, test, validation_images = sets.train, sets.test, sets.validation
-    for argument, value, official in (("held_out", held_out, test), ("validation", validation, validation_images)):
+    for argument, value, kind, official in (
+        ("held_out", held_out, "test", test),
+        ("validation", validation, "validation", validation_images),
+    ):
         if value and official is not None:
-            kind = "test" if official is test else "validation"
             given = f"{argument}={value} does not apply to {train.source}"
             raise InputError(f"{given}, which has {len(official)} {kind} images of its own")
     sizes = train.labels[train.labels >= 0].bincount()
@@ -320,8 +332,8 @@ def without_classes(images: Images) -> Images:
 def hold_out(images: Images, count: int | None, argument: str) -> tuple[Images, Images | None]:
     """The remaining images, and `count` images, of which each class has its share; None for 0.
 
-    They are the first of their class, so they do not depend on the order of the source. Images without a class are
-    not held out if others have one. Copies of a held-out image are in neither part.
+    They are chosen by a second pseudo-random number of their content. Images without a class are not held out if others
+    have one. Copies of a held-out image are in neither part.
 
     Raises:
         InputError: There are too few images.
@@ -342,7 +354,8 @@ def hold_out(images: Images, count: int | None, argument: str) -> tuple[Images, 
         )
     if not count:
         return images, None
-    chosen = candidates[stratified(labels[candidates], count)]
+    candidates = candidates[np.argsort(hashes[candidates] * SECOND_KEY, kind="stable")]
+    chosen = np.sort(candidates[stratified(labels[candidates], count)])
     stays = np.ones(len(images), bool)
     stays[chosen] = False
     if copies_apart:
@@ -426,16 +439,12 @@ def center_crop(image: Image.Image, size: int) -> Tensor:
     return resized_crop(image, size, (left, top, left + side, top + side))
 
 
-def resized_crop(image: Image.Image, size: int, box: tuple[int, int, int, int], scale: int = 1) -> Tensor:
-    """A box (left, top, right, bottom), resized with antialiasing to uint8 [C, size, size].
-
-    Args:
-        scale: The box is given in pixels of an image of `scale` times the size.
-    """
-    left, top, right, bottom = (side / scale for side in box)
+def resized_crop(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Tensor:
+    """A box (left, top, right, bottom), resized with antialiasing to uint8 [C, size, size]."""
+    left, top, right, bottom = box
     x, y = math.floor(left), math.floor(top)
     part = image.crop((x, y, math.ceil(right), math.ceil(bottom)))  # `resize` would blend in adjacent pixels
-    inner = (left - x, top - y, right - x, bottom - y)
+    inner = (left - x, top - y, min(right - x, part.width), min(bottom - y, part.height))
     return to_tensor(part.resize((size, size), Image.Resampling.BILINEAR, box=inner))
 
 
@@ -452,9 +461,18 @@ def two_crops(
         boxes = draw_boxes(width, height, crop, seed)
         smallest = min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
         scale = next(scale for scale in (8, 4, 2, 1) if smallest >= scale * size or scale == 1)
+        turn = orientation(image)
         picture = to_picture(image, channels, min(width, height) // scale)
-        scale = scale if picture.size != (width, height) else 1  # other formats than JPEG
-    return torch.stack([resized_crop(picture, size, box, scale) for box in boxes])
+    scale = scale if picture.size != (width, height) else 1  # other formats than JPEG
+    # The last column of a draft may be narrower than the others. A mirrored picture begins with it.
+    x = picture.width - width / scale if turn in (2, 3, 6, 7) else 0.0
+    y = picture.height - height / scale if turn in (3, 4, 7, 8) else 0.0
+    return torch.stack(
+        [
+            resized_crop(picture, size, (left / scale + x, top / scale + y, right / scale + x, bottom / scale + y))
+            for left, top, right, bottom in boxes
+        ]
+    )
 
 
 def draw_boxes(width: int, height: int, crop: Crop, seed: tuple[int, ...]) -> list[tuple[int, int, int, int]]:

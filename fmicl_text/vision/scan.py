@@ -8,6 +8,7 @@ import os
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,7 +151,7 @@ def merge(parts: list[Scan]) -> Scan:
 def read_scan(path: Path, total: int) -> Scan | None:
     """The cached result for `total` images; None if there is none, or the file is corrupted."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened_file, np.load(opened_file, allow_pickle=False) as file:
             reasons = {int(i): str(reason) for i, reason in json.loads(file["reasons"].tobytes()).items()}
             scan = Scan(file["sizes"], file["hashes"], reasons)
     except (OSError, ValueError, LookupError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
@@ -174,5 +175,6 @@ def write_scan(path: Path, scan: Scan) -> None:
             np.savez(file, sizes=scan.sizes, hashes=scan.hashes, reasons=reasons)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         logger.warning("the check of the images could not be cached in %s: %s", path.parent, error)
