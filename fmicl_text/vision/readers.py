@@ -6,7 +6,7 @@ import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -99,7 +99,8 @@ def read_files(
     train_classes: Sequence[str] = (),
     streaming: bool = False,
 ) -> dict[str, Any]:
-    """The sets in a folder of images, a folder of tables, or files.
+    """The sets in a folder of images, a folder of tables, or files; of a folder of tables, an InputError for a set that
+    cannot be read.
 
     Args:
         paths, argument: The argument and its value.
@@ -129,7 +130,7 @@ def read_files(
             names = [os.path.relpath(file, top) for file in files]
             splits = tables.table_folder_files(names, SPLITS, source)
             return {
-                split: read_tables([os.path.join(top, name) for name in some], *columns, paths[0])
+                split: _attempt(read_tables, [os.path.join(top, name) for name in some], *columns, paths[0])
                 for split, some in splits.items()
             }
         sets = _read_image_folder(folder, *columns, paths[0], source, train_classes)
@@ -137,6 +138,14 @@ def read_files(
     if config is not None:
         raise InputError(f"dataset_config={config} applies only to a dataset, got {source}")
     return {"train": read_tables(_table_files(paths, argument), *columns, " ".join(paths))}
+
+
+def _attempt(read: Callable[..., Any], *arguments: Any) -> Any:
+    """A set, or the error for one that cannot be read, because it may not be used."""
+    try:
+        return read(*arguments)
+    except InputError as error:
+        return error
 
 
 def _no_images(folder: ImageFolder, source: str) -> InputError:
@@ -305,11 +314,12 @@ def _table_builder(
         tables.image_column(others, image, file)
         if label is not None:
             tables.label_column(others, label, image, file)
-    kinds = [one[label] for one in features if label is not None and tables.kind_of(one[label]) != "null"]
-    for file, kind in zip(files, kinds, strict=False):
-        if kind != kinds[0] and datasets.ClassLabel in (type(kind), type(kinds[0])):
-            raise InputError(f"{source}: the classes of column {label!r} of {file} are not those of {files[0]}")
-    feature = next(iter(kinds), datasets.Value("string"))
+    kinds = {} if label is None else {file: one[label] for file, one in zip(files, features, strict=True)}
+    kinds = {file: kind for file, kind in kinds.items() if tables.kind_of(kind) != "null"}
+    first, feature = next(iter(kinds.items()), ("", datasets.Value("string")))
+    for file, kind in kinds.items():
+        if kind != feature and datasets.ClassLabel in (type(kind), type(feature)):
+            raise InputError(f"{source}: the classes of column {label!r} of {file} are not those of {first}")
     content = hash_of(_content_key(files), image, label, repr(feature))
     cache_dir = None if streaming else os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content", content)
     return tables.ImageTables({"train": files}, image, label, feature, content, cache_dir)
@@ -359,10 +369,14 @@ def _read_configured(
         cache_dir = os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content", key) if files else None
         found = datasets.load_dataset(folder, config, cache_dir=cache_dir, streaming=streaming)
         read = _hub_stream if streaming else _hub_set
-        return {
-            SPLITS.get(split, split): read(rows, image_column, label_column, f"{folder} [{split}]", folder, key)
-            for split, rows in found.items()
-        }
+        sets: dict[str, Any] = {}
+        for split, rows in found.items():
+            usual = SPLITS.get(split.lower(), split)
+            about = f"{folder} [{split}]"
+            sets[split if usual in sets or usual in found else usual] = _attempt(
+                read, rows, image_column, label_column, about, folder, key
+            )
+        return sets
 
 
 def read_hub(name: str, config: str | None, split: str, image_column: str | None, label_column: str | None) -> ImageSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -116,9 +116,18 @@ def find_images(
     elif test_split is not None:
         sets["test"] = _select(found, test_split, "test_split")
     official = set(sets) - {"train"}
-    if dataset_split == "train" and test_split is None:
-        sets |= {split: one for split, one in found.items() if split not in sets and split in ("test", "validation")}
+    if dataset_split == "train":
+        sets |= further_splits(found, {*sets, test_split, SPLITS.get(test_split or "")})
     return _with_common_classes(sets, official)
+
+
+def further_splits(found: Mapping[str, Any], used: Collection[str | None]) -> dict[str, Any]:
+    """The test and validation sets of a folder that are not used otherwise and can be read."""
+    rest = {split: one for split, one in found.items() if split in ("test", "validation") and split not in used}
+    for split, one in rest.items():
+        if isinstance(one, InputError):
+            logger.warning("the %s set is not used: %s", split, one)
+    return {split: one for split, one in rest.items() if not isinstance(one, InputError)}
 
 
 def stream_images(
@@ -150,17 +159,24 @@ def stream_images(
     if split not in found:
         hint = "; a stream has no parts of splits" if "[" in split or "+" in split else ""
         raise InputError(f"dataset_split={dataset_split}: no such split; there are {' '.join(found)}{hint}")
-    return {"train": found[split]} | (found if split == "train" else {})
+    if isinstance(found[split], InputError):
+        raise found[split]
+    return {"train": found[split]} | (further_splits(found, ()) if dataset_split == "train" else {})
 
 
 def first_rows(
-    count: int, train: ImageStream, test: ImageStream | None = None, validation: ImageStream | None = None
+    count: int,
+    train: ImageStream,
+    test: ImageStream | None = None,
+    validation: ImageStream | None = None,
+    official: Collection[str] = (),
 ) -> dict[str, ImageRows]:
     """The first images of streams, in a shuffled order, as rows that are kept in the cache of `datasets`.
 
     Args:
         count: At most this number of images of each.
         train, test, validation: The streams.
+        official: Those that arguments select; others without classes are not used.
 
     Returns:
         {"train": ...} and possibly "test" and "validation". Classes are those that occur in any of them.
@@ -170,6 +186,15 @@ def first_rows(
     """
     streams = {"train": train, "test": test, "validation": validation}
     sets = {split: _first_set(one, count) for split, one in streams.items() if one is not None}
+    for split in set(sets) - {"train"}:
+        if _names(sets["train"]) and not _names(sets[split]):
+            message = f"{sets[split].source} cannot be the {split} set: its images have no classes"
+            if split in official:
+                raise InputError(message)
+            logger.warning(message)
+            del sets[split]
+    if "test" not in sets and "validation" in sets:
+        sets["test"] = sets.pop("validation")
     classes = sorted_classes({name for one in sets.values() for name in _names(one)})
     return {split: _as_rows(one, classes) for split, one in sets.items()}
 
@@ -199,15 +224,18 @@ def _check_different(train: Any, test: Any) -> None:
         raise InputError(f"test_file={same[0]} is also train_file")
 
 
-def _select(sets: Mapping[str, ImageSet], split: str, argument: str) -> ImageSet:
+def _select(sets: Mapping[str, Any], split: str, argument: str) -> ImageSet:
     """A split, or parts of splits as `datasets` writes them: train[:80%], train+validation.
 
     Raises:
         InputError: There is no such split.
     """
     name = split if split in sets else SPLITS.get(split.lower(), split)
+    if isinstance(error := sets.get(name), InputError):
+        raise error
     if name in sets:
         return sets[name]
+    sets = {name: one for name, one in sets.items() if not isinstance(one, InputError)}
     try:
         found = ReadInstruction.from_spec(split).to_absolute({name: len(one.codes) for name, one in sets.items()})
     except (ValueError, AssertionError) as error:

@@ -63,13 +63,14 @@ def load_image_stream(
         raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
     columns = image_column, label_column
     streams = stream_images(train_file, dataset_name, dataset_config, dataset_split, *columns)
+    official = {"test"} if (test_file or test_split) is not None else set()
+    if test_file is not None and test_split is not None:
+        raise InputError(f"test_file={test_file} and test_split={test_split} are both given: pass one of them")
     if test_file is not None:
         streams["test"] = stream_images(test_file, None, None, "train", *columns, argument="test_file")["train"]
     elif test_split is not None:
         streams["test"] = stream_images(train_file, dataset_name, dataset_config, test_split, *columns)["train"]
-    elif "test" not in streams and "validation" in streams:
-        streams["test"] = streams.pop("validation")
-    found = first_rows(max(START, 2 * ((held_out or 0) + validation)), **streams)
+    found = first_rows(max(START, 2 * ((held_out or 0) + validation)), **streams, official=official)
     sets = {split: read_images(rows, channels, progress)[0] for split, rows in found.items()}
     return streams["train"], split_images(ImageSets(**sets), held_out, validation)
 

@@ -599,6 +599,38 @@ def test_a_test_split_without_labels(tmp_path):
         find_images(str(tmp_path), test_split="test")
 
 
+def test_a_test_set_without_the_columns_is_not_used(tmp_path, caplog):
+    write_table(tmp_path / "train.parquet", image=encoded(), kind=[0, 1, 0, 1])
+    write_table(tmp_path / "test.parquet", image=encoded(), other=[0, 1, 0, 1])
+    assert set(find_images(str(tmp_path), label_column="kind")) == {"train"}
+    assert re.search("the test set is not used: .*has no column 'kind'", caplog.text)
+    with pytest.raises(InputError, match="has no column 'kind'"):
+        find_images(str(tmp_path), label_column="kind", test_split="test")
+
+
+def test_a_selected_test_set_leaves_the_validation_set(tmp_path):
+    make(tmp_path, *(f"{split}/{name}/0.png" for split in ("train", "val", "test") for name in "ab"))
+    found = find_images(str(tmp_path), test_split="test")
+    assert {split: os.path.basename(rows.source) for split, rows in found.items()} == {
+        "train": "train", "test": "test", "validation": "val",
+    }  # fmt: skip
+    found = find_images(str(tmp_path), test_split="val")
+    assert {split: os.path.basename(rows.source) for split, rows in found.items()} == {"train": "train", "test": "val"}
+
+
+def test_columns_are_found_by_name_and_type(tmp_path, caplog):
+    def found(**columns):
+        rows = find_images(write_table(tmp_path / "t.parquet", **columns))["train"]
+        assert len(rows.rows[0]["image"]["bytes"]) > 9
+        return rows.classes
+
+    assert found(Image=encoded(), Label=list("abab")) == ("a", "b")
+    assert found(image=list("wxyz"), jpg=encoded(), label=[[0]] * 4, target=[1, 2, 1, 2]) == ("1", "2")
+    image = pa.array([{"bytes": one, "path": None, "width": 8} for one in encoded()])
+    assert found(image=image, mask=image, kind=list("abab")) == ()
+    assert "none of the columns ['mask', 'kind'] is known to be the classes (label_column)" in caplog.text
+
+
 def test_two_sources_or_none():
     for options in ({}, {"train_file": "a", "dataset_name": "b"}):
         with pytest.raises(InputError, match="exactly one of train_file and dataset_name is needed"):

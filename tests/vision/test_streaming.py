@@ -1,5 +1,6 @@
 """Streamed images: the same images as without streaming, split over processes and workers, skipped and counted."""
 
+import gc
 import io
 import itertools
 import os
@@ -28,6 +29,9 @@ CROP = (0.3, 1.0)
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    yield
+    gc.collect()  # closes unfinished streams, whose threads do not exist in the processes of the next test
 
 
 def shards(folder, count=24, num_shards=3, broken=(), names=("cat", "dog")):
@@ -176,6 +180,16 @@ def test_official_test_sets(tmp_path):
     other = shards(tmp_path / "other", 4, 1, names=("cat", "eel"))
     found = load_image_stream(path, test_file=other, progress=False)[1]
     assert found.test.classes == found.train.classes == ("cat", "dog", "eel")
+
+
+def test_a_test_set_without_classes(tmp_path, caplog):
+    path = shards(tmp_path / "data", 12)
+    with open(tmp_path / "data" / "test.parquet", "wb") as file:
+        pq.write_table(pa.table({"image": [gray(i) for i in range(4)], "label": [None] * 4}), file)
+    assert len(load_image_stream(path, progress=False)[1].test) == 2
+    assert "cannot be the test set: its images have no classes" in caplog.text
+    with pytest.raises(InputError, match="cannot be the test set: its images have no classes"):
+        load_image_stream(path, test_split="test", progress=False)
 
 
 def test_a_folder_of_images_is_streamed_in_a_random_order(tmp_path):
