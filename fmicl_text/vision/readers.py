@@ -381,6 +381,7 @@ def _read_configured(
 
 def read_hub(name: str, config: str | None, split: str, image_column: str | None, label_column: str | None) -> ImageSet:
     """A split of a dataset on the Hub."""
+    _check_hub_name(name)
     source = "/".join(filter(None, (name, config))) + f" [{split}]"
     with translate_dataset_errors(partial(explain, source)):
         rows = datasets.load_dataset(name, config, split=split)
@@ -393,6 +394,7 @@ def stream_hub(
     name: str, config: str | None, split: str, image_column: str | None, label_column: str | None
 ) -> ImageStream:
     """A split of a dataset on the Hub, streamed."""
+    _check_hub_name(name)
     source = "/".join(filter(None, (name, config))) + f" [{split}]"
     with translate_dataset_errors(partial(explain, source)):
         rows = datasets.load_dataset(name, config, split=split, streaming=True)
@@ -460,7 +462,18 @@ def explain(source: str, error: BaseException) -> str:
     no_images = ("corresponds to no data", "BatchSize must be greater", "at least one example")  # of `datasets`
     if any(sign in str(error) for sign in no_images):
         return f"{source} contains no images"
-    return f"{source}: {str(error).partition('Example of usage')[0] or type(error).__name__}"
+    reason = str(error).partition("Example of usage")[0] or type(error).__name__
+    if isinstance(error, ConnectionError):
+        reason += "; without a network, pass a train_file or a dataset that is in the cache"
+    return f"{source}: {reason}"
+
+
+def _check_hub_name(name: str) -> None:
+    """Raise `InputError` for a path instead of the name of a dataset."""
+    if os.path.exists(name):
+        raise InputError(f"dataset_name={name} is a file: pass it as train_file")
+    if name.startswith((".", "/", "~")):
+        raise InputError(f"dataset_name={name}: no such folder")
 
 
 def hash_of(*parts: Any) -> str:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fmicl_text.errors import InputError
-from fmicl_text.vision.sources import find_images
+from fmicl_text.vision.sources import find_images, first_rows, stream_images
 from tests.support import image_parquet, picture
 
 
@@ -631,11 +631,51 @@ def test_columns_are_found_by_name_and_type(tmp_path, caplog):
     assert "none of the columns ['mask', 'kind'] is known to be the classes (label_column)" in caplog.text
 
 
+def test_datasets_on_the_hub(monkeypatch):
+    """By a stand-in for `datasets.load_dataset`."""
+    names, asked, commit = ["b", "a"], [], "0123456789" * 4
+    features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=names)})
+
+    def load_dataset(name, config, split, streaming=False, **options):
+        asked.append((name, config, split, streaming))
+        columns = {
+            "img": [picture(seed=i) for i in range(4)],
+            "fine_label": [0, 1, 1, 0] if split == "train" else [-1] * 4,
+        }
+        rows = datasets.Dataset.from_dict(columns, features=features)
+        rows.info.download_checksums = {f"hf://datasets/{name}@{commit}/x.parquet": {}}
+        return rows.to_iterable_dataset() if streaming else rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("fmicl_text.vision.readers.stream_fingerprint", lambda name, config: f"{name} {config}")
+    found = find_images(dataset_name="who/pictures", dataset_config="tiny")
+    assert set(found) == {"train"} and found["train"].labels.tolist() == [1, 0, 0, 1]
+    assert found["train"].classes == ("a", "b") and found["train"].source == f"who/pictures/tiny [train] @{commit}"
+    with pytest.raises(InputError, match=r"\[test\] @\w+ cannot be the test set: its images have no classes"):
+        find_images(dataset_name="who/pictures", test_split="test")
+    stream = stream_images(dataset_name="who/pictures", dataset_config="tiny")["train"]
+    assert sorted(first_rows(9, stream)["train"].labels.tolist()) == [0, 0, 1, 1]
+    assert len({stream_images(dataset_name="who/pictures", dataset_config=c)["train"].fingerprint for c in "ab"}) == 2
+    assert asked == [
+        ("who/pictures", "tiny", "train", False),
+        ("who/pictures", None, "train", False),
+        ("who/pictures", None, "test", False),
+        ("who/pictures", "tiny", "train", True),
+        *(("who/pictures", config, "train", True) for config in "ab"),
+    ]
+
+
 def test_two_sources_or_none():
     for options in ({}, {"train_file": "a", "dataset_name": "b"}):
         with pytest.raises(InputError, match="exactly one of train_file and dataset_name is needed"):
             find_images(**options)
     with pytest.raises(InputError, match="test_file=a and test_split=b are both given"):
         find_images("x", test_file="a", test_split="b")
-    with pytest.raises(InputError, match=r"absent/data \[train\]: "):
-        find_images(dataset_name="absent/data")
+    for name, message in (
+        ("absent/data", r"absent/data \[train\]: .*without a network, pass a train_file"),
+        ("./absent", r"^dataset_name=\./absent: no such folder$"),
+        (__file__, r"^dataset_name=.* is a file: pass it as train_file$"),
+    ):
+        for find in (find_images, stream_images):
+            with pytest.raises(InputError, match=message):
+                find(dataset_name=name)

@@ -16,12 +16,17 @@ from accelerate.data_loader import IterableDatasetShard
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.errors import InputError
+from fmicl_text.training.trainer import FMICLTrainer
 from fmicl_text.vision import streaming
 from fmicl_text.vision.data import ImageSets, collate_images, load_images
+from fmicl_text.vision.encoder import new_image_encoder
+from fmicl_text.vision.model import ImageContrastiveModel
 from fmicl_text.vision.sources import first_rows, stream_images
 from fmicl_text.vision.streaming import StreamedRows, load_image_stream
-from tests.support import picture, run_ranks
+from fmicl_text.vision.views import ImageViews
+from tests.support import IMAGE_FAMILIES, picture, run_ranks, same, weights
 
 CROP = (0.3, 1.0)
 
@@ -133,9 +138,11 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path, workers, caplog):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_readable_image_is_an_error(tmp_path, workers):
     rows = rows_of(shards(tmp_path / "data", 6, 3, broken=range(6)))
-    loader = DataLoader(rows, 2, num_workers=workers, collate_fn=collate_images)
+    batches = iter(DataLoader(rows, 2, num_workers=workers, collate_fn=collate_images))
     with pytest.raises(InputError, match=r"data: no image can be trained on: "):
-        list(itertools.islice(loader, 3))
+        list(itertools.islice(batches, 3))
+    if workers:
+        batches._shutdown_workers()  # the garbage collector would need 5 s
 
 
 def test_a_worker_without_readable_images_does_not_end_the_others(tmp_path):
@@ -202,6 +209,33 @@ def test_a_folder_of_images_is_streamed_in_a_random_order(tmp_path):
     assert stream.rows.num_shards > 2
     trained = values(itertools.islice(StreamedRows(stream, sets, 3, 4, CROP, 0, 4), 30))
     assert len(set(trained)) == 30 and len({value // 20 for value in trained[:10]}) == 2
+
+
+def image_trainer(path, output_dir, workers, **settings):
+    torch.manual_seed(0)
+    config = IMAGE_FAMILIES["resnet, small stem"][0]
+    model = ImageContrastiveModel(new_image_encoder(type(config).from_dict(config.to_dict())), 16, head_dim=8)
+    args = VisionTrainingArguments(
+        str(output_dir), per_device_train_batch_size=4, max_steps=6, eval_strategy="no", save_strategy="steps",
+        save_steps=4, dataloader_num_workers=workers, dataloader_persistent_workers=workers > 0, **settings,
+    )  # fmt: skip
+    rows = StreamedRows(stream_images(path)["train"], None, 3, 8, CROP, args.seed, 4)
+    views = ImageViews("cifar", 8, (0.5,) * 3, (0.25,) * 3)
+    return FMICLTrainer(model, args, train_dataset=rows, data_collator=collate_images, views=views)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_is_resumed_exactly(tmp_path, workers):
+    """From step 4 of 6, in the second pass."""
+    path = shards(tmp_path / "data", 14, broken=(5,))
+    whole = image_trainer(path, tmp_path / "run", workers)
+    whole.train()
+    resumed = image_trainer(path, tmp_path / "run", workers, overwrite_output_dir=False)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    assert same(weights(whole), weights(resumed))
+    other = image_trainer(shards(tmp_path / "other", 13), tmp_path / "run", workers)
+    with pytest.raises(InputError, match=r"was written by a different run: data"):
+        other.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
 
 
 def test_max_train_samples(tmp_path):
