@@ -58,7 +58,11 @@ def read_metadata(
 def _metadata_table(path: str) -> pa.Table:
     with open(path, "rb") as file:
         if path.endswith(".csv"):
-            convert = pyarrow.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+            names = pyarrow.csv.open_csv(file).schema.names
+            file.seek(0)
+            convert = pyarrow.csv.ConvertOptions(  # so that 007 stays as it is written
+                column_types=dict.fromkeys(names, pa.string()), null_values=["", "-1"], strings_can_be_null=True
+            )
             return pyarrow.csv.read_csv(file, convert_options=convert)
         return pyarrow.json.read_json(file) if path.endswith(".jsonl") else pq.read_table(file)
 

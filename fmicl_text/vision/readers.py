@@ -318,7 +318,7 @@ def _table_builder(
     kinds = {file: kind for file, kind in kinds.items() if tables.kind_of(kind) != "null"}
     first, feature = next(iter(kinds.items()), ("", datasets.Value("string")))
     for file, kind in kinds.items():
-        if kind != feature and datasets.ClassLabel in (type(kind), type(feature)):
+        if not tables.are_comparable(kind, feature):
             raise InputError(f"{source}: the classes of column {label!r} of {file} are not those of {first}")
     content = hash_of(_content_key(files), image, label, repr(feature))
     cache_dir = None if streaming else os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content", content)

@@ -109,6 +109,14 @@ def _is_label(feature: Any) -> bool:
     return re.fullmatch("u?int.*|float.*|bool|(large_)?string|null", kind) is not None
 
 
+def are_comparable(one: Any, other: Any) -> bool:
+    """Whether classes of two types are the same classes: the same ClassLabel, or both names, numbers or booleans."""
+    if datasets.ClassLabel in (type(one), type(other)):
+        return bool(one == other)
+    groups = [re.sub("(large_)?string", "names", re.sub("(u?int|float).*", "number", kind_of(f))) for f in (one, other)]
+    return groups[0] == groups[1]
+
+
 def kind_of(feature: Any) -> str:
     """The type of a column, for messages: int64, string, List, ..."""
     return str(feature.dtype) if isinstance(feature, datasets.Value) else type(feature).__name__

@@ -273,6 +273,17 @@ def test_metadata_within_splits_and_with_other_columns(tmp_path):
     assert [found[split].labels.tolist() for split in ("train", "test")] == [[0, 1, 0]] * 2
 
 
+def test_classes_in_csv_stay_as_they_are_written(tmp_path):
+    make(tmp_path / "data", *(f"{i}.png" for i in range(6)))
+    labels = ["007", "7", "2020-01-01", "", "-1", "NA"]
+    metadata(tmp_path / "data", "csv", [{"file_name": f"{i}.png", "label": label} for i, label in enumerate(labels)])
+    rows = find_images(str(tmp_path / "data"))["train"]
+    assert [name for _, name in named(rows)] == ["007", "7", "2020-01-01", None, None, "NA"]
+    (tmp_path / "data" / "metadata.csv").write_bytes(b"file_name,label\n0.png,caf\xe9\n")
+    with pytest.raises(InputError, match=r"metadata\.csv cannot be read: .*UTF8"):
+        find_images(str(tmp_path / "data"))
+
+
 def test_metadata_without_classes_leaves_them_to_the_folders(tmp_path):
     folder = tmp_path / "data"
     make(folder, "cat/a.png", "dog/b.png")
@@ -426,6 +437,13 @@ def test_shards_of_other_classes_or_columns(tmp_path):
     assert find_images([one, two, large])["train"].labels.tolist() == [-1, -1, 1, 0, 1, 2]
     with pytest.raises(InputError, match=r"4\.parquet has no column"):
         find_images([one, shard("4.parquet", image=encoded(2))])
+    with pytest.raises(
+        InputError, match=r"the classes of column 'label' of .*5\.parquet are not those of .*2\.parquet"
+    ):
+        find_images([one, two, shard("5.parquet", image=encoded(2), label=[0, 1])])
+    assert find_images(
+        [shard("6.parquet", image=encoded(2), label=[0, 1]), shard("7.parquet", image=encoded(2), label=[1.0, 2.0])]
+    )["train"].labels.tolist() == [0, 1, 1, 2]
     paths = []
     for names in (["a", "b"], ["b", "a"]):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
