@@ -187,5 +187,14 @@ class StreamedRows(IterableDataset):
 
     def encoded(self, rows: Any) -> Iterator[Any]:
         """The encoded images of one pass."""
-        with translate_dataset_errors(lambda error: f"{self.source} cannot be read: {type(error).__name__}: {error}"):
-            yield from (row["image"] for row in rows)
+        encoded = iter(rows)
+        while True:
+            with translate_dataset_errors(self.explain):
+                row = next(encoded, None)
+            if row is None:
+                return
+            yield row["image"]
+
+    def explain(self, error: BaseException) -> str:
+        """The message for an error of the stream."""
+        return f"{self.source} cannot be read: {type(error).__name__}: {error}"
