@@ -52,9 +52,10 @@ from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import POOLINGS
 from fmicl_text.text.settings import log_encoding
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
-from fmicl_text.vision.data import Images, check_channels, load_digits, load_images
+from fmicl_text.vision.data import Images, load_digits, load_images
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
 from fmicl_text.vision.model import open_head
+from fmicl_text.vision.preprocessing import new_preprocessing, open_preprocessing
 from fmicl_text.vision.views import VIEWS, ImageViews
 
 
@@ -67,7 +68,7 @@ def parse_args() -> argparse.Namespace:
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--text", help="sentences: .txt, .csv, .tsv, .jsonl (also .gz) or .parquet (default: bundled)")
     data.add_argument("--file", type=Path, help="sentence pairs with similarity scores: .tsv, .csv or .parquet")
-    data.add_argument("--images", help=".parquet file, folder with a subfolder per class, or digits (scikit-learn)")
+    data.add_argument("--images", help="folder of images, .parquet file, or digits (scikit-learn)")
     data.add_argument("--embeddings", nargs="+", metavar="[NAME=]FILE", help=".npz files with arrays x and y, no model")
     data.add_argument("--synthetic", action="store_true", help="pairs with known density, no model")
     from_0, from_2, from_3 = (partial(whole_number, lowest=lowest) for lowest in (0, 2, 3))
@@ -79,7 +80,8 @@ def parse_args() -> argparse.Namespace:
         help="divergences whose similarity is compared with the flow estimate (default: kl js)",
     )  # fmt: skip
     parser.add_argument("--views", choices=VIEWS, default="cifar", help="augmentation of --images (default: cifar)")
-    parser.add_argument("--image_size", type=whole_number, default=32, help="view size in pixels (default: 32)")
+    parser.add_argument("--image_column", help="column of images (default: found by its type)")
+    parser.add_argument("--image_size", type=whole_number, help="view size in pixels (default: the model's own, or 32)")
     parser.add_argument("--after_head", action="store_true", help="apply the head of image checkpoints")
     parser.add_argument(
         "--pooling",
@@ -97,6 +99,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--images requires --model: an image model, or the name of an architecture (random weights)")
     if args.after_head and not args.images:
         parser.error("--after_head requires --images")
+    if args.image_column and not args.images:
+        parser.error("--image_column requires --images")
     read = [args.images, args.text, args.file, *(named_model(name)[1] for name in args.embeddings or ())]
     check_output("--output", args.output, *read)
     check_plot("--plot", args.plot, *read)
@@ -152,33 +156,47 @@ def drop_repeats(pairs: Dataset, limit: int) -> Dataset:
 
 
 def image_views(args: argparse.Namespace) -> Iterator[Views]:
-    """Yield the embeddings of two random views of --images by each model."""
-    digits: Images | None = load_digits() if args.images == "digits" else None
+    """Yield the embeddings of two random views of --images by each model, normalized by its image processor; by the
+    images if it has none."""
+    loaded: dict[int, Images] = {}
     for name, path in map(named_model, args.model):
         with flags_called(train_file="images", model_name_or_path="model"):
             if path in IMAGE_CONFIGS:
                 torch.manual_seed(args.seed)
-                encoder = new_image_encoder(IMAGE_CONFIGS[path]())
+                encoder, preprocessing = new_image_encoder(IMAGE_CONFIGS[path]()), None
             else:
                 encoder = build_image_encoder(path)
-            width = encoder.width(args.image_size)
-            images = digits or load_images(args.images, channels=encoder.num_channels)
-        if digits:
-            check_channels(digits, encoder.num_channels)
-        make = ImageViews(args.views, args.image_size, *images.mean_and_std())
+                preprocessing = open_preprocessing(path, encoder.num_channels, args.image_size)
+            channels = encoder.num_channels
+            if channels not in loaded:
+                column = {"image_column": args.image_column}
+                digits = args.images == "digits"
+                sets = (
+                    load_digits(channels, 0)
+                    if digits
+                    else load_images(args.images, **column, channels=channels, held_out=0)
+                )
+                loaded[channels] = sets.train
+            images = loaded[channels]
+            if preprocessing is None:
+                preprocessing = new_preprocessing(args.image_size or encoder.image_size or 32, *images.mean_and_std())
+            size, width = preprocessing.size, encoder.width(preprocessing.size)
+        mean, std = preprocessing.mean, preprocessing.std
+        make = ImageViews(args.views, size, mean, std, channel_order=preprocessing.channel_order)
         generator = torch.Generator().manual_seed(args.seed)
-        order = torch.randperm(len(images.labels), generator=generator)[: args.num_pairs]
+        order = torch.randperm(len(images), generator=generator)[: args.num_pairs]
         head = open_head(path, width) if args.after_head else torch.nn.Identity()
         embed = torch.nn.Sequential(encoder, head).eval()
         with torch.no_grad():
             batches = []
             for rows in order.split(256):
-                pixels = images.for_views(rows.tolist(), args.image_size, make.crop, (args.seed,))
+                pixels = images.for_views(rows.tolist(), size, make.crop, (args.seed,))
                 batches.append(embed(make(pixels, generator).flatten(0, 1)))
         x, y = torch.cat(batches).unflatten(0, (-1, 2)).unbind(1)
         data: dict[str, Any] = {"positive_pairs": f"two {args.views} views", "source": images.source, "model": path}
-        data |= {"commit": hub_commit(encoder.backbone), "pooling": encoder.pooling, "image_size": args.image_size}
-        yield name, data | {"layer": "projection head" if args.after_head else "encoder"}, x, y
+        data |= {"commit": hub_commit(encoder.backbone), "pooling": encoder.pooling, "image_size": size}
+        data |= {"pixel_mean": mean, "pixel_std": std, "layer": "projection head" if args.after_head else "encoder"}
+        yield name, data, x, y
 
 
 def check_array_sizes(path: str) -> None:

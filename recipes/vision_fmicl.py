@@ -12,12 +12,13 @@ results.json and training_curve.png.
 from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
 
 # isort: split
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import ViTImageProcessorPil, set_seed
+from transformers import set_seed
 
+from fmicl_text import FMICLTrainer
 from fmicl_text.cli.parser import cli_errors, default_settings, resolved_settings
 from fmicl_text.cli.recipe import (
     claim_output_dir,
@@ -28,15 +29,20 @@ from fmicl_text.cli.recipe import (
     run_training,
     save_run,
 )
-from fmicl_text.cli.vision import parse_vision_args
-from fmicl_text.evaluation.report import markdown_table
+from fmicl_text.cli.vision import ImageDataArguments, ImageModelArguments, parse_vision_args
+from fmicl_text.errors import InputError
+from fmicl_text.evaluation.report import before_after_table, markdown_table
 from fmicl_text.hub.run_record import scored_on
 from fmicl_text.processes import check_processes
+from fmicl_text.training.ranks import on_main_process
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
-from fmicl_text.vision.data import Images, TrainingRows, check_channels, collate_images, load_digits, load_images, split
-from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder, pixel_statistics
-from fmicl_text.vision.evaluator import KNNEvaluator
+from fmicl_text.vision.data import Images, ImageSets, TrainingRows, collate_images, load_digits, load_images
+from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, new_image_encoder
+from fmicl_text.vision.evaluator import ImageEvaluator
 from fmicl_text.vision.model import ImageContrastiveModel
+from fmicl_text.vision.preprocessing import Preprocessing, new_preprocessing, open_preprocessing
+from fmicl_text.vision.sources import ImageStream
+from fmicl_text.vision.streaming import StreamedRows, load_image_stream
 from fmicl_text.vision.views import ImageViews
 
 
@@ -49,78 +55,125 @@ def main() -> None:
         return
 
     set_seed(args.seed)
-    if model_args.model_name_or_path is None:
-        encoder = new_image_encoder(IMAGE_CONFIGS[model_args.architecture](), model_args.pooling)
-    else:
-        encoder = build_image_encoder(
-            model_args.model_name_or_path,
-            model_args.model_revision,
-            model_args.pooling,
-            model_args.trust_remote_code,
-        )
-    if data_args.train_file is None and data_args.dataset_name is None:
-        images: Images = load_digits()
-        check_channels(images, encoder.num_channels)
-    else:
-        images = load_images(
-            data_args.train_file,
-            data_args.dataset_name,
-            data_args.dataset_split,
-            data_args.image_column,
-            data_args.label_column,
-            encoder.num_channels,
-        )
-    train, test, validation = split(images, data_args.held_out, data_args.max_train_samples, data_args.validation)
-    size, start = model_args.image_size, model_args.model_name_or_path
-    known = pixel_statistics(start, encoder.num_channels, model_args.model_revision) if start else None
-    mean, std = known or train.mean_and_std()
-    print_rank0(
-        args,
-        f"{images.source}: {len(train.labels)} images to train on, {len(test.labels)} held out, "
-        f"{len(images.skipped)} skipped {list(images.skipped[:3])}",
-    )
+    encoder = open_encoder(model_args)
+    stream, sets = read_images(data_args, encoder.num_channels)
+    train = sets.train
+    preprocessing = choose_preprocessing(model_args, encoder, train)
+    held_out = sets.test or sets.validation
+    print_rank0(args, describe_sets(sets, stream is not None))
     print_rank0(args, f"{args.method} {args.objective_name} {args.build_loss().hyperparameters} -> {args.output_dir}")
 
-    processor = ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=mean, image_std=std)
-    score = partial(
-        KNNEvaluator, size=size, mean=mean, std=std, progress=args.process_index == 0 and not args.disable_tqdm
+    size = preprocessing.size
+    views = ImageViews(
+        model_args.views, size, preprocessing.mean, preprocessing.std, model_args.color, preprocessing.channel_order
     )
-    at_end, views = score(train, test), ImageViews(model_args.views, size, mean, std, model_args.color)
-    model = ImageContrastiveModel(encoder, size, model_args.head_dim, processor)
+    progress = args.process_index == 0 and not args.disable_tqdm
+    evaluator = None
+    if held_out is None:
+        args.eval_strategy = "no"
+    else:
+        evaluator = ImageEvaluator(train, sets.test, preprocessing, views, data_args.probes, sets.validation, progress)
+    model = ImageContrastiveModel(encoder, size, model_args.head_dim, preprocessing.processor)
+    rows: Any = TrainingRows(train, size, views.crop, args.seed)
+    if stream is not None:
+        batch, limit = args.train_batch_size, data_args.max_train_samples
+        rows = StreamedRows(stream, sets, encoder.num_channels, size, views.crop, args.seed, batch, limit)
     if args.world_size > 1 and args.device.type == "cuda":  # torch synchronizes batch norm on GPUs only
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     trainer = args.build_trainer(
         model,
-        train_dataset=TrainingRows(train, size, views.crop, args.seed),
+        train_dataset=rows,
         data_collator=collate_images,
-        evaluator=score(train, validation or test),
+        evaluator=evaluator,
         views=views,
         optimizer_cls_and_kwargs=args.optimizer_class_and_kwargs(),
     )
-    before = trainer.run_evaluator()
-    rows = [
-        at_end.probe("raw pixels", at_end.raw_pixels()),
-        at_end.probe("before training", at_end.features(encoder)),
-    ]
-    metadata = {"source": images.source, "rows": len(train.labels), "skipped": list(images.skipped)}
+    before = evaluate(trainer, "before training")
+    data = {"source": train.source, "rows": None if stream else len(train), "skipped": list(train.skipped)}
     trainer.metadata = {
         "settings": settings,
-        "inputs": input_hashes(settings),
+        "inputs": on_main_process(lambda: input_hashes(settings)),
         "before": before,
-        "data": metadata,
-        "scored_on": scored_on(f"{len(test.labels)} held-out images of {Path(images.source).name}"),
+        "data": data,
+        "scored_on": scored_on(f"{len(held_out or ())} held-out images of {Path(train.source).name}"),
     }
     with trainer.hold_output_dir(args.resume_from_checkpoint):
         run_training(trainer)
-        after = trainer.run_evaluator()
-        rows.append(at_end.probe("after training", at_end.features(encoder)))
-        trainer.metadata["data"] = metadata | {"probes": rows}
+        after = evaluate(trainer, "after training")
+        if evaluator and evaluator.table:
+            trainer.metadata["data"] = data | {"probes": evaluator.table}
         save_run(trainer, after)
-    print_rank0(args, markdown_table(rows))
+    if evaluator and evaluator.table:
+        print_rank0(args, markdown_table(evaluator.table))
+    elif evaluator:
+        print_rank0(args, before_after_table(before, after))
     print_rank0(args, f"Saved encoder, model card, settings, results and training curve to {args.output_dir}")
     if args.push_to_hub:
         print_rank0(args, f"Pushed to the Hub: {trainer.push_to_hub()}")
     end_together(trainer)
+
+
+def open_encoder(model_args: ImageModelArguments) -> ImageEncoder:
+    """The encoder to train: an architecture with random weights, or a model."""
+    if model_args.model_name_or_path is None:
+        return new_image_encoder(IMAGE_CONFIGS[model_args.architecture](), model_args.pooling)
+    return build_image_encoder(
+        model_args.model_name_or_path, model_args.model_revision, model_args.pooling, model_args.trust_remote_code
+    )
+
+
+def read_images(data_args: ImageDataArguments, channels: int) -> tuple[ImageStream | None, ImageSets]:
+    """The stream of training images, or None, and training, test and validation images; see `load_image_stream`."""
+    counts = data_args.held_out, data_args.validation
+    if data_args.train_file is None and data_args.dataset_name is None:
+        return None, load_digits(channels, *counts, data_args.max_train_samples)
+    source = (
+        data_args.train_file,
+        data_args.dataset_name,
+        data_args.dataset_config,
+        data_args.dataset_split,
+        data_args.image_column,
+        data_args.label_column,
+        data_args.test_file,
+        data_args.test_split,
+    )
+    if data_args.streaming:
+        return load_image_stream(*source, channels, *counts)
+    return None, load_images(*source, channels, *counts, data_args.max_train_samples)
+
+
+def choose_preprocessing(model_args: ImageModelArguments, encoder: ImageEncoder, train: Images) -> Preprocessing:
+    """That of the model's own image processor; without one, normalization by the training images."""
+    start, size = model_args.model_name_or_path, model_args.image_size
+    found = start and open_preprocessing(start, encoder.num_channels, size, model_args.model_revision)
+    if not found:
+        size = size or getattr(encoder.backbone.config, "image_size", None)
+        if not isinstance(size, int):
+            raise InputError(f"model_name_or_path={start} has no image processor: set image_size")
+        found = new_preprocessing(size, *train.mean_and_std())
+    encoder.check_shapes(found)
+    return found
+
+
+def describe_sets(sets: ImageSets, is_stream: bool) -> str:
+    """The line of the log about the images."""
+    train, skipped = sets.train, sets.train.skipped
+    parts = [f"a stream, the first {len(train)} as neighbors" if is_stream else f"{len(train)} images to train on"]
+    for name, images in (("validation", sets.validation), ("test", sets.test)):
+        parts += [f"{len(images)} {name} images"] if images else []
+    names = ", ".join(train.classes[:5]) + (", ..." if len(train.classes) > 5 else "")
+    parts.append(f"{len(train.classes)} classes ({names})" if train.classes else "no classes")
+    parts += [f"{len(skipped)} skipped ({'; '.join(skipped[:3])})"] if skipped else []
+    return f"{train.source}: {', '.join(parts)}"
+
+
+def evaluate(trainer: FMICLTrainer, row: str) -> dict[str, float]:
+    """The scores of the encoder, which also become a row of the table of probes; none without held-out images."""
+    evaluator: Any = trainer.evaluator
+    if evaluator is None:
+        return {}
+    with evaluator.table_row(row):
+        return trainer.run_evaluator()
 
 
 if __name__ == "__main__":

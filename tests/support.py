@@ -24,25 +24,35 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BeitConfig,
+    BeitImageProcessorPil,
     BertConfig,
     BertModel,
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     ConvNextConfig,
+    ConvNextImageProcessorPil,
     ConvNextV2Config,
     DeiTConfig,
+    DeiTImageProcessorPil,
     Dinov2Config,
     Dinov2WithRegistersConfig,
     DINOv3ConvNextConfig,
     DINOv3ViTConfig,
     EfficientNetConfig,
+    EfficientNetImageProcessorPil,
     MobileNetV2Config,
+    MobileNetV2ImageProcessorPil,
+    MobileViTImageProcessorPil,
     PreTrainedTokenizerFast,
     RegNetConfig,
     ResNetConfig,
+    SiglipImageProcessorPil,
     SiglipVisionConfig,
     SwinConfig,
     TrainerCallback,
     ViTConfig,
+    ViTImageProcessorPil,
 )
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
@@ -51,6 +61,7 @@ from fmicl_text.cli.main import main
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.text.collator import TextViewCollator
 from fmicl_text.training.momentum import MomentumModel, MomentumTrainer
+from fmicl_text.vision.architectures import SmallStemResNetConfig
 
 
 def one_fast(values):
@@ -175,9 +186,7 @@ def tiny_mocov3_vit():
 
 
 def tiny_small_image_resnet():
-    config = ResNetConfig(embedding_size=8, layer_type="basic", **STAGES)
-    config.small_image_stem = True
-    return config
+    return SmallStemResNetConfig(embedding_size=8, layer_type="basic", **STAGES)
 
 
 # family: config, pooling that `auto` selects
@@ -203,6 +212,24 @@ IMAGE_FAMILIES = {
 }
 
 
+# variant: an image processor of models of this kind
+IMAGE_PROCESSORS = {
+    "vit: squashed": lambda: ViTImageProcessorPil(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
+    "dinov2: shorter side and crop": lambda: BitImageProcessorPil(size={"shortest_edge": 256}),
+    "clip": CLIPImageProcessorPil,
+    "siglip": SiglipImageProcessorPil,
+    "deit: squashed and cropped": DeiTImageProcessorPil,
+    "convnext: its own crop": lambda: ConvNextImageProcessorPil(size={"shortest_edge": 224}),
+    "efficientnet: normalized twice": lambda: EfficientNetImageProcessorPil(rescale_offset=True, include_top=True),
+    "mobilenetv2": MobileNetV2ImageProcessorPil,
+    "mobilevit: BGR, no mean": MobileViTImageProcessorPil,
+    "beit": BeitImageProcessorPil,
+    "no rescale": lambda: ViTImageProcessorPil(do_rescale=False),
+    "no crop": lambda: BitImageProcessorPil(do_center_crop=False),
+    "no resize": lambda: ViTImageProcessorPil(do_resize=False),
+}
+
+
 def picture(mode="RGB", size=(8, 8), seed=0, kind="PNG"):
     """A random image of a size (width, height), encoded, as a row of a table of images."""
     random = np.random.default_rng(seed)
@@ -220,6 +247,33 @@ def image_parquet(folder, pictures, labels=None, column="img"):
     path = folder / "images.parquet"
     rows.to_parquet(str(path))
     return str(path)
+
+
+class LabeledPictures:
+    """Stand-in for `fmicl_text.vision.data.Images`: noise around a color that is the class (labels 0, 1, 0, 1, ...)."""
+
+    def __init__(self, count, seed=0, labels=None, sizes=((8, 8),), noise=300):
+        self.labels = torch.arange(count) % 2 if labels is None else torch.as_tensor(labels)
+        self.classes, self.channels, self.source = ("dark", "light"), 3, "noise"
+        self.drafts, random = set(), np.random.default_rng(seed)
+        self.made = []
+        for i in range(count):
+            width, height = sizes[i % len(sizes)]
+            pixels = 90 + 60 * (i % 2) + random.normal(0, noise, (height, width, 3))
+            self.made.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+
+    def __len__(self):
+        return len(self.labels)
+
+    def pictures(self, rows, draft=None):
+        self.drafts.add(draft)
+        return [self.made[row] for row in rows]
+
+    def for_views(self, rows, size, crop, seed):
+        return torch.stack([torch.from_numpy(np.array(self.made[row])).movedim(-1, 0) for row in rows])
+
+    def fingerprint(self):
+        return str(self.labels.tolist())
 
 
 # ---- trainers

@@ -23,7 +23,7 @@ ALLOWED = {
     "text": {"errors", "files", "loading", "model"},
     "evaluation": {"errors", "files", "loading", "losses", "text"},
     "vision": {"errors", "evaluation", "files", "loading", "model"},
-    "hub": {"errors", "evaluation", "files", "loading"},
+    "hub": {"errors", "evaluation", "files", "loading", "vision"},
     "training": {"errors", "evaluation", "files", "hub", "loading", "losses", "model", "processes", "text"},
     "integrations": {"errors", "hub", "losses"},
     "cli": {

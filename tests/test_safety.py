@@ -21,8 +21,9 @@ from fmicl_text.evaluation.encoders import open_encoder
 from fmicl_text.text.data import load_training_text
 from fmicl_text.training import checkpoint as checkpoints
 from fmicl_text.vision.data import load_images
-from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder, pixel_statistics
+from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
 from fmicl_text.vision.model import open_head
+from fmicl_text.vision.preprocessing import open_preprocessing
 from tests.support import TINY_VIT, peft_or_skip, words_missing
 from tests.support import make_family_trainer as make_trainer
 
@@ -151,7 +152,7 @@ def test_code_of_an_image_processor(copy, canary, caplog):
     plant(folder, canary)
     edit(folder / "preprocessor_config.json", image_processor_type="Model", **AUTO)
     build_image_encoder(str(folder))
-    assert pixel_statistics(str(folder), 3) is None and not words_missing(caplog.text, "image processor Python code")
+    assert open_preprocessing(str(folder), 3) is None and not words_missing(caplog.text, "image processor Python code")
 
 
 def add_module(folder, kind, **config):
@@ -280,7 +281,7 @@ def test_a_dataset_that_is_a_script(canary, tmp_path):
     plant(tmp_path, canary)
     script = (tmp_path / "planted.py").rename(tmp_path / f"{tmp_path.name}.py")
     for read in (load_training_text, load_images):
-        rejected(read, dataset_name=str(tmp_path), words="scripts")
+        rejected(read, dataset_name=str(tmp_path), words="scripts" if read is load_training_text else "images .py")
         rejected(read, train_file=str(script))
 
 

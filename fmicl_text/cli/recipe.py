@@ -48,6 +48,9 @@ INCIDENTAL_PREFIXES = (
     ),
 )
 
+INPUTS = ("train_file", "test_file", "sts_dev_file", "retrieval_dev_folder", "dataset_name", "model_name_or_path")
+LARGE = 2**30  # bytes; the content of larger inputs is not hashed
+
 
 def claim_output_dir(args: FMICLTrainingArguments, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Check, before anything is read, that this run may write into the output folder.
@@ -65,7 +68,7 @@ def claim_output_dir(args: FMICLTrainingArguments, settings: Mapping[str, Any], 
     """
 
     def check() -> bool:
-        for name in ("train_file", "dataset_name", "retrieval_dev_folder"):
+        for name in ("train_file", "test_file", "dataset_name", "retrieval_dev_folder"):
             for path in paths_of(settings.get(name)):
                 check_outside(args.output_dir, f"{name}={path}", path)
         complete_save(args.output_dir)
@@ -111,10 +114,10 @@ def is_finished(
 
 
 def input_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files and folders that settings name, by setting. Of folders above 1 GiB, only the names, sizes and
-    times of the files count."""
+    """Hashes of the files and folders that settings name, by setting. Above 1 GiB, only the names, sizes and times of
+    the files count."""
     found = {}
-    for name in ("train_file", "sts_dev_file", "retrieval_dev_folder", "dataset_name", "model_name_or_path"):
+    for name in INPUTS:
         hashes = [hash_ for path in paths_of(settings.get(name)) if (hash_ := input_hash(path)) is not None]
         if hashes:
             found[name] = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
@@ -130,14 +133,19 @@ def paths_of(value: Any) -> list[str]:
 def input_hash(path: str) -> str | None:
     """The hash of a file or folder; None for other names."""
     if os.path.isfile(path):
-        return content_hash(path)
+        status = os.stat(path)
+        return content_hash(path) if status.st_size < LARGE else f"{status.st_size} bytes, {status.st_mtime_ns} ns"
     if not os.path.isdir(path):
         return None
     files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-    status = [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    small = sum(size for _, size, _ in status) < 2**30
-    content = content_hash(*files, root=path) if small else str(status)
-    return hashlib.sha256(content.encode()).hexdigest()
+    total, digest = 0, hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        total += status.st_size
+        digest.update(os.fsencode(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n"))
+    if total < LARGE:
+        return hashlib.sha256(content_hash(*files, root=path).encode()).hexdigest()
+    return digest.hexdigest()
 
 
 def same_setting(saved: Any, now: Any) -> bool:

@@ -54,7 +54,10 @@ class ImageModelArguments:
         metadata={"help": "Pooling. By default the model's own, or auto if it has none.", "choices": IMAGE_POOLINGS},
     )
     head_dim: int = field(default=512, metadata={"help": "Width of the training-only projection head."})
-    image_size: int = field(default=32, metadata={"help": "Height and width of the views in pixels."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Input height and width in pixels (default: the model's own, else 32)."},
+    )
     views: str = field(default="cifar", metadata={"help": "Augmentation policy.", "choices": list(VIEWS)})
     color: str = field(
         default="exact",
@@ -62,27 +65,40 @@ class ImageModelArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.image_size is None and self.model_name_or_path is None:
+            self.image_size = 32
         for name in ("head_dim", "image_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 @dataclass
 class ImageDataArguments:
     """Training images, and images that are held out to evaluate the encoder."""
 
-    train_file: str | None = field(
-        default=None, metadata={"help": "Training file (.parquet), or a folder with one subfolder per class."}
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={"help": "Folder of images, if any with a subfolder per class; .parquet or .arrow files."},
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub dataset to train on instead of a file."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub dataset to train on instead."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration name of --dataset_name."})
     dataset_split: str = field(default="train", metadata={"help": "Split of --dataset_name."})
-    image_column: str = field(default="img", metadata={"help": "Column of images."})
-    label_column: str = field(default="label", metadata={"help": "Column of labels, used for evaluation only."})
-    held_out: int = field(default=5000, metadata={"help": "Number of final rows held out as the test set."})
-    validation: int = field(
-        default=0, metadata={"help": "Number of further rows held out to select the checkpoint during training."}
+    test_file: list[str] | None = field(
+        default=None, metadata={"help": "Test images, as --train_file (default: those of a test or val folder)."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N rows only."})
+    test_split: str | None = field(default=None, metadata={"help": "Split of --dataset_name with test images."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of images. By default found by its type."})
+    label_column: str | None = field(
+        default=None, metadata={"help": "Column of classes, which are used for evaluation only."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Stream data too large for the disk. Needs --max_steps."})
+    held_out: int | None = field(
+        default=None,
+        metadata={"help": "Number of test images taken from the others (default: 5000, at most a fifth)."},
+    )
+    validation: int = field(default=0, metadata={"help": "Number of further images held out to select the checkpoint."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on N images only, drawn at random."})
+    probes: bool = field(default=True, metadata={"help": "Table of probes at the end, with raw pixels."})
 
 
 @dataclass
@@ -141,7 +157,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
         default=False, metadata={"help": "Load the best checkpoint at the end of training. Needs --validation."}
     )
     metric_for_best_model: str | None = field(
-        default="knn_accuracy", metadata={"help": "Metric that selects the best checkpoint."}
+        default=None, metadata={"help": "Metric that selects the best checkpoint (default: the k-NN accuracy)."}
     )
 
     def __post_init__(self) -> None:
@@ -246,7 +262,11 @@ def parse_vision_args(
     def check(namespace: Namespace) -> None:
         if namespace.train_file is not None and namespace.dataset_name is not None:
             raise InputError("--train_file and --dataset_name are mutually exclusive, got both")
-        check_needs_dataset(namespace, dataset_split="train")
+        check_needs_dataset(namespace, dataset_config=None, dataset_split="train", test_split=None)
+        if namespace.test_file is not None and namespace.train_file is None:
+            raise InputError("--test_file requires --train_file")
+        if namespace.streaming and namespace.max_steps <= 0:
+            raise InputError(f"--streaming needs --max_steps (the length is unknown), got {namespace.max_steps}")
         if namespace.train_sampling_strategy in LENGTH_STRATEGIES:
             raise InputError(f"--train_sampling_strategy {namespace.train_sampling_strategy}: images have no length")
         if namespace.load_best_model_at_end and not namespace.validation:

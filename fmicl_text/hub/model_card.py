@@ -35,15 +35,30 @@ TEXT_SEARCH = """from sentence_transformers.util import semantic_search
 
 texts = ["A man is eating food.", "A girl plays the violin.", "The sky is blue."]
 hits = semantic_search(encoder.encode_query(["Somebody has lunch."]), encoder.encode_document(texts), top_k=2)"""
-STOCK_IMAGE_USE = """from PIL import Image
+STOCK_IMAGE_USE = """import torch
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModel
 
-processor, model = AutoImageProcessor.from_pretrained("{name}"), AutoModel.from_pretrained("{name}").eval()
-output = model(**processor(Image.open("image.png"), return_tensors="pt"))"""
-SMALL_STEM_USE = """# transformers' own classes do not support the small stem of this encoder
-from fmicl_text.vision.encoder import build_image_encoder
+model = AutoModel.from_pretrained("{name}"{options}).eval()
+{pixels}
+with torch.no_grad():
+    features = model(pixel_values=pixels).{feature}  # [1, D]"""
+SMALL_STEM_USE = """import torch
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor
 
-encoder = build_image_encoder("{name}").eval()  # normalized images [B, C, H, W] -> features [B, D]"""
+from fmicl_text.vision.encoder import build_image_encoder  # transformers' own classes do not support the small stem
+
+model = build_image_encoder("{name}").eval()
+{pixels}
+with torch.no_grad():
+    features = model(pixels)  # [1, D]"""
+PIXELS = """processor = AutoImageProcessor.from_pretrained("{name}")
+image = ImageOps.exif_transpose(Image.open("image.png")){mode}
+pixels = processor(image, return_tensors="pt").pixel_values"""
+PIXELS_WITHOUT_PROCESSOR = (
+    "pixels = torch.zeros(1, {channels}, {size}, {size})  # instead: images, processed as in training"
+)
 
 
 def write_card(run: Mapping[str, Any], folder: Path, name: str | None = None) -> None:
@@ -105,6 +120,7 @@ def card_metadata(run: Mapping[str, Any], name: str) -> ModelCardData:
     encoder, settings, scored_on = run["encoder"], run["settings"], run["scored_on"]
     text = encoder["modality"] == "text"
     dataset = settings.get("dataset_name")
+    pipeline = encoder.get("pipeline")  # of transformers, for images
     results = None
     if hub_score(run) is not None:
         results = [
@@ -121,8 +137,8 @@ def card_metadata(run: Mapping[str, Any], name: str) -> ModelCardData:
         ]
     return ModelCardData(
         model_name=name,
-        library_name="sentence-transformers" if text else "transformers",
-        pipeline_tag="sentence-similarity" if text else "image-feature-extraction",
+        library_name="sentence-transformers" if text else "transformers" if pipeline else None,
+        pipeline_tag="sentence-similarity" if text else "image-feature-extraction" if pipeline else None,
         tags=["f-micl", "contrastive-learning", run["objective"], "feature-extraction"],
         base_model=encoder["base_model"],
         datasets=[dataset] if dataset else None,
@@ -266,12 +282,21 @@ def limits_of(text: bool) -> str:
         )
     return (
         "Trained without labels on the images given above; evaluate it before use on other images or sizes. It "
-        "inherits the biases of its training images."
+        "inherits the biases of its training images. In training, images of more than 8 bits per channel were scaled "
+        "to 8 bits; the image processor clips them."
     )
 
 
 def use_of(run: Mapping[str, Any], name: str) -> str:
-    """Code that loads the encoder."""
-    if run["encoder"]["modality"] == "text":
+    """Code that loads the encoder and, for images, ends with the features of one."""
+    encoder = run["encoder"]
+    if encoder["modality"] == "text":
         return TEXT_USE.format(name=name)
-    return (SMALL_STEM_USE if run["encoder"].get("small_image_stem") else STOCK_IMAGE_USE).format(name=name)
+    pixels = PIXELS if encoder["processor"] else PIXELS_WITHOUT_PROCESSOR
+    mode = '.convert("L")' if encoder["channels"] == 1 else ""
+    return (SMALL_STEM_USE if encoder["small_image_stem"] else STOCK_IMAGE_USE).format(
+        name=name,
+        options=", trust_remote_code=True" if encoder["custom_code"] else "",
+        pixels=pixels.format(name=name, mode=mode, **encoder),
+        feature=encoder["feature"],
+    )

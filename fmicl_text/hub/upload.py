@@ -21,7 +21,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from fmicl_text.errors import InputError
@@ -195,13 +195,15 @@ def probe_embeddings(folder: Path, source: str, trust_remote_code: bool) -> torc
     with translate_loading_errors(source), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)  # weights that the files lack, such as an unused pooler
         if (folder / "preprocessor_config.json").is_file() and not (folder / "modules.json").is_file():
-            model = AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code, use_safetensors=True).eval()
-            config = model.config
-            size = getattr(config, "image_size", None) or 64
-            shape = size if isinstance(size, list | tuple) else (size, size)
-            channels = getattr(config, "num_channels", 3)
-            pixels = torch.linspace(-1, 1, 2 * channels * shape[0] * shape[1]).reshape(2, channels, *shape)
-            return model(pixel_values=pixels).last_hidden_state
+            from fmicl_text.vision.encoder import build_image_encoder  # opens stems that AutoModel does not
+
+            image_encoder = build_image_encoder(str(folder), trust_remote_code=trust_remote_code).eval()
+            size = getattr(image_encoder.backbone.config, "image_size", None) or 64
+            height, width = size if isinstance(size, list | tuple) else (size, size)
+            channels = image_encoder.num_channels
+            pixels = torch.linspace(-1, 1, 2 * channels * height * width).reshape(2, channels, height, width)
+            AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            return image_encoder(pixels)
         encoder = SentenceTransformer(
             str(folder), device="cpu", trust_remote_code=trust_remote_code, model_kwargs={**NO_CODE}
         )

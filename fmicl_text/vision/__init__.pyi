@@ -6,9 +6,10 @@ from .data import load_images as load_images
 from .encoder import ImageEncoder as ImageEncoder
 from .encoder import build_image_encoder as build_image_encoder
 from .encoder import new_image_encoder as new_image_encoder
-from .encoder import pixel_statistics as pixel_statistics
-from .evaluator import KNNEvaluator as KNNEvaluator
+from .encoding import encode_images as encode_images
+from .evaluator import ImageEvaluator as ImageEvaluator
 from .model import ImageContrastiveModel as ImageContrastiveModel
-from .model import encode_images as encode_images
+from .preprocessing import new_preprocessing as new_preprocessing
+from .preprocessing import open_preprocessing as open_preprocessing
 from .views import ImageViews as ImageViews
 from .views import plain_view as plain_view

@@ -347,10 +347,11 @@ def hold_out(images: Images, count: int | None, argument: str) -> tuple[Images, 
     most = most_held_out(labels[candidates])
     count = min(HELD_OUT, len(candidates) // 5, most) if count is None else count
     if count > most:
-        kind = "distinct images" if copies_apart else "images"
+        kind = "distinct image" if copies_apart else "image"
+        kind += " of each class" if images.classes else ""
         raise InputError(
-            f"{argument} must be at most {most} for {images.source}, because at least one of the {kind} of each class "
-            f"is trained on; got {count}"
+            f"{argument} must be at most {most} for {images.source}, because at least one {kind} is trained on; "
+            f"got {count}"
         )
     if not count:
         return images, None

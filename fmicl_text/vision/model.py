@@ -9,14 +9,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fmicl_text.errors import InputError
 from fmicl_text.loading import hub_commit, hub_name
 from fmicl_text.model import TRAINING_FILE, ContrastiveModel
-from fmicl_text.vision.data import Images
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, has_small_stem
-from fmicl_text.vision.views import plain_view
 
 BACKBONE = "encoder.backbone."
 
@@ -62,6 +59,7 @@ class ImageContrastiveModel(ContrastiveModel):
     def __init__(self, encoder: ImageEncoder, image_size: int, head_dim: int, processor: Any = None) -> None:
         super().__init__(encoder, projection_head(encoder.width(image_size), head_dim), head_dim)
         self.processor, self.image_size = processor, image_size
+        self.feature = encoder.feature_expression(image_size)
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
         """Features [B, D] of {pixel_values: [B, C, H, W]}."""
@@ -76,14 +74,20 @@ class ImageContrastiveModel(ContrastiveModel):
         return self.encoder.backbone
 
     def describe(self) -> dict[str, Any]:
-        config = self.encoder.backbone.config
+        backbone, channels = self.encoder.backbone, self.encoder.num_channels
+        stock = type(backbone).__module__.startswith("transformers.")
         return {
             "modality": self.modality,
-            "base_model": hub_name(self.encoder.backbone.name_or_path),
-            "base_revision": hub_commit(self.encoder.backbone),
+            "base_model": hub_name(backbone.name_or_path),
+            "base_revision": hub_commit(backbone),
             "pooling": self.encoder.pooling,
+            "feature": self.feature,
             "size": self.image_size,
-            "small_image_stem": has_small_stem(config),
+            "channels": channels,
+            "processor": self.processor is not None,
+            "small_image_stem": has_small_stem(backbone.config),
+            "custom_code": not stock and not has_small_stem(backbone.config),
+            "pipeline": stock and channels == 3 and self.processor is not None,
         }
 
     def save_encoder(self, folder: str, state: dict[str, Tensor]) -> None:
@@ -92,28 +96,3 @@ class ImageContrastiveModel(ContrastiveModel):
 
     def open_encoder(self, folder: str) -> nn.Module:
         return build_image_encoder(folder, trust_remote_code=self.encoder.trust_remote_code)
-
-
-@torch.no_grad()
-def encode_images(
-    encoder: ImageEncoder,
-    images: Images,
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    batch_size: int = 512,
-    progress: bool = True,
-) -> Tensor:
-    """Features [N, D] of the plain views (`views.plain_view`) of images, in float32 on the CPU. The encoder runs in
-    evaluation mode and is then returned to its previous mode."""
-    training = encoder.training
-    encoder.eval()
-    device = next(encoder.parameters()).device
-    features = []
-    for rows in tqdm(
-        torch.arange(len(images.labels)).split(batch_size), desc="encode", leave=False, disable=not progress
-    ):
-        pixels = images.plain(rows.tolist(), size).to(device)
-        features.append(encoder(plain_view(pixels, size, mean, std)).float().cpu())
-    encoder.train(training)
-    return torch.cat(features)

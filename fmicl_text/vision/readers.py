@@ -439,8 +439,8 @@ def dataset_set(rows: Any, image: str, label: str | None, source: str, folders: 
     images = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     images = images if image == "image" else images.rename_column(image, "image")
     if not folders and len(images):
-        cells = images.data.column("image")
-        if all(pc.struct_field(chunk, "bytes").null_count == len(chunk) for chunk in cells.chunks):
+        contents, paths = (pc.struct_field(images.data.column("image"), name) for name in ("bytes", "path"))
+        if contents.null_count == len(contents) and paths.null_count < len(paths):
             raise InputError(
                 f"{source}: column {image!r} has only paths of images, which are not opened, because a table could "
                 "reference any local file: pass the folder of the images"

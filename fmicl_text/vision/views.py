@@ -38,13 +38,21 @@ class ImageViews:
         size: Height and width of the views.
         mean, std: Mean and standard deviation of the pixels in [0, 1], per channel.
         color: `exact` for torchvision's color jitter, `fast` for one matrix per image.
+        channel_order: The channel of the image of each channel of the views, for models that take BGR. None keeps the
+            order.
 
     Raises:
         ValueError: An unknown name, a size below 1, or a number of channels other than 1 and 3.
     """
 
     def __init__(
-        self, preset: str, size: int, mean: Sequence[float], std: Sequence[float], color: str = "exact"
+        self,
+        preset: str,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        color: str = "exact",
+        channel_order: Sequence[int] | None = None,
     ) -> None:
         if preset not in VIEWS:
             raise ValueError(f"preset must be one of {', '.join(VIEWS)}; got {preset!r}")
@@ -54,14 +62,18 @@ class ImageViews:
             raise ValueError(f"size must be at least 1; got {size}")
         if len(mean) not in (1, 3) or len(std) != len(mean):
             raise ValueError(f"mean and std must have one or three values each; got {len(mean)} and {len(std)}")
+        if channel_order is not None and sorted(channel_order) != list(range(len(mean))):
+            raise ValueError(f"channel_order must be an order of {len(mean)} channels; got {channel_order}")
         self.preset, self.color = preset, color
         self.crop = CROPS[preset]
         self.steps = VIEWS[preset](color)
         self.size, self.mean, self.std = size, mean, std
+        self.channel_order = None if channel_order is None else list(channel_order)
 
     def describe(self) -> dict[str, Any]:
         """Settings that are compared when training is resumed."""
-        return {"views": self.preset, "color": self.color, "mean": list(self.mean), "std": list(self.std)}
+        normalization = {"mean": list(self.mean), "std": list(self.std), "channel_order": self.channel_order}
+        return {"views": self.preset, "color": self.color, **normalization}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -88,6 +100,7 @@ class ImageViews:
                     view = random_resized_crop(view, draw, self.size, self.crop)
                 for step in steps:
                     view = step(view, draw)
+                view = view if self.channel_order is None else view[:, self.channel_order]
                 views[:, k] = normalize(view, self.mean, self.std).movedim(1, -1)
         return views.movedim(-1, -3)  # in the memory layout of `channels_last`
 

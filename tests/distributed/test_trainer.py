@@ -202,7 +202,7 @@ def vision_run(output_dir, method, **settings):
     model = ImageContrastiveModel(new_image_encoder(ViTConfig(**TINY_VIT)), 32, head_dim=8)
     model.head = torch.nn.Linear(model.head[0].in_features, 8)
     pixels = torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8)
-    images = Images(torch.arange(48) % 3, tuple("abc"), 3, "noise", np.arange(48, dtype=np.uint64), pixels=pixels)
+    images = Images(torch.arange(48) % 3, ("a", "b", "c"), 3, "noise", np.arange(48, dtype=np.uint64), pixels=pixels)
     rows = TrainingRows(images, 32, None, seed=0)
 
     def views(images, generator):

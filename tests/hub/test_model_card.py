@@ -4,15 +4,26 @@ import copy
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
+from PIL import Image
+from torch.testing import assert_close
+from transformers import ResNetConfig, ViTConfig, pipeline
 
+from fmicl_text.errors import InputError
 from fmicl_text.hub.model_card import MARK, model_card, write_card
 from fmicl_text.hub.run_record import run_record
 from fmicl_text.losses import DIVERGENCES, OBJECTIVES, ContrastiveLoss, FDivergence, FMICLLoss, InfoNCELoss
 from fmicl_text.losses.divergences import tsallis
+from fmicl_text.vision.encoder import new_image_encoder
+from fmicl_text.vision.model import ImageContrastiveModel
+from fmicl_text.vision.preprocessing import new_preprocessing, open_preprocessing
+from tests.support import IMAGE_FAMILIES, IMAGE_PROCESSORS, TINY_VIT
+
+TINY_RESNET = {"embedding_size": 8, "layer_type": "basic", "hidden_sizes": [8, 16], "depths": [1, 1]}
 
 TEXT_RUN = {
     "objective": "fmicl-js",
@@ -40,7 +51,9 @@ IMAGE_RUN = TEXT_RUN | {
     "formula": InfoNCELoss.formula,
     "hyperparameters": {"temperature": 0.5, "negatives": "cross_view"},
     "best_step": None,
-    "encoder": {"modality": "image", "base_model": None, "pooling": "auto", "size": 32, "small_image_stem": True},
+    "encoder": {"modality": "image", "base_model": None, "pooling": "auto", "feature": "pooler_output.flatten(1)",
+                "size": 32, "channels": 3, "processor": True, "small_image_stem": True, "custom_code": False,
+                "pipeline": False},
     "scored_on": {"name": "360 held-out images", "dataset_id": None, "task": None, "split": None, "revision": None},
     "data": {"source": "owner/images", "rows": 40, "probes": [{"features": "raw pixels", "k-NN": 31.4}]},
     "settings": {"per_device_train_batch_size": 64, "learning_rate": 0.1, "head_dim": 512, "method": "mocov3",
@@ -137,14 +150,126 @@ def test_what_decides_a_score_is_in_the_card(monkeypatch, tmp_path):
 
 def test_an_image_encoders_card():
     card = ModelCard(model_card(IMAGE_RUN, "user/encoder"))
-    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-feature-extraction"
     assert card.data.datasets == ["owner/images"] and card.data.eval_results is None and card.data.base_model is None
     for part in ("`infonce` in mocov3", "build_image_encoder", "| raw pixels | 31.40 |", "temperature 0.5",
                  "random weights, resnet-18-small", "two random views of an image"):  # fmt: skip
         assert part in card.content, part
     stock = copy.deepcopy(IMAGE_RUN)
-    stock["encoder"]["small_image_stem"] = False
-    assert 'AutoModel.from_pretrained("user/encoder")' in model_card(stock, "user/encoder")
+    stock["encoder"] |= {"small_image_stem": False, "custom_code": True}
+    assert 'AutoModel.from_pretrained("user/encoder", trust_remote_code=True)' in model_card(stock, "user/encoder")
+
+
+def image_run(folder, family, variant=None, pooling=None):
+    """Save a new encoder of a family with a processor, by default for images of its channels; the record of its run,
+    the encoder and its preprocessing."""
+    torch.manual_seed(0)
+    config = IMAGE_FAMILIES[family][0]
+    encoder = new_image_encoder(type(config).from_dict(config.to_dict()), pooling).eval()
+    if variant is None:
+        preprocessing = new_preprocessing(32, (0.5,) * encoder.num_channels, (0.25,) * encoder.num_channels)
+    else:
+        IMAGE_PROCESSORS[variant]().save_pretrained(folder / "start")
+        preprocessing = open_preprocessing(str(folder / "start"), 3, image_size=32)
+    for module in encoder.train().modules():  # with the first weights, the features of deep models vanish
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)
+            module.momentum = 1.0
+    encoder(torch.randn(16, encoder.num_channels, 32, 32))
+    model = ImageContrastiveModel(encoder.eval(), preprocessing.size, 8, preprocessing.processor)
+    model.save_encoder(str(folder / "out"), model.state_dict())
+    return IMAGE_RUN | {"encoder": model.describe()}, encoder, preprocessing
+
+
+def features_by_the_card(run, folder, picture, monkeypatch):
+    """Run the code of a card in a folder with image.png."""
+    monkeypatch.chdir(folder)
+    picture.save("image.png")
+    code = model_card(run, "out").split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code, names)
+    return names["features"]
+
+
+def colors(mode="RGB", size=(48, 40)):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size).convert(mode)
+
+
+ALL = [(family, variant) for family in IMAGE_FAMILIES for variant in IMAGE_PROCESSORS]
+VARIANTS = list(IMAGE_PROCESSORS)
+FEW = [(family, VARIANTS[i % len(VARIANTS)]) for i, family in enumerate(IMAGE_FAMILIES)]
+
+
+@pytest.mark.parametrize(
+    "family, variant", [pytest.param(*one, marks=[] if one in FEW else pytest.mark.slow) for one in ALL]
+)
+def test_features_by_the_cards_code_are_the_encoders(family, variant, monkeypatch, tmp_path):
+    run, encoder, preprocessing = image_run(tmp_path, family, variant)
+    picture = colors()
+    try:
+        encoder.check_shapes(preprocessing)
+    except InputError:  # the model takes squares only and this processor does not crop
+        assert variant == "no crop"
+        picture = colors(size=(40, 40))
+    with torch.no_grad():
+        expected = encoder(preprocessing([picture]))
+    found = features_by_the_card(run, tmp_path, picture, monkeypatch)
+    assert_close(found, expected, atol=1e-5 * max(1.0, expected.abs().max().item()), rtol=1e-5)
+    assert found.std() > 1e-4
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
+@pytest.mark.parametrize("family", ["vit", "dinov2", "clip", "resnet", "convnext", "resnet, small stem"])
+def test_features_of_every_pooling_by_the_cards_code(family, pooling, monkeypatch, tmp_path):
+    try:
+        run, encoder, preprocessing = image_run(tmp_path, family, pooling=pooling)
+    except InputError as error:
+        assert f"pooling={pooling}" in str(error)
+        return
+    with torch.no_grad():
+        expected = encoder(preprocessing([colors()]))
+    assert_close(features_by_the_card(run, tmp_path, colors(), monkeypatch), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_every_mode_by_the_cards_code(mode, channels, monkeypatch, tmp_path):
+    """The card's code also turns pictures upright; a model of one channel takes color pictures."""
+    monkeypatch.setitem(IMAGE_FAMILIES, "gray", (ResNetConfig(num_channels=1, **TINY_RESNET), "pooler"))
+    run, encoder, preprocessing = image_run(tmp_path, "gray" if channels == 1 else "vit")
+    picture = colors(mode)
+    with torch.no_grad():
+        expected = encoder(preprocessing([picture.convert("L" if channels == 1 else "RGB")]))
+    assert_close(features_by_the_card(run, tmp_path, picture, monkeypatch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_saved_without_a_processor(monkeypatch, tmp_path):
+    """Trained on views of the user's own: the card's code shows the shape of the input."""
+    torch.manual_seed(0)
+    model = ImageContrastiveModel(new_image_encoder(ViTConfig(**TINY_VIT)).eval(), 32, 8)
+    model.save_encoder(str(tmp_path / "out"), model.state_dict())
+    run = IMAGE_RUN | {"encoder": model.describe()}
+    with torch.no_grad():
+        expected = model.encoder(torch.zeros(1, 3, 32, 32))
+    assert_close(features_by_the_card(run, tmp_path, colors(), monkeypatch), expected, atol=1e-5, rtol=1e-5)
+    assert ModelCard(model_card(run, "out")).data.pipeline_tag is None
+
+
+@pytest.mark.parametrize("family", [*IMAGE_FAMILIES, "gray"])
+def test_the_metadata_promise_a_pipeline_where_it_works(family, monkeypatch, tmp_path):
+    monkeypatch.setitem(IMAGE_FAMILIES, "gray", (ResNetConfig(num_channels=1, **TINY_RESNET), "pooler"))
+    run, encoder, preprocessing = image_run(tmp_path, family)
+    data = ModelCard(model_card(run, "out")).data
+    if family in ("gray", "resnet, small stem"):
+        assert data.pipeline_tag is None and data.library_name is None
+        return
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "image-feature-extraction")
+    found = pipeline(data.pipeline_tag, model=str(tmp_path / "out"), device="cpu")(colors())
+    with torch.no_grad():
+        expected = encoder.backbone(pixel_values=preprocessing([colors()])).last_hidden_state
+    assert_close(torch.tensor(found), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_no_card_names_a_folder(tmp_path):

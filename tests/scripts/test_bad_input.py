@@ -37,7 +37,7 @@ from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.evaluation.report import named_model
 from fmicl_text.evaluation.sts import load_pairs
 from fmicl_text.text.data import load_training_text
-from fmicl_text.vision.data import LabeledImages, check_channels, load_images
+from fmicl_text.vision.data import check_channels, load_images
 from fmicl_text.vision.encoder import new_image_encoder
 from tests.support import picture, sentences, tiny_bert, words_missing
 
@@ -364,16 +364,14 @@ CASES = {
         "--train_file png.parquet": "png.parquet parquet",
         "--train_file cut.parquet": "cut.parquet parquet",
         "--train_file no_rows.parquet": "no_rows.parquet images",
-        "--train_file text.parquet": "text.parquet img --image_column text",
-        "--train_file one_class.parquet": "one_class.parquet class 12",
+        "--train_file text.parquet": "text.parquet images --image_column text",
         "--train_file broken.parquet": "broken.parquet 20",
         "--train_file null_images.parquet": "null_images.parquet 20",
-        "--train_file null_labels.parquet": ("null_labels.parquet", "row 2", "label", "--label_column"),
         "--train_file fractions.parquet": "fractions.parquet label --label_column float64",
         "--train_file empty_folder": "empty_folder images",
         "--train_file no_images": "no_images images",
         "--train_file broken_images": "broken_images 2",
-        "--train_file unlabeled": "unlabeled label classes",
+        "--train_file unlabeled": "--held_out unlabeled image 8",
         "--train_file repo/README.md": "--train_file repo/README.md .parquet",
         "--train_file repo/LICENSE": "--train_file repo/LICENSE .parquet",
         "--train_file repo/geometry.png": "--train_file repo/geometry.png .parquet",
@@ -383,8 +381,8 @@ CASES = {
         "--image_column label": "images.parquet label --image_column int64",
         "--label_column img": "images.parquet img --label_column image",
         "--label_column y": "images.parquet y --label_column img label",
-        "--held_out 40": "images.parquet --held_out 40 39",
-        "--validation 35": "images.parquet --validation 35 32",
+        "--held_out 40": "images.parquet --held_out 40 38",
+        "--validation 35": "images.parquet --validation 35 30",
         "--max_train_samples 4": ("4 training", "8"),
         "--image_size 0": "--image_size 0",
         "--image_size 4 --model_name_or_path vit": "--image_size 4 vit",
@@ -398,7 +396,7 @@ CASES = {
         "--model_name_or_path vit_odd_config": "--model_name_or_path vit_odd_config hidden_size",
         "--model_name_or_path vit_no_weights": "--model_name_or_path vit_no_weights model.safetensors",
         "--model_name_or_path vit_cut_weights": "--model_name_or_path vit_cut_weights",
-        "--pooling cls": "--pooling cls resnet mean pooler",
+        "--pooling cls": "--pooling cls resnet_small_stem mean pooler",
         "--architecture resnet-99": "--architecture resnet-99 resnet-18",
         "--views simclr": "--views simclr cifar",
         "--divergence chi": "--divergence chi kl",
@@ -530,7 +528,6 @@ CASES = {
         "--images none.parquet --model vit --image_size 16": ("--images", "none.parquet", "no such"),
         "--images repo/geometry.png --model vit --image_size 16": "--images repo/geometry.png .parquet",
         "--images broken.parquet --model vit --image_size 16": "broken.parquet 20",
-        "--images digits --model vit --image_size 16": "digits 1 3",
         "--after_head": "--after_head --images",
     },
     "image_probe.py": {
@@ -538,8 +535,7 @@ CASES = {
         "--images repo/README.md": "--images repo/README.md .parquet",
         "--images repo/geometry.png": "--images repo/geometry.png .parquet",
         "--images broken.parquet": "broken.parquet 20",
-        "--images null_labels.parquet": ("null_labels.parquet", "row 2", "label", "--label_column"),
-        "--images digits": "digits 1 3",
+        "--images unlabeled": "--held_out unlabeled image 8",
         "--image_size 4": "--image_size 4 vit",
         "--model ./none": ("--model", "./none", "no such"),
         "--model bert": "--model bert image",
@@ -549,7 +545,7 @@ CASES = {
         "--temperatures 0": "--temperatures 0",
         "--ks 0": "--ks 0 1",
         "--seed -1": "--seed -1 0",
-        "--held_out 40": "images.parquet --held_out 40 39",
+        "--held_out 40": "images.parquet --held_out 40 38",
         "--label_column img": "images.parquet img --label_column image",
         "--output none/r.json": "--output none/r.json folder",
     },
@@ -720,10 +716,8 @@ def make_images(folder):
     label, whole = [i % 2 for i in range(40)], datasets.Value("int64")
     images = {
         "images": (pictures, label, whole),
-        "one_class": (pictures[:20], [0] * 20, whole),
         "broken": ([{"bytes": b"no image", "path": None}] * 20, label[:20], whole),
         "null_images": ([None] * 20, label[:20], whole),
-        "null_labels": (pictures[:20], [0, None] * 10, whole),
         "fractions": (pictures[:20], [i / 2 for i in range(20)], datasets.Value("float64")),
     }
     for name, (img, labels, kind) in images.items():
@@ -813,7 +807,6 @@ def test_the_usual_flags_alone_are_good_input(work, monkeypatch, capfd):
     assert json.loads((work / "out" / "results.json").read_text())
 
 
-digits = LabeledImages(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4), "digits")
 IN_PYTHON = {
     "divergence": (lambda: FMICLLoss("kld"), "divergence kld kl"),
     "gamma": (lambda: FMICLLoss("kl", gamma=math.nan), "gamma nan"),
@@ -837,7 +830,7 @@ IN_PYTHON = {
     "no text": (lambda: load_training_text(), "train_file dataset_name"),
     "pairs of nothing": (lambda: load_pairs("none.tsv"), ("none.tsv", "No such file")),
     "images of nothing": (lambda: load_images("none.parquet"), "train_file=none.parquet"),
-    "channels": (lambda: check_channels(digits, 3), "digits 1 3"),
+    "channels": (lambda: check_channels(4), "model 4 1 3"),
     "a device": (lambda: check_writable("--output", Path("/dev/full")), "--output /dev/full"),
     "name": (lambda: named_model("=x"), "=x NAME=MODEL"),
 }

@@ -1,5 +1,6 @@
 """eval/geometry.py on tiny data: table, JSON, plot and errors."""
 
+import io
 import json
 import os
 import runpy
@@ -8,17 +9,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from transformers import MobileViTImageProcessorPil, ViTConfig
 
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation import density
 from fmicl_text.evaluation.synthetic import kernel_pairs
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
-from fmicl_text.vision.data import load_digits
+from fmicl_text.vision.data import ImageSets, load_digits, load_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel
-from tests.support import sentences
+from fmicl_text.vision.preprocessing import new_preprocessing
+from tests.support import IMAGE_FAMILIES, TINY_VIT, image_parquet, sentences
 
 SCRIPT = Path(__file__).parent.parent.parent / "eval" / "geometry.py"
 
@@ -102,8 +107,8 @@ def test_synthetic_data_needs_no_model(monkeypatch, capsys):
 
 def test_images_after_the_projection_head(monkeypatch, tmp_path):
     """--after_head applies the head of a checkpoint; an exported encoder has none."""
-    digits = load_digits().take(slice(50))
-    monkeypatch.setattr("fmicl_text.vision.data.load_digits", lambda: digits)
+    digits = {channels: ImageSets(load_digits(channels, 0).train.take(slice(50))) for channels in (1, 3)}
+    monkeypatch.setattr("fmicl_text.vision.data.load_digits", lambda channels, held_out: digits[channels])
     model = ImageContrastiveModel(new_image_encoder(IMAGE_CONFIGS["digits"]()), 16, head_dim=24)
     model.save_encoder(str(tmp_path / "run"), model.state_dict())
     model.save_encoder(str(tmp_path / "checkpoint-1"), model.state_dict())
@@ -117,6 +122,64 @@ def test_images_after_the_projection_head(monkeypatch, tmp_path):
     assert widths == [(128, "encoder"), (24, "projection head")]
     with pytest.raises(InputError, match=r"run .*training_only\.safetensors"):
         main(monkeypatch, "--model", tmp_path / "run", *flags, "--after_head")
+
+
+@pytest.fixture
+def dark(tmp_path):
+    """A parquet file of dark images, and a ResNet with batch statistics of such images as its processor normalizes
+    them: far from 0, in a narrow range."""
+    random = np.random.default_rng(0)
+    rows = []
+    for i in range(60):
+        buffer = io.BytesIO()
+        blocks = Image.fromarray(random.integers(0, 40, (4, 4, 3), dtype=np.uint8))
+        blocks.resize((32, 32), Image.Resampling.NEAREST).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": f"{i}.png"})
+    path = image_parquet(tmp_path, rows, column="photo")
+    torch.manual_seed(0)
+    config = IMAGE_FAMILIES["resnet"][0]
+    encoder = new_image_encoder(type(config).from_dict(config.to_dict())).train()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    preprocessing = new_preprocessing(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    encoder(preprocessing(load_images(path, held_out=0).train.pictures(range(60))))
+    encoder.save_pretrained(tmp_path / "model", preprocessing.processor)
+    return path, tmp_path / "model"
+
+
+def test_images_are_normalized_as_the_models_processor_does(monkeypatch, capsys, dark, tmp_path):
+    """Normalized by their own mean and deviation, as of a model without a processor, they collapse this encoder."""
+    path, model = dark
+    flags = ["--images", path, "--image_column", "photo", "--output", tmp_path / "r.json"]
+    main(monkeypatch, "--model", model, *flags)
+    (result,) = json.loads((tmp_path / "r.json").read_text())
+    assert not result["collapsed"] and "COLLAPSED" not in capsys.readouterr().out
+    assert (result["pixel_mean"], result["pixel_std"], result["image_size"]) == ([0.5] * 3, [0.25] * 3, 32)
+    (model / "preprocessor_config.json").unlink()
+    main(monkeypatch, "--model", model, *flags)
+    (other,) = json.loads((tmp_path / "r.json").read_text())
+    assert other["collapsed"] and "COLLAPSED" in capsys.readouterr().out
+    assert other["pixel_mean"] == pytest.approx([20 / 255] * 3, rel=0.1)
+
+
+def test_the_image_size_is_the_models_own(monkeypatch, dark, tmp_path):
+    """That of its processor, else that of its config; a folder of images without classes is read too."""
+    path, _ = dark
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, row in enumerate(pq.read_table(path)["photo"].to_pylist()[:20]):
+        (photos / f"{i}.png").write_bytes(row["bytes"])
+    new_image_encoder(ViTConfig(**TINY_VIT)).save_pretrained(tmp_path / "vit")
+    main(monkeypatch, "--model", tmp_path / "vit", "--images", photos, "--output", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())[0]["image_size"] == 32
+    processor = MobileViTImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 32, "width": 32})
+    processor.save_pretrained(tmp_path / "vit")
+    main(monkeypatch, "--model", tmp_path / "vit", "--images", photos, "--output", tmp_path / "r.json")
+    (result,) = json.loads((tmp_path / "r.json").read_text())
+    assert (result["image_size"], result["pixel_mean"], result["num_pairs"]) == (32, [0.0] * 3, 20)
+    with pytest.raises(InputError, match="^--image_column requires --images$"):
+        main(monkeypatch, "--image_column", "photo")
 
 
 @pytest.mark.slow

@@ -4,18 +4,23 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import AutoImageProcessor, ViTConfig, pipeline
+from PIL import Image
+from sklearn.datasets import load_digits as load_sklearn_digits
+from transformers import AutoImageProcessor, AutoModel, ViTConfig, pipeline
 
 from fmicl_text.cli.parser import resolved_settings
 from fmicl_text.cli.vision import parse_vision_args
 from fmicl_text.errors import InputError
 from fmicl_text.vision.data import load_digits
 from fmicl_text.vision.encoder import build_image_encoder, new_image_encoder
-from fmicl_text.vision.model import encode_images
+from fmicl_text.vision.encoding import encode_images
+from fmicl_text.vision.preprocessing import open_preprocessing
 from tests.support import TINY_VIT, image_parquet, picture, words_missing
 
 SCRIPT = Path(__file__).parent.parent.parent / "recipes" / "vision_fmicl.py"
@@ -23,11 +28,13 @@ SHORT = ["--num_train_epochs", "1", "--per_device_train_batch_size", "32", "--di
 
 
 @pytest.fixture(autouse=True)
-def few_digits(monkeypatch):
+def few_digits(monkeypatch, request):
     """A fifth of the digits: enough to run on."""
-    digits = load_digits()
-    few = type(digits)(digits.pixels[:400], digits.labels[:400], digits.source)
-    monkeypatch.setattr("fmicl_text.vision.data.load_digits", lambda: few)
+    if "complete" in request.node.name:
+        return
+    digits = load_sklearn_digits()
+    few = SimpleNamespace(images=digits.images[:400], target=digits.target[:400], target_names=digits.target_names)
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
 
 
 def main(monkeypatch, *arguments):
@@ -40,7 +47,7 @@ def test_digits_from_nothing_to_a_folder_that_opens(monkeypatch, capsys, tmp_pat
     main(monkeypatch, "--divergence", "js", "--held_out", 100, "--output_dir", out, *SHORT)
     printed = capsys.readouterr().out
     (line,) = [line for line in printed.splitlines() if "digits:" in line]
-    assert not words_missing(line, "scikit-learn's 300 100 0"), line
+    assert not words_missing(line, "scikit-learn's 300 100 classes"), line
     rows = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("| ")]
     assert rows == ["features", "raw pixels", "before training", "after training"]
     results = json.loads((out / "results.json").read_text())
@@ -55,14 +62,9 @@ def test_digits_from_nothing_to_a_folder_that_opens(monkeypatch, capsys, tmp_pat
         path.name for path in out.iterdir()
     }
     encoder = build_image_encoder(str(out))
-    processor = AutoImageProcessor.from_pretrained(out)
-    assert processor.size["height"] == 16 and len(processor.image_mean) == 1
-    with torch.no_grad():
-        digits = load_digits()
-        features = encode_images(
-            encoder, digits.take(slice(5)), 16, tuple(processor.image_mean), tuple(processor.image_std)
-        )
-    assert features.shape == (5, 128) and features.isfinite().all() and features.std(0).max() > 0
+    preprocessing = open_preprocessing(str(out), encoder.num_channels)
+    features = encode_images(encoder, load_digits(encoder.num_channels).test.take(slice(5)), preprocessing)
+    assert features.shape[0] == 5 and features.isfinite().all() and features.std(0).max() > 0
 
 
 @pytest.mark.slow
@@ -205,7 +207,7 @@ def test_defaults_are_the_papers():
     assert (
         args.build_loss().hyperparameters["gamma"] == 1
         and args.build_loss().hyperparameters["alpha"] == 40
-        and data.held_out == 5000
+        and data.held_out is None
     )
     assert args.output_dir == "runs/vision-fmicl-kl"
     model, _, args = parse_vision_args([])
@@ -244,3 +246,111 @@ def test_resolved_settings_run_again_the_same(tmp_path, flags):
     for name in ("seed", "momentum", "learning_rate", "optim", "weight_decay", "num_train_epochs", "lr_scheduler_type"):
         assert getattr(again[2], name) == getattr(given[2], name), name
     assert again[2].build_loss().hyperparameters == given[2].build_loss().hyperparameters
+
+
+SMALL = [
+    "--architecture", "resnet-8-small", "--image_size", 16, "--head_dim", 16, "--per_device_train_batch_size", 8,
+    "--disable_tqdm", "True",
+]  # fmt: skip
+
+
+def pets(folder, count=20, sizes=((40, 30), (30, 36)), nested=True):
+    """A folder of two classes that differ in color; returns its path."""
+    rng = np.random.default_rng(0)
+    for name, color in (("cats", (200, 60, 40)), ("dogs", (30, 60, 200))):
+        for i in range(count):
+            pixels = (np.array(color) + rng.integers(-30, 30, (*sizes[i % 2][::-1], 3))).clip(0, 255)
+            path = folder / name / f"{i}.jpg" if nested else folder / f"{name}{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+def table_of(printed):
+    """The printed table, as a list of dictionaries."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    return [dict(zip(lines[0], row, strict=True)) for row in lines[2:]]
+
+
+def test_two_classes_in_folders(monkeypatch, capsys, tmp_path):
+    """The rows of such a folder are sorted by class: images of both are held out, and both are trained on."""
+    folder = pets(tmp_path / "pets")
+    main(monkeypatch, "--train_file", folder, *SMALL, "--max_steps", 4, "--output_dir", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert not words_missing(printed, "32 8 cats dogs"), printed
+    rows = table_of(printed)
+    assert [row["features"] for row in rows] == ["raw pixels", "before training", "after training"]
+    assert float(rows[0]["k-NN, k = 20"]) == 100 and float(rows[2]["k-NN, k = 20"]) >= 75
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["after"]["eval_knn_accuracy"] > 0 and results["data"]["rows"] == 32
+
+
+def test_images_without_classes(monkeypatch, capsys, tmp_path):
+    folder = pets(tmp_path / "photos", nested=False)
+    main(monkeypatch, "--train_file", folder, *SMALL, "--max_steps", 4, "--output_dir", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "no classes" in printed
+    rows = table_of(printed)
+    assert [row["features"] for row in rows] == ["raw pixels", "before training", "after training"]
+    assert not any("k-NN" in name or "labels" in name for name in rows[0])
+    assert all(0 <= float(row["view retrieval"]) <= 100 for row in rows)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["after"]["eval_view_retrieval"] == pytest.approx(results["data"]["probes"][2]["view retrieval"])
+
+
+def test_official_test_images_are_not_trained_on(monkeypatch, capsys, tmp_path):
+    pets(tmp_path / "data" / "train", 12)
+    pets(tmp_path / "data" / "val", 5)
+    main(monkeypatch, "--train_file", tmp_path / "data", *SMALL, "--max_steps", 1, "--output_dir", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert not words_missing(printed, "24 10"), printed
+    settings = [*SMALL, "--max_steps", 1, "--output_dir", tmp_path / "two"]
+    main(monkeypatch, "--train_file", tmp_path / "data" / "train", "--test_file", tmp_path / "data" / "val", *settings)
+    a, b = (build_image_encoder(str(tmp_path / name)).state_dict() for name in ("out", "two"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.raises(InputError, match="held_out"):
+        flags = ["--held_out", 3, "--output_dir", tmp_path / "three"]
+        main(monkeypatch, "--train_file", tmp_path / "data", *SMALL, *flags)
+
+
+def test_probes_can_be_switched_off(monkeypatch, capsys, tmp_path):
+    folder = pets(tmp_path / "pets")
+    out = tmp_path / "out"
+    main(monkeypatch, "--train_file", folder, *SMALL, "--max_steps", 2, "--probes", "False", "--output_dir", out)
+    assert "raw pixels" not in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert "eval_knn_accuracy" in results["after"] and "probes" not in results["data"]
+    nothing = ["--held_out", 0, "--output_dir", tmp_path / "all", "--max_steps", 2]
+    main(monkeypatch, "--train_file", folder, *SMALL, *nothing)
+    results = json.loads((tmp_path / "all" / "results.json").read_text())
+    assert results["after"] == {} and results["data"]["rows"] == 40
+
+
+def test_a_stream_of_images(monkeypatch, capsys, tmp_path):
+    path = image_parquet(tmp_path, [picture(size=(20 + i % 2, 20), seed=i) for i in range(60)])
+    flags = ["--train_file", path, *SMALL, "--streaming", "True", "--max_steps", 4, "--held_out", 12]
+    with pytest.raises(InputError, match="max_steps"):
+        main(monkeypatch, *flags[:-4], "--output_dir", tmp_path / "none")
+    flags += ["--save_strategy", "steps", "--save_steps", 2, "--eval_strategy", "no"]
+    for name in ("first", "second"):
+        main(monkeypatch, *flags, "--output_dir", tmp_path / name)
+    first = tmp_path / "first"
+    main(monkeypatch, *flags, "--output_dir", first, "--resume_from_checkpoint", first / "checkpoint-2")
+    a, b = (build_image_encoder(str(tmp_path / name)).state_dict() for name in ("first", "second"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_the_complete_default_run_opens_in_stock_classes_and_training_helped(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "out"
+    main(monkeypatch, "--divergence", "js", "--output_dir", out, "--disable_tqdm", "True")
+    rows = {row["features"]: row for row in table_of(capsys.readouterr().out)}
+    before, after = (float(rows[f"{when} training"]["5 labels per class"].split()[0]) for when in ("before", "after"))
+    assert after > before + 5
+    processor, model = AutoImageProcessor.from_pretrained(out), AutoModel.from_pretrained(out).eval()
+    digit = Image.fromarray((load_sklearn_digits().images[0] * 255 / 16).astype(np.uint8))
+    with torch.no_grad():
+        features = model(**processor(digit, return_tensors="pt")).pooler_output.flatten(1)
+        ours = build_image_encoder(str(out)).eval()(processor(digit, return_tensors="pt")["pixel_values"])
+    assert features.shape[1] >= 64
+    torch.testing.assert_close(features, ours, atol=1e-5, rtol=0)

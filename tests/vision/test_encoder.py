@@ -22,12 +22,14 @@ from transformers import (
     SiglipVisionConfig,
     ViTConfig,
     ViTImageProcessor,
+    ViTMAEConfig,
     pipeline,
 )
 
 from fmicl_text.errors import InputError
 from fmicl_text.vision.architectures import IMAGE_CONFIGS, sincos_positions
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, new_image_encoder
+from fmicl_text.vision.preprocessing import Preprocessing, new_preprocessing, open_settings
 from tests.support import IMAGE_FAMILIES, TINY_VIT, tiny_mocov3_vit
 
 CLASSIFIERS = {"resnet", "convnext", "convnextv2", "vit", "vit, mocov3", "deit", "swin", "dinov2", "beit"}
@@ -70,11 +72,9 @@ def test_a_family_from_training_to_stock_classes(family, tmp_path, caplog):
     with torch.no_grad():
         expected = encoder(pixels)
         assert_close(again(pixels), expected)  # the memory layout of the weights may select another kernel
-        if family != "resnet, small stem":  # its stem has another shape than the stock one
-            stock = AutoModel.from_pretrained(tmp_path).eval()
-            output = stock(pixel_values=pixels)
-            pooled = output.last_hidden_state[:, 0] if pools == "cls" else output.pooler_output.flatten(1)
-            assert_close(pooled, expected)
+        output = AutoModel.from_pretrained(tmp_path).eval()(pixel_values=pixels)
+        pooled = output.last_hidden_state[:, 0] if pools == "cls" else output.pooler_output.flatten(1)
+        assert_close(pooled, expected)
     if family in CLASSIFIERS:
         with warnings.catch_warnings(action="ignore"):  # a new head is intended here
             classifier = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=3)
@@ -113,6 +113,24 @@ def test_pooling_is_chosen_and_kept(tmp_path):
 def test_unsupported_pooling(family, pooling, message):
     with pytest.raises(InputError, match=message):
         new_image_encoder(IMAGE_FAMILIES[family][0], pooling=pooling)
+
+
+@pytest.mark.parametrize("pooling", ["auto", "cls", "mean", "pooler"])
+@pytest.mark.parametrize("family", IMAGE_FAMILIES)
+def test_features_as_an_expression(family, pooling):
+    """Evaluated on the output of the backbone, it gives the features."""
+    config, pools = IMAGE_FAMILIES[family]
+    try:
+        encoder = new_image_encoder(type(config).from_dict(config.to_dict()), pooling=pooling).eval()
+    except InputError:
+        return  # see test_unsupported_pooling
+    expression = encoder.feature_expression(32)
+    pixels = images(encoder)
+    with torch.no_grad():
+        output = encoder.backbone(pixel_values=pixels)
+        assert torch.equal(eval(f"output.{expression}", {"output": output}), encoder(pixels))
+    if pooling == "auto":
+        assert expression == {"cls": "last_hidden_state[:, 0]", "pooler": "pooler_output.flatten(1)"}[pools]
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
@@ -193,7 +211,6 @@ def test_the_small_stem_sees_small_images():
     maps = encoder.backbone(pixel_values=images(encoder, 2)).last_hidden_state
     assert maps.shape == (2, 512, 4, 4)
     assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(11.17e6, rel=1e-3)
-    assert new_image_encoder(IMAGE_CONFIGS["digits"]()).num_channels == 1
 
 
 def test_mocov3s_positions_by_the_formula():
@@ -255,6 +272,40 @@ def test_invalid_models(tmp_path):
     encoder = new_image_encoder(IMAGE_FAMILIES["vit"][0])
     with pytest.raises(InputError, match=r"image_size=4 .* vit: "):
         encoder.width(4)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6])
+def test_other_numbers_of_channels(channels, tmp_path):
+    """Refused when the model is built or opened, not at the first batch."""
+    config = ViTConfig(**TINY_VIT, num_channels=channels)
+    with pytest.raises(InputError, match=f"^vit: num_channels={channels} is not supported; use 1 or 3$"):
+        new_image_encoder(config)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"num_channels={channels} is not supported"):
+        build_image_encoder(str(tmp_path))
+
+
+def test_features_of_vit_mae_are_of_the_whole_image(tmp_path):
+    """Its stock settings leave out three quarters of the patches at random, in evaluation too."""
+    AutoModel.from_config(ViTMAEConfig(**TINY_VIT, initializer_range=0.3)).save_pretrained(tmp_path / "start")
+    encoder = build_image_encoder(str(tmp_path / "start")).eval()
+    pixels = images(encoder)
+    encoder.save_pretrained(tmp_path / "out")
+    stock = AutoModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        for again in (encoder(pixels), stock(pixel_values=pixels).last_hidden_state[:, 0]):
+            assert_close(again, encoder(pixels), atol=1e-4, rtol=0)  # patches are put in a random order
+
+
+def test_a_processor_that_keeps_shapes_needs_a_model_that_accepts_them():
+    keeping = open_settings({"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 32}})
+    squares = new_preprocessing(32, (0.5,) * 3, (0.5,) * 3)
+    for family in IMAGE_FAMILIES:
+        new_image_encoder(IMAGE_FAMILIES[family][0]).check_shapes(squares)
+    new_image_encoder(IMAGE_FAMILIES["resnet"][0]).check_shapes(Preprocessing(keeping, 3))
+    with pytest.raises(InputError, match=r"^image_size=32 x 48 .* by vit: .*; ViTImageProcessorPil does not crop") as e:
+        new_image_encoder(IMAGE_FAMILIES["vit"][0]).check_shapes(Preprocessing(keeping, 3))
+    assert "\n" not in str(e.value)
 
 
 def test_only_poolers_with_weights_are_removed():

@@ -134,6 +134,17 @@ def test_invalid_arguments():
         ImageViews("cifar", 32, MEAN, (0.5,))
 
 
+def test_channels_in_another_order():
+    """Colors are jittered as RGB and then exchanged; mean and deviation are those of the output's channels."""
+    flipped = ImageViews("cifar", 32, MEAN, STD, channel_order=(2, 1, 0))
+    plain = ImageViews("cifar", 32, MEAN[::-1], STD[::-1])
+    first, second = (make(batch(), torch.Generator().manual_seed(0)) for make in (flipped, plain))
+    assert_close(first, second.flip(2))
+    assert flipped.describe()["channel_order"] == [2, 1, 0] and plain.describe()["channel_order"] is None
+    with pytest.raises(ValueError, match=r"channel_order must be an order of 3 channels; got \(0, 0, 1\)"):
+        ImageViews("cifar", 32, MEAN, STD, channel_order=(0, 0, 1))
+
+
 def test_docstring_example():
     assert doctest.testmod(module).attempted == 2
     assert doctest.testmod(module).failed == 0
