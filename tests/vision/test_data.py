@@ -506,5 +506,8 @@ def test_a_file_that_disappears_during_training(tmp_path):
     images = load_images(folder, held_out=0).train
     for path in (tmp_path / "images").rglob("*.png"):
         path.unlink()
+    rows = TrainingRows(images, 8, None, 0)
     with pytest.raises(InputError, match=r"^[ab]/00.\.png: No such file or directory$"):
-        TrainingRows(images, 8, None, 0)[0]
+        rows[0]
+    with pytest.raises(InputError, match=r"^[ab]/00.\.png: No such file or directory$"):
+        next(iter(DataLoader(rows, 2, num_workers=1)))
