@@ -60,7 +60,8 @@ def main() -> None:
     train = sets.train
     if args.load_best_model_at_end and sets.validation is None:
         raise InputError(
-            "load_best_model_at_end=True would select the checkpoint on the test images; hold out others with validation=N"
+            "load_best_model_at_end=True would select the checkpoint on the test images; hold out others with "
+            "validation=N"
         )
     preprocessing = choose_preprocessing(model_args, encoder, train)
     held_out = sets.test or sets.validation

@@ -161,6 +161,8 @@ class VisionTrainingArguments(FMICLTrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.load_best_model_at_end and self.save_strategy == "no":
+            self.save_strategy = self.eval_strategy  # checkpoints are saved at evaluations
         if self.objective == "fmicl":
             self.alpha = 40.0 if self.alpha is None else self.alpha
             if self.gamma is None and SIMILARITIES[self.similarity or "gaussian"].uses_gamma:
