@@ -150,8 +150,11 @@ def why_unidentified(content: bytes) -> str:
     if not content:
         return "empty"
     supported = f"not supported; supported are {', '.join(FORMATS)}"
-    if content[:4] in (b"II*\0", b"MM\0*") and (reason := tiff_layout(content)):
-        return f"{reason} is not supported"
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        channels, bits = tiff_layout(content)
+        if bits in (8, 16, 32, 64) and (channels > 4 or (channels > 1 and bits > 16)):
+            return f"TIFF with {channels} channels of {bits} bits is not supported"
+        return "TIFF with a corrupted header, or in a variant that is not supported"
     for kind in FORMATS:
         accept = Image.OPEN[kind][1]
         if accept is not None and accept(content[:16]) is True:
@@ -162,17 +165,17 @@ def why_unidentified(content: bytes) -> str:
     return f"not an image, or in a format that is {supported}"
 
 
-def tiff_layout(content: bytes) -> str | None:
-    """The channels of a TIFF image, for a message; None if its header is corrupted."""
+def tiff_layout(content: bytes) -> tuple[int, int]:
+    """Number of channels of a TIFF image, and bits per channel; 0 and 0 if its header is corrupted."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
         file = io.BytesIO(content)
         file.seek(tags.next)
         tags.load(file)
-        bits, channels = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
-        return f"TIFF with {channels} channels of {bits[0]} bits"
+        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        return int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)), int(bits[0])
     except Exception:  # as in `opened`
-        return None
+        return 0, 0
 
 
 def orientation(image: Image.Image) -> int:

@@ -224,8 +224,8 @@ def png_of_size(width, height):
     )
 
 
-def tiff_of_channels(channels):
-    tags = [(256, 4, 2), (257, 4, 2), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, channels)]
+def tiff_of_channels(channels, bits=8):
+    tags = [(256, 4, 2), (257, 4, 2), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, channels)]
     tags += [(278, 4, 2), (279, 4, 4 * channels)]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
@@ -247,6 +247,8 @@ JPEG = picture(size=(300, 300), kind="JPEG")["bytes"]
         (b"version https://git-lfs.github.com/spec/v1", "^Git LFS pointer is not supported"),
         (b"some text", "^not an image, or in a format that is not supported"),
         (tiff_of_channels(5), "^TIFF with 5 channels of 8 bits is not supported$"),
+        (tiff_of_channels(3, bits=32), "^TIFF with 3 channels of 32 bits is not supported$"),
+        (tiff_of_channels(3)[:40], "^TIFF with a corrupted header, or in a variant that is not supported$"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (picture(size=(64, 64))["bytes"][:500], "truncated"),
         (b"\xff\xd8\xff" + bytes(9), "^JPEG with a corrupted or truncated header$"),
