@@ -51,12 +51,12 @@ class UnreadableImageError(InputError):
     Args:
         name: The name of its file.
         reason: Why, in one line.
-        is_file_error: Reading the file failed, which may be temporary.
+        is_temporary: The image may be readable later: its file could not be read, or there was too little memory.
     """
 
-    def __init__(self, name: str, reason: str = "", is_file_error: bool = False) -> None:
+    def __init__(self, name: str, reason: str = "", is_temporary: bool = False) -> None:
         super().__init__(f"{name}: {reason}" if reason else name)  # torch passes only a message
-        self.reason, self.is_file_error = reason, is_file_error
+        self.reason, self.is_temporary = reason, is_temporary
 
 
 def open_image(
@@ -108,12 +108,13 @@ def read_encoded(encoded: Mapping[str, Any] | None, folders: Sequence[str] = ())
         return bytes(content)
     if not path or content is not None:
         raise UnreadableImageError(name, "empty")
+    path = os.path.normpath(path)
     if not any(is_below(path, folder) for folder in folders):
         raise UnreadableImageError(name, "a file outside the image folder, which is not read")
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UnreadableImageError(name, "not a file")
-        with open(os.path.normpath(path), "rb") as file:
+        with open(path, "rb") as file:
             return file.read()
     except (OSError, ValueError) as error:
         raise UnreadableImageError(name, getattr(error, "strerror", None) or str(error), True) from error
@@ -131,6 +132,8 @@ def opened(content: bytes, name: str = "image") -> Iterator[Image.Image]:
         raise
     except Image.UnidentifiedImageError as error:
         raise UnreadableImageError(name, why_unidentified(content)) from error
+    except MemoryError as error:
+        raise UnreadableImageError(name, "too little memory", True) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         is_clear = reason and isinstance(error, OSError | ValueError | SyntaxError | Image.DecompressionBombError)

@@ -260,7 +260,7 @@ def test_the_reason_why_an_image_is_unreadable(content, reason, draft):
     with pytest.raises(UnreadableImageError) as error:
         open_image({"bytes": content, "path": "holiday.x"}, 3, draft=draft)
     assert re.search(reason, error.value.reason) and str(error.value) == f"holiday.x: {error.value.reason}"
-    assert not error.value.is_file_error
+    assert not error.value.is_temporary
 
 
 def test_pillows_warnings_are_silent(recwarn, monkeypatch):
@@ -305,7 +305,7 @@ def test_files_are_read_only_below_the_folders(tmp_path):
         open_image({"bytes": None, "path": str(tmp_path / "images" / "pipe.png")}, 3, folders)
     with pytest.raises(UnreadableImageError, match=r"absent\.png: No such file") as error:
         open_image({"bytes": None, "path": str(tmp_path / "images" / "absent.png")}, 3, folders)
-    assert error.value.is_file_error
+    assert error.value.is_temporary
     for encoded in (None, {"bytes": None, "path": None}, {"bytes": b"", "path": str(inside)}):
         with pytest.raises(UnreadableImageError, match="empty"):
             open_image(encoded, 3, folders)
