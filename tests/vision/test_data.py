@@ -446,6 +446,13 @@ def test_crops_of_files_are_a_function_of_seed_epoch_and_image(files):
     assert torch.equal(whole[0], whole[1])
 
 
+def test_each_image_has_its_own_crops(files, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(module, "draw_boxes", lambda w, h, crop, seed: seeds.append(seed) or [(0, 0, w, h)] * 2)
+    files.for_views([4, 1], 8, (0.2, 1.0), (7, 2))
+    assert sorted(seeds) == sorted((7, 2, number) for number in files.hashes[[4, 1]].tolist())
+
+
 @pytest.mark.parametrize("context", one_fast(["fork", "spawn"]))
 def test_the_epoch_reaches_persistent_workers(files, context):
     rows = TrainingRows(files, 16, (0.2, 1.0), seed=3)
