@@ -84,6 +84,8 @@ def loading_error_message(error: BaseException) -> str:
             "it requires custom Python code, which is not run by default: review the code and, if you trust it, pass "
             "trust_remote_code=True"
         )
+    if "`resnet_small_stem`" in message:  # the model type of `vision.architectures`, which is not imported
+        return "it is an image encoder (resnet_small_stem); fmicl_text.vision.encoder.build_image_encoder opens it"
     if "ignore_mismatched_sizes" in message:
         return "its weights do not have the shapes that its config.json specifies"
     if isinstance(error, pickle.UnpicklingError):

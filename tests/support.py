@@ -61,6 +61,7 @@ from fmicl_text.cli.main import main
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.text.collator import TextViewCollator
 from fmicl_text.training.momentum import MomentumModel, MomentumTrainer
+from fmicl_text.vision.architectures import SmallStemResNetConfig
 
 
 def one_fast(values):
@@ -185,9 +186,7 @@ def tiny_mocov3_vit():
 
 
 def tiny_small_image_resnet():
-    config = ResNetConfig(embedding_size=8, layer_type="basic", **STAGES)
-    config.small_image_stem = True
-    return config
+    return SmallStemResNetConfig(embedding_size=8, layer_type="basic", **STAGES)
 
 
 # family: config, pooling that `auto` selects

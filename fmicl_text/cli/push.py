@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.hub.upload import check_opens, check_repo_id, files_to_push, push
+from fmicl_text.vision import architectures  # noqa: F401  # so that transformers knows its model type
 
 
 def main() -> None:

@@ -8,21 +8,70 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, ResNetConfig, ResNetModel, ViTConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    ConvNextImageProcessor,
+    ConvNextImageProcessorPil,
+    PreTrainedConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ResNetModel,
+    ViTConfig,
+)
+
+
+class SmallStemResNetConfig(ResNetConfig):
+    """The config of `SmallStemResNet`. Its model type is registered with transformers when this module is imported;
+    without this module, transformers reports that it does not recognize the type."""
+
+    model_type = "resnet_small_stem"
 
 
 class SmallStemResNet(ResNetModel):
     """A ResNet with a stem for small images: a 3 x 3 convolution of stride 1, no max-pooling (SimCLR, arXiv 2002.05709,
-    appendix B.9). The stock stem reduces a 32 x 32 image to 8 x 8. The config has the field `small_image_stem`; the
-    stock class cannot load the weights."""
+    appendix B.9). The stock stem reduces a 32 x 32 image to 8 x 8."""
 
-    def __init__(self, config: ResNetConfig) -> None:
+    config_class = SmallStemResNetConfig
+
+    def __init__(self, config: SmallStemResNetConfig) -> None:
         super().__init__(config)
         stem: Any = self.embedder
         old = stem.embedder.convolution
         stem.embedder.convolution = nn.Conv2d(old.in_channels, old.out_channels, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.embedder.convolution.weight, mode="fan_out", nonlinearity="relu")
         stem.pooler = nn.Identity()
+
+
+class SmallStemResNetForImageClassification(ResNetForImageClassification):
+    """A `SmallStemResNet` with a linear classifier, for fine-tuning."""
+
+    config_class = SmallStemResNetConfig
+
+    def __init__(self, config: SmallStemResNetConfig) -> None:
+        super().__init__(config)
+        self.resnet = SmallStemResNet(config)
+
+
+AutoConfig.register(SmallStemResNetConfig.model_type, SmallStemResNetConfig, exist_ok=True)
+AutoModel.register(SmallStemResNetConfig, SmallStemResNet, exist_ok=True)
+AutoModelForImageClassification.register(SmallStemResNetConfig, SmallStemResNetForImageClassification, exist_ok=True)
+AutoImageProcessor.register(
+    SmallStemResNetConfig,
+    image_processor_classes={"torchvision": ConvNextImageProcessor, "pil": ConvNextImageProcessorPil},
+    exist_ok=True,
+)
+
+
+def current_config(config: Any) -> Any:
+    """The config of an image encoder, converted if an earlier version wrote it: a ResNet with the field
+    `small_image_stem`."""
+    fields = config.to_dict()
+    if not fields.pop("small_image_stem", False) or isinstance(config, SmallStemResNetConfig):
+        return config
+    return SmallStemResNetConfig.from_dict({name: value for name, value in fields.items() if name != "model_type"})
 
 
 def sincos_positions(height: int, width: int, dim: int) -> Tensor:
@@ -71,9 +120,8 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 def resnet(depths: Sequence[int], layer_type: str, widths: Sequence[int], small: bool, **fields: Any) -> ResNetConfig:
     """The config of a ResNet, with the stem for small images or the stock stem."""
     fields.setdefault("embedding_size", min(64, widths[0]))
-    config = ResNetConfig(depths=list(depths), layer_type=layer_type, hidden_sizes=list(widths), **fields)
-    config.small_image_stem = small
-    return config
+    kind = SmallStemResNetConfig if small else ResNetConfig
+    return kind(depths=list(depths), layer_type=layer_type, hidden_sizes=list(widths), **fields)
 
 
 def mocov3_vit_small(image_size: int = 224) -> ViTConfig:
@@ -98,5 +146,5 @@ IMAGE_CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
     "resnet-50": lambda: resnet((3, 4, 6, 3), "bottleneck", (256, 512, 1024, 2048), small=False),
     "vit-small": mocov3_vit_small,
-    "digits": lambda: resnet((1, 1, 1), "basic", (32, 64, 128), small=True, num_channels=1),
+    "digits": lambda: resnet((1, 1, 1), "basic", (32, 64, 128), small=False),
 }

@@ -12,7 +12,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from fmicl_text.errors import InputError
 from fmicl_text.loading import refuse_links, resolve_model_path, translate_loading_errors
-from fmicl_text.vision.architectures import SmallStemResNet, freeze_positions, initialize_as_mocov3
+from fmicl_text.vision.architectures import (
+    SmallStemResNetConfig,
+    current_config,
+    freeze_positions,
+    initialize_as_mocov3,
+)
 from fmicl_text.vision.preprocessing import Preprocessing
 
 IMAGE_POOLINGS = ("auto", "cls", "mean", "pooler")
@@ -31,7 +36,7 @@ class ImageEncoder(nn.Module):
 
     Args:
         backbone: A model of `AutoModel`. Its config, which is saved with it, may have the fields `image_pooling` and,
-            for training from scratch, `small_image_stem` and `fixed_positions`.
+            for training from scratch, `fixed_positions`.
         pooling: `auto` is the class token for ViT, DeiT, ViT-MAE and ViT-MSN, else the model's own pooler if it has
             one, else the mean. `cls`, `mean` and `pooler` override it. None takes the config's `image_pooling`, or
             `auto`.
@@ -159,7 +164,7 @@ class ImageEncoder(nn.Module):
         self, folder: str | Path, processor: Any = None, state: dict[str, Tensor] | None = None
     ) -> None:
         """Write a folder that AutoModel, AutoModelForImageClassification and AutoImageProcessor can load. A model with
-        `small_image_stem` can only be loaded with `build_image_encoder`.
+        the stem for small images also requires `import fmicl_text.vision.architectures`.
 
         Args:
             folder: Created if missing.
@@ -205,9 +210,8 @@ def build_image_encoder(
     name, code = resolve_model_path(model_name_or_path), {"trust_remote_code": trust_remote_code}
     with translate_loading_errors(f"model_name_or_path={model_name_or_path}"):
         config = AutoConfig.from_pretrained(name, revision=revision, **code)
-        config = getattr(config, "vision_config", config)
-        loader: Any = SmallStemResNet if has_small_stem(config) else AutoModel
-        model = loader.from_pretrained(name, config=config, revision=revision, dtype=torch.float32, **code)
+        config = current_config(getattr(config, "vision_config", config))
+        model = AutoModel.from_pretrained(name, config=config, revision=revision, dtype=torch.float32, **code)
     if not hasattr(model, "main_input_name") or model.main_input_name != "pixel_values":
         raise InputError(f"model_name_or_path={model_name_or_path}: {config.model_type} is not an image model")
     encoder = ImageEncoder(model, pooling)
@@ -218,7 +222,7 @@ def build_image_encoder(
 def new_image_encoder(config: Any, pooling: str | None = None) -> ImageEncoder:
     """An image encoder with random weights from a config, such as those in `IMAGE_CONFIGS`."""
     with translate_loading_errors(config.model_type):
-        backbone = SmallStemResNet(config) if has_small_stem(config) else AutoModel.from_config(config)
+        backbone = AutoModel.from_config(config)
     if getattr(config, "fixed_positions", False):
         initialize_as_mocov3(backbone)
     return ImageEncoder(backbone, pooling)
@@ -226,4 +230,4 @@ def new_image_encoder(config: Any, pooling: str | None = None) -> ImageEncoder:
 
 def has_small_stem(config: PreTrainedConfig) -> bool:
     """Whether a config specifies the ResNet stem for small images."""
-    return bool(getattr(config, "small_image_stem", False))
+    return isinstance(config, SmallStemResNetConfig)

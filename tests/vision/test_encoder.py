@@ -72,11 +72,9 @@ def test_a_family_from_training_to_stock_classes(family, tmp_path, caplog):
     with torch.no_grad():
         expected = encoder(pixels)
         assert_close(again(pixels), expected)  # the memory layout of the weights may select another kernel
-        if family != "resnet, small stem":  # its stem has another shape than the stock one
-            stock = AutoModel.from_pretrained(tmp_path).eval()
-            output = stock(pixel_values=pixels)
-            pooled = output.last_hidden_state[:, 0] if pools == "cls" else output.pooler_output.flatten(1)
-            assert_close(pooled, expected)
+        output = AutoModel.from_pretrained(tmp_path).eval()(pixel_values=pixels)
+        pooled = output.last_hidden_state[:, 0] if pools == "cls" else output.pooler_output.flatten(1)
+        assert_close(pooled, expected)
     if family in CLASSIFIERS:
         with warnings.catch_warnings(action="ignore"):  # a new head is intended here
             classifier = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=3)
@@ -213,7 +211,6 @@ def test_the_small_stem_sees_small_images():
     maps = encoder.backbone(pixel_values=images(encoder, 2)).last_hidden_state
     assert maps.shape == (2, 512, 4, 4)
     assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(11.17e6, rel=1e-3)
-    assert new_image_encoder(IMAGE_CONFIGS["digits"]()).num_channels == 1
 
 
 def test_mocov3s_positions_by_the_formula():

@@ -18,6 +18,7 @@ from transformers import (
     DonutImageProcessorPil,
     EfficientNetImageProcessorPil,
     GLPNImageProcessorPil,
+    GotOcr2ImageProcessorPil,
     MobileViTImageProcessorPil,
     NougatImageProcessorPil,
     PixtralImageProcessorPil,
@@ -173,6 +174,7 @@ def test_a_model_without_a_processor_that_can_be_used(tmp_path, caplog):
     odd = ViTImageProcessorPil().to_dict() | {"image_std": "wide"}
     (tmp_path / "odd" / "preprocessor_config.json").write_text(json.dumps(odd))
     saved(tmp_path / "video", VideoMAEImageProcessorPil())
+    saved(tmp_path / "tiles", GotOcr2ImageProcessorPil(crop_to_patches=True))  # of large or wide pictures only
     saved(tmp_path / "rgb", ViTImageProcessorPil())
     for name, channels, reason in (
         ("none", 3, "no image processor"),
@@ -180,6 +182,7 @@ def test_a_model_without_a_processor_that_can_be_used(tmp_path, caplog):
         ("unknown", 3, "Unrecognized image processor"),
         ("odd", 3, "not used"),
         ("video", 3, "gives [1, 1, 3, 224, 224] instead of [1, 3, H, W]"),
+        ("tiles", 3, ", 3, 384, 384] instead of [1, 3, H, W]"),
         ("rgb", 1, "mean must have 1 elements"),
     ):
         caplog.clear()
