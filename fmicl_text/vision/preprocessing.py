@@ -58,7 +58,7 @@ class Preprocessing:
         self.mean, self.std, self.channel_order = affine_map(processor, channels, size)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor | list[Tensor]:
-        """The input of the model: float32 [B, C, size, size], in the memory layout of `channels_last`.
+        """The input of the model: float32 [B, C, size, size].
 
         Args:
             pictures: Pictures in mode RGB, or L for one channel.
@@ -67,10 +67,8 @@ class Preprocessing:
             A list of [C, H, W] if the shapes differ, because the processor keeps the shape of pictures.
         """
         outputs = [output_of(self.processor, self.channels, picture) for picture in pictures]
-        if len({output.shape for output in outputs}) > 1:
-            return outputs
-        # In this layout, which convolutions keep, they are up to 1.7 times as fast.
-        return torch.stack(outputs).contiguous(memory_format=torch.channels_last)
+        same = len({output.shape for output in outputs}) == 1
+        return torch.stack(outputs) if same else outputs
 
 
 def output_of(processor: Any, channels: int, picture: Image.Image) -> Tensor:
