@@ -308,6 +308,12 @@ def test_a_processor_that_keeps_shapes_needs_a_model_that_accepts_them():
     assert "\n" not in str(e.value)
 
 
+def test_the_config_of_a_new_encoder_is_a_copy():
+    config = ViTConfig(**TINY_VIT)
+    new_image_encoder(config, pooling="mean")
+    assert not hasattr(config, "image_pooling") and new_image_encoder(config).pooling == "auto"
+
+
 def test_only_poolers_with_weights_are_removed():
     encoder = new_image_encoder(IMAGE_FAMILIES["vit"][0])
     assert encoder.backbone.pooler is None
