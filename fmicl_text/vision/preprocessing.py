@@ -168,7 +168,8 @@ def open_preprocessing(
                 resolve_model_path(model_name_or_path), revision=revision, trust_remote_code=False
             )
             settings = processor.to_dict() | {"do_convert_rgb": channels == 3}
-            settings.pop("auto_map", None)  # the code is not saved with the encoder
+            for name in ("auto_map", "processor_class"):  # code and a tokenizer, which are not saved with the encoder
+                settings.pop(name, None)
             own = square_size(open_settings(settings), channels)
     except InputError:
         raise
@@ -177,7 +178,7 @@ def open_preprocessing(
         if "trust_remote_code" in str(error):
             reason = "its image processor is custom Python code, which is not run"
         elif "Can't load image processor" in str(error):
-            reason = "it has no image processor"
+            reason = "no image processor was found (preprocessor_config.json)"
         logger.warning("%s: %s", model_name_or_path, reason)
         return None
     if image_size is None and own is None:

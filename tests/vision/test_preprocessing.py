@@ -220,6 +220,17 @@ def test_the_saved_processor_sees_the_same_pixels_in_every_mode(own, tmp_path):
         assert torch.equal(pixels, preprocessing([blended])) and pixels.std() > 0.1, mode
 
 
+def test_the_saved_processor_names_nothing_that_is_not_saved(tmp_path):
+    """Custom code that the stock class replaced, and the processor of a model of images and texts."""
+    folder = saved(tmp_path / "start", CLIPImageProcessorPil())
+    path = tmp_path / "start" / "preprocessor_config.json"
+    others = {"auto_map": {"AutoImageProcessor": "mine.Processor"}, "processor_class": "CLIPProcessor"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | others))
+    saved(tmp_path / "out", open_preprocessing(folder, 3, image_size=32).processor)
+    settings = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert not settings.keys() & others.keys() and settings["crop_size"] == {"height": 32, "width": 32}
+
+
 def test_the_stock_processor_resizes_the_shorter_side_and_crops_the_center():
     picture = Image.new("RGB", (60, 20))
     picture.paste(Image.new("RGB", (20, 20), "white"), (20, 0))
