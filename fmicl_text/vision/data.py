@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,12 @@ class Images:
         numbers = np.asarray(rows, np.int64)
         assert self.index is not None
         encoded, hashes = self.rows[self.index[numbers]]["image"], self.hashes[numbers].tolist()
-        if len(numbers) == 1:
-            return [function(encoded[0], hashes[0])]
+        if len(numbers) < 2:
+            return list(map(function, encoded, hashes))
+        size = math.ceil(len(numbers) / (4 * num_threads()))  # for each task; one per image would cost as much as it
+        parts = [slice(start, start + size) for start in range(0, len(numbers), size)]
         with ThreadPoolExecutor(num_threads()) as threads:
-            return list(threads.map(function, encoded, hashes))
+            return list(chain(*threads.map(lambda part: list(map(function, encoded[part], hashes[part])), parts)))
 
     def fingerprint(self) -> str:
         """A hash of the encoded images, their order and their labels."""
@@ -122,6 +125,10 @@ class Images:
         Of files, the pixels are those of center crops of 64 x 64 pixels of the first 1,000 images, which in the order
         of `load_images` are a random sample.
         """
+
+        def sample(encoded: dict[str, Any], _: int) -> Tensor:
+            return center_crop(open_image(encoded, self.channels, self.folders, SAMPLE_SIZE), SAMPLE_SIZE)
+
         counts = np.zeros((self.channels, 256), np.int64)
         total = len(self) if self.pixels is not None else min(SAMPLE, len(self))
         for start in range(0, total, 256):
@@ -129,8 +136,7 @@ class Images:
             if self.pixels is not None:
                 pixels = self.pixels[rows.start : rows.stop]
             else:
-                pictures = self.pictures(rows, SAMPLE_SIZE)
-                pixels = torch.stack([center_crop(picture, SAMPLE_SIZE) for picture in pictures])
+                pixels = torch.stack(self._decode(rows, sample))
             for channel, values in zip(counts, pixels.numpy().swapaxes(0, 1), strict=True):
                 channel += np.bincount(values.ravel(), minlength=256)
         return mean_and_std(counts)
@@ -319,6 +325,8 @@ def split_images(
         test, validation_images = (part and without_classes(part) for part in (test, validation_images))
     if test is None:
         train, test = hold_out(train, held_out, "held_out")
+    elif copies := int(np.isin(train.hashes, test.hashes).sum()):
+        logger.warning("%s: %d training images are also in the test set", train.source, copies)
     if validation_images is None:
         train, validation_images = hold_out(train, validation, "validation")
     return ImageSets(train.take(slice(0, max_train_samples)), test, validation_images)
@@ -347,11 +355,10 @@ def hold_out(images: Images, count: int | None, argument: str) -> tuple[Images, 
     most = most_held_out(labels[candidates])
     count = min(HELD_OUT, len(candidates) // 5, most) if count is None else count
     if count > most:
-        kind = "distinct images" if copies_apart else "images"
-        raise InputError(
-            f"{argument} must be at most {most} for {images.source}, because at least one of the {kind} of each class "
-            f"is trained on; got {count}"
-        )
+        kind = "distinct image" if copies_apart else "image"
+        each = " of each class" if images.classes else ""
+        limit = f"{argument} must be at most {most} for {images.source}"
+        raise InputError(f"{limit}, so that one {kind}{each} is trained on; got {count}")
     if not count:
         return images, None
     candidates = candidates[np.argsort(hashes[candidates] * SECOND_KEY, kind="stable")]

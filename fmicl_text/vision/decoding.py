@@ -54,8 +54,8 @@ class UnreadableImageError(InputError):
         is_file_error: Reading the file failed, which may be temporary.
     """
 
-    def __init__(self, name: str, reason: str, is_file_error: bool = False) -> None:
-        super().__init__(f"{name}: {reason}")
+    def __init__(self, name: str, reason: str = "", is_file_error: bool = False) -> None:
+        super().__init__(f"{name}: {reason}" if reason else name)  # torch passes only a message
         self.reason, self.is_file_error = reason, is_file_error
 
 

@@ -64,7 +64,8 @@ class ImageFolder:
         """A hash of the path, size and modification time of every image."""
         digest = xxhash.xxh3_128()
         for one in self.walk():
-            digest.update(f"{one.path}\0{one.digest}\0".encode())
+            if one.images:
+                digest.update(f"{one.path}\0{one.digest}\0".encode())
         return digest.hexdigest()
 
 

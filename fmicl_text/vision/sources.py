@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from datasets.arrow_reader import ReadInstruction
 
 from fmicl_text.errors import InputError
 from fmicl_text.files import check_regular, matching
-from fmicl_text.loading import cache_of, hub_revision, split_files, translate_dataset_errors
+from fmicl_text.loading import cache_of, hub_revision, split_files, stream_fingerprint, translate_dataset_errors
 from fmicl_text.vision import tables
 from fmicl_text.vision.folders import (
     IMAGE_SUFFIXES,
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 _HASHED_BYTES = 2**30  # larger files are identified in the cache by name, size and modification time
 _CHUNK = 100_000
+STREAM_BUFFER = 10_000  # images from which the next one of a stream is drawn
+_SHARDS = 64  # of a streamed folder of images, for the workers
 _IMAGE = datasets.Features({"image": datasets.Image(decode=False)})
 
 
@@ -119,6 +122,8 @@ def find_images(
         raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
     if test_file is not None and test_split is not None:
         raise InputError(f"test_file={test_file} and test_split={test_split} are both given: pass one of them")
+    if test_split == dataset_split:
+        raise InputError(f"test_split={test_split} is also dataset_split")
     columns = image_column, label_column
     if dataset_name is None:
         found = _read_files(_paths(train_file, "train_file"), "train_file", dataset_config, *columns)
@@ -129,6 +134,7 @@ def find_images(
         found = {split: _read_hub(dataset_name, dataset_config, split, *columns) for split in wanted}
     sets = {"train": _select(found, dataset_split, "dataset_split")}
     if test_file is not None:
+        _check_different(train_file or dataset_name, test_file)
         tests = _read_files(_paths(test_file, "test_file"), "test_file", None, *columns, _names(sets["train"]))
         sets["test"] = tests.get("test") or tests["train"]
     elif test_split is not None:
@@ -153,6 +159,13 @@ def _paths(given: Any, argument: str) -> list[str]:
     return [os.fspath(path) for path in paths]
 
 
+def _check_different(train: Any, test: Any) -> None:
+    """Raise `InputError` if a test file or folder is a training file or folder."""
+    known = set(map(os.path.realpath, _paths(train, "train_file")))
+    if same := [path for path in _paths(test, "test_file") if os.path.realpath(path) in known]:
+        raise InputError(f"test_file={same[0]} is also train_file")
+
+
 def _read_files(
     paths: Sequence[str],
     argument: str,
@@ -160,19 +173,22 @@ def _read_files(
     image_column: str | None,
     label_column: str | None,
     train_classes: Sequence[str] = (),
-) -> dict[str, _Set]:
+    streaming: bool = False,
+) -> dict[str, Any]:
     """The sets in a folder of images, a folder of tables, or files.
 
     Args:
         paths, argument: The argument and its value.
         config: Configuration of a folder whose README.md has some.
         train_classes: The training classes, if this is another set.
+        streaming: Return an `ImageStream` instead of each `_Set`.
     """
+    read_tables = _stream_tables if streaming else _read_tables
     source = f"{argument}={' '.join(paths)}"
     columns = image_column, label_column
     if len(paths) == 1 and os.path.isdir(paths[0]):
         if _is_configured(paths[0]):
-            return _read_configured(paths[0], config, *columns, source)
+            return _read_configured(paths[0], config, *columns, source, streaming)
         if config is not None:
             raise InputError(f"dataset_config={config}: the README.md of {source} has no configurations")
         folder = read_folder(paths[0], argument)
@@ -189,13 +205,14 @@ def _read_files(
             names = [os.path.relpath(file, top) for file in files]
             splits = tables.table_folder_files(names, SPLITS, source)
             return {
-                split: _read_tables([os.path.join(top, name) for name in some], *columns, paths[0])
+                split: read_tables([os.path.join(top, name) for name in some], *columns, paths[0])
                 for split, some in splits.items()
             }
-        return _read_image_folder(folder, *columns, paths[0], source, train_classes)
+        sets = _read_image_folder(folder, *columns, paths[0], source, train_classes)
+        return {split: _stream_set(one) for split, one in sets.items()} if streaming else sets
     if config is not None:
         raise InputError(f"dataset_config={config} applies only to a dataset, got {source}")
-    return {"train": _read_tables(_table_files(paths, argument), *columns, " ".join(paths))}
+    return {"train": read_tables(_table_files(paths, argument), *columns, " ".join(paths))}
 
 
 def _no_images(folder: ImageFolder, source: str) -> InputError:
@@ -481,9 +498,14 @@ def _is_configured(folder: str) -> bool:
 
 
 def _read_configured(
-    folder: str, config: str | None, image_column: str | None, label_column: str | None, source: str
-) -> dict[str, _Set]:
-    """The sets of a local folder that its README.md configures."""
+    folder: str,
+    config: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    source: str,
+    streaming: bool,
+) -> dict[str, Any]:
+    """The sets, or streams, of a local folder that its README.md configures."""
     if any(mark in os.path.abspath(folder) for mark in ("[", "::")):
         raise InputError(f"{source}: a folder with README.md and [ or :: in its path cannot be read: rename it")
     with translate_dataset_errors(partial(_explain, source)):
@@ -491,9 +513,10 @@ def _read_configured(
         files = list(chain.from_iterable(split_files(folder, builder, source.partition("=")[0]).values()))
         key = _content_key(sorted(files)) if files else ""
         cache_dir = os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content", key) if files else None
-        found = datasets.load_dataset(folder, config, cache_dir=cache_dir)
+        found = datasets.load_dataset(folder, config, cache_dir=cache_dir, streaming=streaming)
+        read = _hub_stream if streaming else _hub_set
         return {
-            SPLITS.get(split, split): _hub_set(rows, image_column, label_column, f"{folder} [{split}]", folder, key)
+            SPLITS.get(split, split): read(rows, image_column, label_column, f"{folder} [{split}]", folder, key)
             for split, rows in found.items()
         }
 
@@ -512,6 +535,139 @@ def _hub_set(rows: Any, image_column: str | None, label_column: str | None, sour
     image = tables.image_column(rows.features, image_column, source)
     label = tables.label_column(rows.features, label_column, image, source)
     return _dataset_set(rows, image, label, source, _image_folders(rows, name), key)
+
+
+# ---- streams
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """Encoded images that are read while training.
+
+    Args:
+        rows: `datasets.IterableDataset` with the column `image`, of {bytes, path}, and, if there are classes, `label`.
+        label: Type of `label`, or None.
+        source: File, folder or dataset.
+        folders: As in `ImageRows`.
+        fingerprint: Identifies content and order; None if unknown.
+    """
+
+    rows: Any
+    label: Any
+    source: str
+    folders: tuple[str, ...]
+    fingerprint: str | None
+
+
+def stream_images(
+    train_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    dataset_name: str | None = None,
+    dataset_config: str | None = None,
+    dataset_split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    argument: str = "train_file",
+) -> dict[str, ImageStream]:
+    """Streams of images: arguments as of `find_images`. Only the start of the data is read.
+
+    Args:
+        argument: Name of the argument `train_file` in messages.
+
+    Returns:
+        {"train": ...} and, of local folders, possibly "test" and "validation".
+
+    Raises:
+        InputError: An argument or the data is invalid.
+    """
+    columns = image_column, label_column
+    if dataset_name is not None and not os.path.isdir(dataset_name):
+        source = "/".join(filter(None, (dataset_name, dataset_config))) + f" [{dataset_split}]"
+        with translate_dataset_errors(partial(_explain, source)):
+            rows = datasets.load_dataset(dataset_name, dataset_config, split=dataset_split, streaming=True)
+            key = stream_fingerprint(dataset_name, dataset_config)
+            key = None if key is None else _hash(key, dataset_config, dataset_split)
+            return {"train": _hub_stream(rows, *columns, source, dataset_name, key)}
+    given, name = (train_file, argument) if dataset_name is None else (dataset_name, "dataset_name")
+    found = _read_files(_paths(given, name), name, dataset_config, *columns, streaming=True)
+    split = dataset_split if dataset_split in found else SPLITS.get(dataset_split.lower(), dataset_split)
+    if split not in found:
+        hint = "; a stream has no parts of splits" if "[" in split or "+" in split else ""
+        raise InputError(f"dataset_split={dataset_split}: no such split; there are {' '.join(found)}{hint}")
+    return {"train": found[split]} | (found if split == "train" else {})
+
+
+def _stream_tables(
+    files: Sequence[str], image_column: str | None, label_column: str | None, source: str
+) -> ImageStream:
+    """The rows of .parquet and .arrow files."""
+    builder = _table_builder(files, image_column, label_column, source, streaming=True)
+    rows = builder.as_streaming_dataset("train")
+    return ImageStream(rows, builder.info.features.get("label"), source, (), builder.config.content)
+
+
+def _stream_set(one: _Set) -> ImageStream:
+    """The images of a folder, in a random order, because those of a class follow one another."""
+    rows, label = one.rows, datasets.ClassLabel(names=one.names) if one.names else None
+    if label is not None:
+        rows = rows.add_column("label", pa.array(one.codes), feature=label)
+    shards = min(_SHARDS, len(rows))
+    stream = rows.shuffle(seed=0, keep_in_memory=True).to_iterable_dataset(num_shards=shards)
+    return ImageStream(stream, label, one.source, one.folders, _hash(one.key, *one.names, one.codes.tobytes()))
+
+
+def _hub_stream(
+    rows: Any, image_column: str | None, label_column: str | None, source: str, name: str, key: str | None
+) -> ImageStream:
+    """The rows of a dataset that is streamed."""
+    rows = rows if rows.features is not None else rows._resolve_features()
+    if not rows.features:
+        raise InputError(f"{source} contains no images")
+    image = tables.image_column(rows.features, image_column, source)
+    label = tables.label_column(rows.features, label_column, image, source)
+    folders = _image_folders(rows, name)
+    if folders and not os.path.isdir(name):
+        raise InputError(f"{source}: image files on the Hub cannot be streamed: use streaming=False")
+    feature = None if label is None else rows.features[label]
+    names = {image: "image"} | ({} if label is None else {label: "label"})
+    rows = rows.select_columns(list(names)).cast_column(image, datasets.Image(decode=False))
+    rows = rows.rename_columns({old: new for old, new in names.items() if old != new})
+    return ImageStream(rows, feature, source, folders, None if key is None else _hash(key, source, image, label))
+
+
+def first_rows(
+    count: int, train: ImageStream, test: ImageStream | None = None, validation: ImageStream | None = None
+) -> dict[str, ImageRows]:
+    """The first images of streams, in a shuffled order, as rows that are kept in the cache of `datasets`.
+
+    Args:
+        count: At most this number of images of each.
+        train, test, validation: The streams.
+
+    Returns:
+        {"train": ...} and possibly "test" and "validation". Classes are those that occur in any of them.
+
+    Raises:
+        InputError: A stream cannot be read or contains no images.
+    """
+    streams = {"train": train, "test": test, "validation": validation}
+    sets = {split: _first_set(one, count) for split, one in streams.items() if one is not None}
+    classes = tables.sorted_classes({name for one in sets.values() for name in _names(one)})
+    return {split: _as_rows(one, classes) for split, one in sets.items()}
+
+
+def _first_set(stream: ImageStream, count: int) -> _Set:
+    key = _hash(stream.fingerprint or uuid.uuid4().hex, count, STREAM_BUFFER)
+    rows = stream.rows.shuffle(seed=0, buffer_size=STREAM_BUFFER).take(count)
+    features = _IMAGE | ({} if stream.label is None else {"label": stream.label})
+    with translate_dataset_errors(partial(_explain, stream.source)):
+        found = datasets.Dataset.from_generator(
+            partial(iter, rows),
+            features=datasets.Features(features),
+            cache_dir=os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content"),
+            fingerprint=key,
+        )
+    label = None if stream.label is None else "label"
+    return _dataset_set(found, "image", label, stream.source, stream.folders, key)
 
 
 def _image_folders(rows: Any, name: str) -> tuple[str, ...]:
@@ -592,13 +748,13 @@ def _with_common_classes(sets: Mapping[str, _Set], official: set[str]) -> dict[s
     for split, one in sets.items():
         names = _names(one)
         unknown = [name for name in names if name not in classes] if classes else []
-        reason = f"its class {unknown[0]!r} is not a class of the training images" if unknown else None
+        reason = f"{train.source} has no class {unknown[0]!r}" if unknown else None
         if classes and not names:
             reason = "its images have no classes"
         if reason is None:
             used[split] = one
         elif split in official:
-            raise InputError(f"{one.source} cannot be the {split} set: {reason}, which are those of {train.source}")
+            raise InputError(f"{one.source} cannot be the {split} set: {reason}")
         else:
             logger.warning("%s is not used as the %s set: %s", one.source, split, reason)
     if "test" not in used and "validation" in used:

@@ -91,7 +91,7 @@ def _check_exists(features: Mapping[str, Any], name: str, argument: str, source:
 def _is_image(feature: Any) -> bool:
     if isinstance(feature, dict):
         types = {name: getattr(one, "dtype", "") for name, one in feature.items()}
-        return types.get("bytes") in ("binary", "large_binary") and types.keys() <= {"bytes", "path"}
+        return types.get("bytes") in ("binary", "large_binary", "null") and types.keys() <= {"bytes", "path"}
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in ("binary", "large_binary")
 
 

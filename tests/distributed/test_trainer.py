@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.text.collator import TokenCollator
 from fmicl_text.text.tokenization import tokenize_dataset
-from fmicl_text.vision.data import LabeledImages, TrainingRows, collate_images
+from fmicl_text.vision.data import Images, TrainingRows, collate_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel
 from tests.support import (
@@ -201,7 +202,8 @@ def vision_run(output_dir, method, **settings):
     model = ImageContrastiveModel(new_image_encoder(ViTConfig(**TINY_VIT)), 32, head_dim=8)
     model.head = torch.nn.Linear(model.head[0].in_features, 8)
     pixels = torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8)
-    rows = TrainingRows(LabeledImages(pixels, torch.arange(48) % 3, "noise"), 32, None, seed=0)
+    images = Images(torch.arange(48) % 3, tuple("abc"), 3, "noise", np.arange(48, dtype=np.uint64), pixels=pixels)
+    rows = TrainingRows(images, 32, None, seed=0)
 
     def views(images, generator):
         return torch.stack([images.float() / 255, images.flip(-1).float().square() / 65025], dim=1)

@@ -29,7 +29,7 @@ from fmicl_text.vision.data import (
     stratified,
     two_crops,
 )
-from tests.support import image_parquet, picture
+from tests.support import image_parquet, one_fast, picture
 
 
 @pytest.fixture(autouse=True)
@@ -248,7 +248,7 @@ def test_the_first_training_images_are_a_random_sample():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ((9,), r"^held_out must be at most 8 for ten, because at least one of the distinct images .*; got 9$"),
+        ((9,), "^held_out must be at most 8 for ten, so that one distinct image of each class is trained on; got 9$"),
         ((7, 2), r"^validation must be at most 1 for ten, "),
     ],
 )
@@ -286,12 +286,21 @@ def test_official_test_images_replace_held_out_ones():
     assert parts.test is official and len(parts.train) == 10
 
 
+def test_training_images_in_the_test_set_are_counted(caplog):
+    images = in_pixels([0, 1] * 5)
+    split_images(ImageSets(images, images.take([2, 3, 4])))
+    assert "ten: 3 training images are also in the test set" in caplog.text
+
+
 def test_images_without_a_class_are_trained_on():
     images = in_pixels([0, -1, -1, 1, 0, 1, -1, -1])
     train, test, _ = parts_of(images, 2)
     assert set(test) < {0, 3, 4, 5} and sorted(train + test) == list(range(8)) and {1, 2, 6, 7} < set(train)
-    train, test, _ = parts_of(in_pixels([-1] * 10, classes=()))
+    unlabeled = in_pixels([-1] * 10, classes=())
+    train, test, _ = parts_of(unlabeled)
     assert len(test) == 2 and sorted(train + test) == list(range(10))
+    with pytest.raises(InputError, match="at most 9 for ten, so that one distinct image is trained on; got 10"):
+        split_images(ImageSets(unlabeled), 10)
 
 
 @pytest.mark.parametrize(
@@ -408,6 +417,7 @@ def files(tmp_path):
 def test_images_of_many_sizes_stay_files(files):
     assert files.pixels is None and len(files) == 6 and files.skipped[0].startswith("cut.jpg: image file is truncated")
     assert sorted(image.size for image in files.pictures(range(6))) == sorted(SIZES)
+    assert files.pictures([]) == []
     assert [image.size for image in files.pictures([4, 2])] == [files.pictures([i])[0].size for i in (4, 2)]
     some = files.take([3, 1])
     assert np.array_equal(some.hashes, files.hashes[[3, 1]]) and torch.equal(some.labels, files.labels[[3, 1]])
@@ -436,7 +446,7 @@ def test_crops_of_files_are_a_function_of_seed_epoch_and_image(files):
     assert torch.equal(whole[0], whole[1])
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", one_fast(["fork", "spawn"]))
 def test_the_epoch_reaches_persistent_workers(files, context):
     rows = TrainingRows(files, 16, (0.2, 1.0), seed=3)
     loader = DataLoader(rows, 6, num_workers=1, persistent_workers=True, multiprocessing_context=context)
@@ -506,5 +516,8 @@ def test_a_file_that_disappears_during_training(tmp_path):
     images = load_images(folder, held_out=0).train
     for path in (tmp_path / "images").rglob("*.png"):
         path.unlink()
+    rows = TrainingRows(images, 8, None, 0)
     with pytest.raises(InputError, match=r"^[ab]/00.\.png: No such file or directory$"):
-        TrainingRows(images, 8, None, 0)[0]
+        rows[0]
+    with pytest.raises(InputError, match=r"^[ab]/00.\.png: No such file or directory$"):
+        next(iter(DataLoader(rows, 2, num_workers=1)))
