@@ -92,6 +92,7 @@ class ImageEvaluator:
                 check_classes(self.train, images)
             elif len(images) < 2:
                 raise InputError(f"{images.source}: at least 2 held-out images are needed, got {len(images)}")
+        self.greater_is_better = True
         self.primary_metric = "knn_accuracy" if self.has_classes else "view_retrieval"
 
     def describe(self) -> dict[str, str]:
