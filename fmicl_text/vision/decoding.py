@@ -51,12 +51,12 @@ class UnreadableImageError(InputError):
     Args:
         name: The name of its file.
         reason: Why, in one line.
-        is_file_error: Reading the file failed, which may be temporary.
+        is_temporary: The image may be readable later: its file could not be read, or there was too little memory.
     """
 
-    def __init__(self, name: str, reason: str = "", is_file_error: bool = False) -> None:
+    def __init__(self, name: str, reason: str = "", is_temporary: bool = False) -> None:
         super().__init__(f"{name}: {reason}" if reason else name)  # torch passes only a message
-        self.reason, self.is_file_error = reason, is_file_error
+        self.reason, self.is_temporary = reason, is_temporary
 
 
 def open_image(
@@ -108,12 +108,13 @@ def read_encoded(encoded: Mapping[str, Any] | None, folders: Sequence[str] = ())
         return bytes(content)
     if not path or content is not None:
         raise UnreadableImageError(name, "empty")
+    path = os.path.normpath(path)
     if not any(is_below(path, folder) for folder in folders):
         raise UnreadableImageError(name, "a file outside the image folder, which is not read")
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UnreadableImageError(name, "not a file")
-        with open(os.path.normpath(path), "rb") as file:
+        with open(path, "rb") as file:
             return file.read()
     except (OSError, ValueError) as error:
         raise UnreadableImageError(name, getattr(error, "strerror", None) or str(error), True) from error
@@ -131,6 +132,8 @@ def opened(content: bytes, name: str = "image") -> Iterator[Image.Image]:
         raise
     except Image.UnidentifiedImageError as error:
         raise UnreadableImageError(name, why_unidentified(content)) from error
+    except MemoryError as error:
+        raise UnreadableImageError(name, "too little memory", True) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         is_clear = reason and isinstance(error, OSError | ValueError | SyntaxError | Image.DecompressionBombError)
@@ -150,8 +153,11 @@ def why_unidentified(content: bytes) -> str:
     if not content:
         return "empty"
     supported = f"not supported; supported are {', '.join(FORMATS)}"
-    if content[:4] in (b"II*\0", b"MM\0*") and (reason := tiff_layout(content)):
-        return f"{reason} is not supported"
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        channels, bits = tiff_layout(content)
+        if bits in (8, 16, 32, 64) and (channels > 4 or (channels > 1 and bits > 16)):
+            return f"TIFF with {channels} channels of {bits} bits is not supported"
+        return "TIFF with a corrupted header, or in a variant that is not supported"
     for kind in FORMATS:
         accept = Image.OPEN[kind][1]
         if accept is not None and accept(content[:16]) is True:
@@ -162,17 +168,17 @@ def why_unidentified(content: bytes) -> str:
     return f"not an image, or in a format that is {supported}"
 
 
-def tiff_layout(content: bytes) -> str | None:
-    """The channels of a TIFF image, for a message; None if its header is corrupted."""
+def tiff_layout(content: bytes) -> tuple[int, int]:
+    """Number of channels of a TIFF image, and bits per channel; 0 and 0 if its header is corrupted."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
         file = io.BytesIO(content)
         file.seek(tags.next)
         tags.load(file)
-        bits, channels = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)), tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
-        return f"TIFF with {channels} channels of {bits[0]} bits"
+        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        return int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)), int(bits[0])
     except Exception:  # as in `opened`
-        return None
+        return 0, 0
 
 
 def orientation(image: Image.Image) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import PIL
 import torch.distributed as dist
 import xxhash
 from tqdm.auto import tqdm
@@ -49,7 +50,7 @@ def scan_images(found: ImageRows, progress: bool = True) -> Scan:
     """Decode every image once, in threads, JPEG images at an eighth of their size.
 
     With several processes, each decodes its share, and all receive the same result. It is cached in the folder of
-    `datasets` by the fingerprint of the images, unless a file could not be read.
+    `datasets` by the fingerprint of the images and the version of Pillow, unless a file could not be read.
 
     Args:
         found: The images, the same in every process.
@@ -58,7 +59,8 @@ def scan_images(found: ImageRows, progress: bool = True) -> Scan:
     Raises:
         InputError: The rows cannot be read, or processes have different numbers of images.
     """
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "fmicl_text" / f"images-{found.fingerprint}-{VERSION}.npz"
+    name = f"images-{found.fingerprint}-{VERSION}-pillow-{PIL.__version__}.npz"
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "fmicl_text" / name
     cached = read_scan(path, len(found.rows))
     answers = exchange((len(found.rows), cached is not None))
     if len({count for count, _ in answers}) > 1:
@@ -127,7 +129,7 @@ def scan_block(found: ImageRows, start: int) -> tuple[Scan, bool]:
             scan.hashes[i] = xxhash.xxh3_64_intdigest(content)
         except UnreadableImageError as error:
             scan.sizes[i], scan.reasons[i] = 0, error.reason
-            is_complete &= not error.is_file_error
+            is_complete &= not error.is_temporary
     return scan, is_complete
 
 

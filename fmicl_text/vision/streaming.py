@@ -20,7 +20,8 @@ from fmicl_text.errors import InputError
 from fmicl_text.loading import translate_dataset_errors
 from fmicl_text.vision.data import Crop, ImageSets, check_channels, check_counts, read_images, split_images, two_crops
 from fmicl_text.vision.decoding import UnreadableImageError, read_encoded
-from fmicl_text.vision.sources import STREAM_BUFFER, ImageStream, first_rows, stream_images
+from fmicl_text.vision.readers import ImageStream
+from fmicl_text.vision.sources import STREAM_BUFFER, first_rows, stream_images
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +63,14 @@ def load_image_stream(
         raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
     columns = image_column, label_column
     streams = stream_images(train_file, dataset_name, dataset_config, dataset_split, *columns)
+    official = {"test"} if (test_file or test_split) is not None else set()
+    if test_file is not None and test_split is not None:
+        raise InputError(f"test_file={test_file} and test_split={test_split} are both given: pass one of them")
     if test_file is not None:
         streams["test"] = stream_images(test_file, None, None, "train", *columns, argument="test_file")["train"]
     elif test_split is not None:
         streams["test"] = stream_images(train_file, dataset_name, dataset_config, test_split, *columns)["train"]
-    elif "test" not in streams and "validation" in streams:
-        streams["test"] = streams.pop("validation")
-    found = first_rows(max(START, 2 * ((held_out or 0) + validation)), **streams)
+    found = first_rows(max(START, 2 * ((held_out or 0) + validation)), **streams, official=official)
     sets = {split: read_images(rows, channels, progress)[0] for split, rows in found.items()}
     return streams["train"], split_images(ImageSets(**sets), held_out, validation)
 
@@ -115,8 +117,8 @@ class StreamedRows(IterableDataset):
         is_distributed = dist.is_available() and dist.is_initialized()
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if is_distributed else (0, 1)
         self.stream = split_dataset_by_node(rows, self.rank, self.world_size) if self.world_size > 1 else rows
-        # Of each worker, which has a copy of this object: the number of images that could not be decoded, and whether it
-        # has no images to train on.
+        # Of each worker, which has a copy of this object: the number of images that could not be decoded, and whether
+        # it has no images to train on.
         self.unreadable = torch.zeros(MOST_WORKERS, dtype=torch.long).share_memory_()
         self.has_none = torch.zeros(MOST_WORKERS, dtype=torch.bool).share_memory_()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,9 @@ import pyarrow.parquet as pq
 
 from fmicl_text.errors import InputError
 
-# Names of columns that are found without an argument.
+logger = logging.getLogger(__name__)
+
+# Names of columns, in any case, that are found without an argument.
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "class", "target", "fine_label", "category", "cls")
 _ROWS_FORMAT = "1"  # increment when the rows change, so that cached rows of older versions are not reused
@@ -38,8 +41,9 @@ def image_column(features: Mapping[str, Any], name: str | None, source: str) -> 
         _check_exists(features, name, "image_column", source)
         column = name
     else:
-        named = [one for one in IMAGE_NAMES if one in features]
-        found = named or [one for one, feature in features.items() if _is_image(feature)]
+        images = [one for one, feature in features.items() if _is_image(feature)]
+        named = [one for one in features if one.lower() in IMAGE_NAMES]
+        found = [one for one in named if one in images] or images or named
         if len(found) != 1:
             which = f"columns {' and '.join(map(repr, found))} may be the images" if found else "no column of images"
             raise InputError(f"{source}: {which}: select one with image_column; its columns are {list(features)}")
@@ -67,7 +71,8 @@ def label_column(features: Mapping[str, Any], name: str | None, image: str, sour
         _check_exists(features, name, "label_column", source)
         found = [name]
     else:
-        found = [one for one in LABEL_NAMES if one in features and one != image]
+        named = [one for one in features if one.lower() in LABEL_NAMES and one != image]
+        found = [one for one in named if _is_label(features[one])] or named
         found = found or [one for one, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if len(found) > 1:
         raise InputError(
@@ -75,6 +80,8 @@ def label_column(features: Mapping[str, Any], name: str | None, image: str, sour
         )
     if found and not _is_label(features[found[0]]):
         raise not_classes(source, found[0], kind_of(features[found[0]]))
+    if not found and (others := [one for one in features if one != image]):
+        logger.warning("%s: none of the columns %s is known to be the classes (label_column)", source, others)
     return found[0] if found else None
 
 
@@ -91,7 +98,7 @@ def _check_exists(features: Mapping[str, Any], name: str, argument: str, source:
 def _is_image(feature: Any) -> bool:
     if isinstance(feature, dict):
         types = {name: getattr(one, "dtype", "") for name, one in feature.items()}
-        return types.get("bytes") in ("binary", "large_binary", "null") and types.keys() <= {"bytes", "path"}
+        return types.get("bytes") in ("binary", "large_binary", "null")
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in ("binary", "large_binary")
 
 
@@ -141,7 +148,7 @@ def _class_name(value: Any, feature: Any, column: str, source: str) -> str | Non
     return str(value)
 
 
-def sorted_classes(names: Sequence[str]) -> tuple[str, ...]:
+def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Names in order, with the numbers in them by value: a2 before a10."""
 
     def key(name: str) -> tuple[list[tuple[bool, int, str]], str]:

@@ -224,8 +224,8 @@ def png_of_size(width, height):
     )
 
 
-def tiff_of_channels(channels):
-    tags = [(256, 4, 2), (257, 4, 2), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, channels)]
+def tiff_of_channels(channels, bits=8):
+    tags = [(256, 4, 2), (257, 4, 2), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, channels)]
     tags += [(278, 4, 2), (279, 4, 4 * channels)]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
@@ -247,6 +247,8 @@ JPEG = picture(size=(300, 300), kind="JPEG")["bytes"]
         (b"version https://git-lfs.github.com/spec/v1", "^Git LFS pointer is not supported"),
         (b"some text", "^not an image, or in a format that is not supported"),
         (tiff_of_channels(5), "^TIFF with 5 channels of 8 bits is not supported$"),
+        (tiff_of_channels(3, bits=32), "^TIFF with 3 channels of 32 bits is not supported$"),
+        (tiff_of_channels(3)[:40], "^TIFF with a corrupted header, or in a variant that is not supported$"),
         (JPEG[: len(JPEG) // 2], "truncated"),
         (picture(size=(64, 64))["bytes"][:500], "truncated"),
         (b"\xff\xd8\xff" + bytes(9), "^JPEG with a corrupted or truncated header$"),
@@ -258,7 +260,7 @@ def test_the_reason_why_an_image_is_unreadable(content, reason, draft):
     with pytest.raises(UnreadableImageError) as error:
         open_image({"bytes": content, "path": "holiday.x"}, 3, draft=draft)
     assert re.search(reason, error.value.reason) and str(error.value) == f"holiday.x: {error.value.reason}"
-    assert not error.value.is_file_error
+    assert not error.value.is_temporary
 
 
 def test_pillows_warnings_are_silent(recwarn, monkeypatch):
@@ -303,7 +305,7 @@ def test_files_are_read_only_below_the_folders(tmp_path):
         open_image({"bytes": None, "path": str(tmp_path / "images" / "pipe.png")}, 3, folders)
     with pytest.raises(UnreadableImageError, match=r"absent\.png: No such file") as error:
         open_image({"bytes": None, "path": str(tmp_path / "images" / "absent.png")}, 3, folders)
-    assert error.value.is_file_error
+    assert error.value.is_temporary
     for encoded in (None, {"bytes": None, "path": None}, {"bytes": b"", "path": str(inside)}):
         with pytest.raises(UnreadableImageError, match="empty"):
             open_image(encoded, 3, folders)

@@ -92,6 +92,18 @@ def test_a_file_that_cannot_be_read_is_tried_again(found):
     check(scan_images(found))
 
 
+def test_too_little_memory_is_tried_again(found, monkeypatch):
+    decode = module.to_picture
+
+    def fail(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "to_picture", fail)
+    assert scan_images(found).reasons[3] == "too little memory"
+    monkeypatch.setattr(module, "to_picture", decode)
+    check(scan_images(found))
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(found, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")

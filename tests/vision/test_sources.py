@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fmicl_text.errors import InputError
-from fmicl_text.vision.sources import find_images
+from fmicl_text.vision.sources import find_images, first_rows, stream_images
 from tests.support import image_parquet, picture
 
 
@@ -449,8 +449,8 @@ def test_a_table_is_read_again_when_it_changes(tmp_path):
 
 
 def test_large_files_are_not_hashed(tmp_path, monkeypatch):
-    monkeypatch.setattr("fmicl_text.vision.sources._HASHED_BYTES", 10)
-    monkeypatch.setattr("fmicl_text.vision.sources.cache_of", None)
+    monkeypatch.setattr("fmicl_text.vision.readers._HASHED_BYTES", 10)
+    monkeypatch.setattr("fmicl_text.vision.readers.cache_of", None)
     path = write_table(tmp_path / "t.parquet", image=encoded(), label=[0, 0, 1, 1])
     first = find_images(path)["train"]
     write_table(tmp_path / "t.parquet", image=encoded(), label=[1, 0, 0, 0])
@@ -599,11 +599,83 @@ def test_a_test_split_without_labels(tmp_path):
         find_images(str(tmp_path), test_split="test")
 
 
+def test_a_test_set_without_the_columns_is_not_used(tmp_path, caplog):
+    write_table(tmp_path / "train.parquet", image=encoded(), kind=[0, 1, 0, 1])
+    write_table(tmp_path / "test.parquet", image=encoded(), other=[0, 1, 0, 1])
+    assert set(find_images(str(tmp_path), label_column="kind")) == {"train"}
+    assert re.search("the test set is not used: .*has no column 'kind'", caplog.text)
+    with pytest.raises(InputError, match="has no column 'kind'"):
+        find_images(str(tmp_path), label_column="kind", test_split="test")
+
+
+def test_a_selected_test_set_leaves_the_validation_set(tmp_path):
+    make(tmp_path, *(f"{split}/{name}/0.png" for split in ("train", "val", "test") for name in "ab"))
+    found = find_images(str(tmp_path), test_split="test")
+    assert {split: os.path.basename(rows.source) for split, rows in found.items()} == {
+        "train": "train", "test": "test", "validation": "val",
+    }  # fmt: skip
+    found = find_images(str(tmp_path), test_split="val")
+    assert {split: os.path.basename(rows.source) for split, rows in found.items()} == {"train": "train", "test": "val"}
+
+
+def test_columns_are_found_by_name_and_type(tmp_path, caplog):
+    def found(**columns):
+        rows = find_images(write_table(tmp_path / "t.parquet", **columns))["train"]
+        assert len(rows.rows[0]["image"]["bytes"]) > 9
+        return rows.classes
+
+    assert found(Image=encoded(), Label=list("abab")) == ("a", "b")
+    assert found(image=list("wxyz"), jpg=encoded(), label=[[0]] * 4, target=[1, 2, 1, 2]) == ("1", "2")
+    image = pa.array([{"bytes": one, "path": None, "width": 8} for one in encoded()])
+    assert found(image=image, mask=image, kind=list("abab")) == ()
+    assert "none of the columns ['mask', 'kind'] is known to be the classes (label_column)" in caplog.text
+
+
+def test_datasets_on_the_hub(monkeypatch):
+    """By a stand-in for `datasets.load_dataset`."""
+    names, asked, commit = ["b", "a"], [], "0123456789" * 4
+    features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=names)})
+
+    def load_dataset(name, config, split, streaming=False, **options):
+        asked.append((name, config, split, streaming))
+        columns = {
+            "img": [picture(seed=i) for i in range(4)],
+            "fine_label": [0, 1, 1, 0] if split == "train" else [-1] * 4,
+        }
+        rows = datasets.Dataset.from_dict(columns, features=features)
+        rows.info.download_checksums = {f"hf://datasets/{name}@{commit}/x.parquet": {}}
+        return rows.to_iterable_dataset() if streaming else rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("fmicl_text.vision.readers.stream_fingerprint", lambda name, config: f"{name} {config}")
+    found = find_images(dataset_name="who/pictures", dataset_config="tiny")
+    assert set(found) == {"train"} and found["train"].labels.tolist() == [1, 0, 0, 1]
+    assert found["train"].classes == ("a", "b") and found["train"].source == f"who/pictures/tiny [train] @{commit}"
+    with pytest.raises(InputError, match=r"\[test\] @\w+ cannot be the test set: its images have no classes"):
+        find_images(dataset_name="who/pictures", test_split="test")
+    stream = stream_images(dataset_name="who/pictures", dataset_config="tiny")["train"]
+    assert sorted(first_rows(9, stream)["train"].labels.tolist()) == [0, 0, 1, 1]
+    assert len({stream_images(dataset_name="who/pictures", dataset_config=c)["train"].fingerprint for c in "ab"}) == 2
+    assert asked == [
+        ("who/pictures", "tiny", "train", False),
+        ("who/pictures", None, "train", False),
+        ("who/pictures", None, "test", False),
+        ("who/pictures", "tiny", "train", True),
+        *(("who/pictures", config, "train", True) for config in "ab"),
+    ]
+
+
 def test_two_sources_or_none():
     for options in ({}, {"train_file": "a", "dataset_name": "b"}):
         with pytest.raises(InputError, match="exactly one of train_file and dataset_name is needed"):
             find_images(**options)
     with pytest.raises(InputError, match="test_file=a and test_split=b are both given"):
         find_images("x", test_file="a", test_split="b")
-    with pytest.raises(InputError, match=r"absent/data \[train\]: "):
-        find_images(dataset_name="absent/data")
+    for name, message in (
+        ("absent/data", r"absent/data \[train\]: .*without a network, pass a train_file"),
+        ("./absent", r"^dataset_name=\./absent: no such folder$"),
+        (__file__, r"^dataset_name=.* is a file: pass it as train_file$"),
+    ):
+        for find in (find_images, stream_images):
+            with pytest.raises(InputError, match=message):
+                find(dataset_name=name)

@@ -1,5 +1,7 @@
 """Streamed images: the same images as without streaming, split over processes and workers, skipped and counted."""
 
+import gc
+import io
 import itertools
 import os
 
@@ -9,14 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import IterableDatasetShard
+from PIL import Image
 from torch.utils.data import DataLoader
 
+from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.errors import InputError
+from fmicl_text.training.trainer import FMICLTrainer
 from fmicl_text.vision import streaming
 from fmicl_text.vision.data import ImageSets, collate_images, load_images
+from fmicl_text.vision.encoder import new_image_encoder
+from fmicl_text.vision.model import ImageContrastiveModel
 from fmicl_text.vision.sources import first_rows, stream_images
 from fmicl_text.vision.streaming import StreamedRows, load_image_stream
-from tests.support import picture, run_ranks
+from fmicl_text.vision.views import ImageViews
+from tests.support import IMAGE_FAMILIES, picture, run_ranks, same, weights
 
 CROP = (0.3, 1.0)
 
@@ -24,6 +34,9 @@ CROP = (0.3, 1.0)
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    yield
+    gc.collect()  # closes unfinished streams, whose threads do not exist in the processes of the next test
 
 
 def shards(folder, count=24, num_shards=3, broken=(), names=("cat", "dog")):
@@ -38,16 +51,12 @@ def shards(folder, count=24, num_shards=3, broken=(), names=("cat", "dog")):
 
 
 def gray(value):
-    import io
-
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.new("RGB", (6, 5), (value,) * 3).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def rows_of(path, workers=0, excluded=None, seed=3, batch_size=4, **options):
+def rows_of(path, excluded=None, seed=3, batch_size=4, **options):
     stream = stream_images(path)["train"]
     return StreamedRows(stream, excluded, 3, 4, CROP, seed, batch_size, **options)
 
@@ -58,11 +67,8 @@ def values(batches):
 
 def test_every_pass_has_every_image_once_in_another_order(tmp_path):
     rows = rows_of(shards(tmp_path / "data"))
-    first, second = (
-        (values(part) for part in itertools.batched(itertools.islice(rows, 48), 24))
-        if hasattr(itertools, "batched")
-        else (lambda found: (found[:24], found[24:]))(values(itertools.islice(rows, 48)))
-    )
+    found = values(itertools.islice(rows, 48))
+    first, second = found[:24], found[24:]
     assert sorted(first) == sorted(second) == list(range(24)) and first != second and first != sorted(first)
     assert values(itertools.islice(rows_of(shards(tmp_path / "data")), 24)) == first
     assert values(itertools.islice(rows_of(shards(tmp_path / "data"), seed=4), 24)) != first
@@ -70,7 +76,7 @@ def test_every_pass_has_every_image_once_in_another_order(tmp_path):
 
 def test_rows_are_the_crops_of_the_images(tmp_path):
     with open(tmp_path / "t.parquet", "wb") as file:
-        pq.write_table(pa.table({"image": [picture(size=(40, 30), seed=i)["bytes"] for i in range(5)]}), file)
+        pq.write_table(pa.table({"image": [picture(size=(120, 100), seed=i)["bytes"] for i in range(5)]}), file)
     path = str(tmp_path / "t.parquet")
     images = load_images(path, held_out=0, progress=False).train
     streamed = list(itertools.islice(rows_of(path), 10))
@@ -91,6 +97,14 @@ def test_workers_share_the_images(tmp_path, persistent):
         assert set(itertools.chain.from_iterable(batches)) >= set(range(8))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_continues_at_the_same_image(tmp_path, workers):
+    loader = DataLoader(rows_of(shards(tmp_path / "data")), 5, num_workers=workers, collate_fn=collate_images)
+    batches = [batch["images"] for batch in itertools.islice(loader, 9)]
+    resumed = [batch["images"] for batch in itertools.islice(skip_first_batches(loader, 7), 2)]
+    assert torch.equal(torch.stack(batches[7:]), torch.stack(resumed))
+
+
 def test_more_workers_than_shards(tmp_path):
     loader = DataLoader(rows_of(shards(tmp_path / "data", 8, 1)), 4, num_workers=2, collate_fn=collate_images)
     found = [values(batch["images"]) for batch in itertools.islice(loader, 4)]
@@ -98,8 +112,6 @@ def test_more_workers_than_shards(tmp_path):
 
 
 def share(rank, path, batch_size):
-    from accelerate.data_loader import IterableDatasetShard
-
     rows = rows_of(path, batch_size=batch_size)
     shard = IterableDatasetShard(rows, batch_size, num_processes=2, process_index=rank)
     return values(itertools.islice(shard, 12)), rows.fingerprint()
@@ -126,9 +138,11 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path, workers, caplog):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_readable_image_is_an_error(tmp_path, workers):
     rows = rows_of(shards(tmp_path / "data", 6, 3, broken=range(6)))
-    loader = DataLoader(rows, 2, num_workers=workers, collate_fn=collate_images)
+    batches = iter(DataLoader(rows, 2, num_workers=workers, collate_fn=collate_images))
     with pytest.raises(InputError, match=r"data: no image can be trained on: "):
-        list(itertools.islice(loader, 3))
+        list(itertools.islice(batches, 3))
+    if workers:
+        batches._shutdown_workers()  # the garbage collector would need 5 s
 
 
 def test_a_worker_without_readable_images_does_not_end_the_others(tmp_path):
@@ -175,6 +189,16 @@ def test_official_test_sets(tmp_path):
     assert found.test.classes == found.train.classes == ("cat", "dog", "eel")
 
 
+def test_a_test_set_without_classes(tmp_path, caplog):
+    path = shards(tmp_path / "data", 12)
+    with open(tmp_path / "data" / "test.parquet", "wb") as file:
+        pq.write_table(pa.table({"image": [gray(i) for i in range(4)], "label": [None] * 4}), file)
+    assert len(load_image_stream(path, progress=False)[1].test) == 2
+    assert "cannot be the test set: its images have no classes" in caplog.text
+    with pytest.raises(InputError, match="cannot be the test set: its images have no classes"):
+        load_image_stream(path, test_split="test", progress=False)
+
+
 def test_a_folder_of_images_is_streamed_in_a_random_order(tmp_path):
     for i in range(40):
         file = tmp_path / "data" / f"class{i // 20}" / f"{i}.png"
@@ -185,6 +209,33 @@ def test_a_folder_of_images_is_streamed_in_a_random_order(tmp_path):
     assert stream.rows.num_shards > 2
     trained = values(itertools.islice(StreamedRows(stream, sets, 3, 4, CROP, 0, 4), 30))
     assert len(set(trained)) == 30 and len({value // 20 for value in trained[:10]}) == 2
+
+
+def image_trainer(path, output_dir, workers, **settings):
+    torch.manual_seed(0)
+    config = IMAGE_FAMILIES["resnet, small stem"][0]
+    model = ImageContrastiveModel(new_image_encoder(type(config).from_dict(config.to_dict())), 16, head_dim=8)
+    args = VisionTrainingArguments(
+        str(output_dir), per_device_train_batch_size=4, max_steps=6, eval_strategy="no", save_strategy="steps",
+        save_steps=4, dataloader_num_workers=workers, dataloader_persistent_workers=workers > 0, **settings,
+    )  # fmt: skip
+    rows = StreamedRows(stream_images(path)["train"], None, 3, 8, CROP, args.seed, 4)
+    views = ImageViews("cifar", 8, (0.5,) * 3, (0.25,) * 3)
+    return FMICLTrainer(model, args, train_dataset=rows, data_collator=collate_images, views=views)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_is_resumed_exactly(tmp_path, workers):
+    """From step 4 of 6, in the second pass."""
+    path = shards(tmp_path / "data", 14, broken=(5,))
+    whole = image_trainer(path, tmp_path / "run", workers)
+    whole.train()
+    resumed = image_trainer(path, tmp_path / "run", workers, overwrite_output_dir=False)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    assert same(weights(whole), weights(resumed))
+    other = image_trainer(shards(tmp_path / "other", 13), tmp_path / "run", workers)
+    with pytest.raises(InputError, match=r"was written by a different run: data"):
+        other.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
 
 
 def test_max_train_samples(tmp_path):
