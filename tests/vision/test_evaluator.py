@@ -90,6 +90,17 @@ def test_a_row_of_the_table_comes_from_the_pass_of_the_score():
     assert raw["logistic regression"] == logistic_accuracy(pixels[0], train.labels, pixels[1], test.labels)
 
 
+@pytest.mark.parametrize("most, times", [(2**30, 1), (1000, 3)])
+def test_small_images_are_preprocessed_once(monkeypatch, most, times):
+    """Else they would be at each of hundreds of evaluations."""
+    monkeypatch.setattr("fmicl_text.vision.evaluator.MOST_KEPT", most)
+    train, test, seen = LabeledPictures(90), LabeledPictures(70, 1), []
+    train.pictures, original = lambda rows, draft=None: seen.extend(rows) or original(rows, draft), train.pictures
+    evaluator, encoder = make(train, test), Patches()
+    scores = evaluator(encoder)
+    assert evaluator(encoder) == evaluator(encoder) == scores and len(seen) == times * 90
+
+
 def test_scores_of_validation_images_and_a_table_of_test_images():
     train, test, validation = LabeledPictures(90), LabeledPictures(70, 1), LabeledPictures(40, 2)
     evaluator, encoder = make(train, test, validation=validation), Patches()
