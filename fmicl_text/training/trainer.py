@@ -46,6 +46,7 @@ from fmicl_text.training.callbacks import (
 )
 from fmicl_text.training.checkpoint import STATE, UNFINISHED
 from fmicl_text.training.checkpointer import Checkpointer
+from fmicl_text.training.epochs import for_live_workers
 from fmicl_text.training.interface import check_arguments, check_interface, is_overridden, set_evaluation_batch
 from fmicl_text.training.metrics import TrainingMetrics
 from fmicl_text.training.output_dir import REPLACED, OutputDir, create_folder, remove_empty
@@ -139,6 +140,7 @@ class FMICLTrainer(Trainer):
         self.model_init: Any = model_init
         self.raw_dataset = train_dataset if data_collator is None else None
         self.train_dataset: Any = train_dataset
+        self.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # for workers that live on
         self.data_collator: Any = data_collator
         if model_init is None:
             module: Any = self.with_data(model)
@@ -412,10 +414,17 @@ class FMICLTrainer(Trainer):
         return TrainOutput(self.state.global_step, float("nan"), {})
 
     def get_train_dataloader(self) -> Any:
-        """As in the base class; workers ignore signals that end training because the last step needs their batch."""
+        """As in the base class; workers ignore signals that end training because the last step needs their batch, and
+        the epoch reaches workers that live on."""
         if self.train_dataset is None:
             raise InputError("train_dataset is required to train")
-        loader: Any = super().get_train_dataloader()
+        rows = self.train_dataset
+        try:
+            if self.args.dataloader_persistent_workers:
+                self.train_dataset = for_live_workers(rows, self.shared_epoch)
+            loader: Any = super().get_train_dataloader()
+        finally:
+            self.train_dataset = rows
         self.graceful_stop.workers.watch(getattr(loader, "base_dataloader", loader))
         return loader
 
