@@ -368,7 +368,7 @@ class FMICLTrainer(Trainer):
         Raises:
             InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data, batches or
                 processes, or to a finished run with other settings; the output folder contains another run, or another
-                process trains into it; or there is too little space on the disk.
+                process trains into it; a DataLoader worker was killed; or there is too little space on the disk.
             NonFiniteError: The loss or a gradient is not finite.
             Interrupted: After a signal; a checkpoint was saved.
         """
@@ -387,6 +387,13 @@ class FMICLTrainer(Trainer):
                     raise
                 reason = str(error).strip().splitlines()[-1].partition("InputError: ")[2]  # after its traceback
                 raise InputError(reason) from error
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                reason = " ".join(str(error).split()).rstrip(".")
+                raise InputError(
+                    f"{reason}; if memory ran out, reduce dataloader_num_workers or dataloader_prefetch_factor"
+                ) from error
             except UnpicklingError as error:  # a file that matches the manifest but has invalid content
                 raise InputError(f"{checkpoint} cannot be read: a file is corrupted or contains code") from error
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:

@@ -177,6 +177,49 @@ def test_a_signal_to_all_processes(bert_folder, tmp_path, method, number):
     assert done.returncode == 0 and "DataLoader worker" not in done.stderr
 
 
+class KillWorker(TrainerCallback):
+    """Kills a worker, as the kernel does when memory runs out."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            psutil.Process().children()[0].kill()
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_worker_that_is_killed_is_one_line(bert_folder, tmp_path, persistent):
+    settings = {"dataloader_num_workers": 2, "dataloader_persistent_workers": persistent, "max_steps": 200}
+    trainer = make_trainer(bert_folder, tmp_path, dataset=RowsOfEpoch(), **settings)
+    trainer.add_callback(KillWorker())
+    with pytest.raises(InputError, match=r"^DataLoader worker .*killed.*; if memory ran out, reduce ") as error:
+        trainer.train()
+    assert "\n" not in str(error.value) and not psutil.Process().children()
+
+
+class Broken(RowsOfEpoch):
+    """A dataset that raises an error in the second epoch."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def __getitem__(self, i):
+        if self.epoch == 1:
+            raise self.error
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_dataset_in_a_worker(bert_folder, tmp_path, workers):
+    """An InputError is one line; others keep their type and, from a worker, the traceback there."""
+    settings = {"max_steps": 20, "dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
+    with pytest.raises(InputError, match="^row 7 is empty$"):
+        make_trainer(bert_folder, tmp_path / "input", dataset=Broken(InputError("row 7 is empty")), **settings).train()
+    with pytest.raises(ZeroDivisionError, match="a mistake") as error:
+        make_trainer(bert_folder, tmp_path / "bug", dataset=Broken(ZeroDivisionError("a mistake")), **settings).train()
+    assert workers == 0 or ("Original Traceback" in str(error.value) and "in __getitem__" in str(error.value))
+    assert not psutil.Process().children()
+
+
 def test_datasets_are_sent_to_spawned_workers():
     epoch = torch.zeros((), dtype=torch.long).share_memory_()
     for dataset, kind in ((RowsOfEpoch(), EpochRows), (StreamOfEpoch(), EpochStream)):
