@@ -168,8 +168,7 @@ def open_preprocessing(
                 resolve_model_path(model_name_or_path), revision=revision, trust_remote_code=False
             )
             settings = processor.to_dict() | {"do_convert_rgb": channels == 3}
-            for name in ("auto_map", "processor_class"):  # code and a tokenizer, which are not saved with the encoder
-                settings.pop(name, None)
+            settings.pop("auto_map", None)  # the code is not saved with the encoder
             own = square_size(open_settings(settings), channels)
     except InputError:
         raise
