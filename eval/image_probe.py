@@ -202,6 +202,7 @@ def main() -> None:
         train, _ = loaded[channels]
         preprocessing = preprocessing_of(args, path, encoder, train)
         encoder.width(preprocessing.size)  # raises if the model does not accept this size
+        encoder.check_shapes(preprocessing)
         if is_first:
             add("raw pixels", {}, None, new_preprocessing(min(preprocessing.size, RAW_SIZE), *train.mean_and_std()))
         torch.manual_seed(args.seed)

@@ -69,8 +69,10 @@ class NearestNeighbors:
                 keep_largest(keys, (rows @ columns)[:, : len(block)], names)
 
     def gather(self) -> None:
-        """Combine the neighbors that all processes have found. Every process must call this."""
+        """Combine the neighbors that all processes have found. Every process must call this, after its last row: the
+        memory of the test rows is released."""
         self.compare()
+        self.test = self.test[:0].clone()
         for keys in self.keys.split(TEST_BLOCK):
             everyone = torch.cat(gather_rows(keys, [len(keys)] * world_size())).unflatten(0, (-1, len(keys)))
             keys.copy_(everyone.movedim(0, 1).flatten(1).topk(keys.shape[1], dim=1).values)
@@ -91,7 +93,7 @@ class NearestNeighbors:
                 ballots.scatter_add_(1, neighbors[:, :k], votes)
                 predicted = torch.from_numpy(ballots.numpy().argmax(1)).where(found[:, 0], -1)  # the first of equals
                 right[k, temperature] += int((predicted == labels).sum())
-        return {which: 100 * count / len(self.test) for which, count in right.items()}
+        return {which: 100 * count / len(self.keys) for which, count in right.items()}
 
 
 def keep_largest(keys: Tensor, cosine: Tensor, labels: Tensor) -> None:

@@ -70,6 +70,7 @@ class SetEpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         epoch = int(state.epoch or 0)
+        self.trainer.shared_epoch.fill_(epoch)
         if self.trainer.length_sampler is not None:
             self.trainer.length_sampler.set_epoch(epoch)
         dataset: Any = self.trainer.train_dataset

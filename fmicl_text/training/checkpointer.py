@@ -159,7 +159,7 @@ class Checkpointer:
         run |= {"processes": args.world_size, "precision": trainer.accelerator.mixed_precision}
         run |= {"device": args.device.type, "float32_products": float32_products(args.device.type)}
         run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
-        run |= {"dataloader_num_workers": args.dataloader_num_workers} if has_several_shards(rows) else {}
+        run |= workers_of_order(rows, args.dataloader_num_workers)
         run |= {"callbacks": self.callback_settings(), "save_only_model": args.save_only_model}
         run |= {"data": dataset_fingerprint(rows), **{name: library_versions().get(name) for name in VERSIONS}}
         for part in (trainer.data_collator, trainer.evaluator):
@@ -354,6 +354,10 @@ def optimizer_state_ratio(trainer: Any) -> float:
     return sum(value.numel() * value.element_size() for value in state) / (weight.numel() * weight.element_size())
 
 
-def has_several_shards(rows: Any) -> bool:
-    """Whether rows are a stream of several shards, whose order depends on the number of DataLoader workers."""
-    return isinstance(rows, IterableDataset) and getattr(getattr(rows, "stream", rows), "num_shards", 2) > 1
+def workers_of_order(rows: Any, workers: int) -> dict[str, int]:
+    """The number of DataLoader workers if the order of rows depends on it. A stream of one shard is read by one worker,
+    but a worker shuffles it in another order than the main process."""
+    if not isinstance(rows, IterableDataset):
+        return {}
+    shards = getattr(getattr(rows, "stream", rows), "num_shards", workers)
+    return {"dataloader_num_workers": min(workers, 1) if shards == 1 else workers}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -24,15 +26,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HANDLED = (*SIGNALS, signal.SIGPIPE)
 
 
-def ignore_signals_in_worker(worker_init_fn: Callable[[int], None] | None, parent: int, worker: int) -> None:
-    """Initialize a DataLoader worker that ignores signals while its parent runs: the step in progress still needs its
-    batch. The parent kills its workers when training ends; see `Workers`.
+def ignore_signals_in_worker(worker_init_fn: Callable[[int], None] | None, worker: int) -> None:
+    """Initialize a DataLoader worker that ignores signals while its parent (the trainer's process or its fork server)
+    runs: the step in progress still needs its batch. Workers are killed when training ends; see `Workers`.
 
     Args:
         worker_init_fn: The DataLoader's own initialization.
-        parent: Process ID of the parent.
         worker: Number of the worker.
     """
+    parent = os.getppid()
 
     def ignore(number: int, frame: Any) -> None:
         if os.getppid() != parent:
@@ -40,6 +42,7 @@ def ignore_signals_in_worker(worker_init_fn: Callable[[int], None] | None, paren
 
     for number in SIGNALS:
         signal.signal(number, ignore)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     if worker_init_fn is not None:
         worker_init_fn(worker)
 
@@ -51,16 +54,25 @@ class Workers:
         self.processes: list[Any] = []
 
     def watch(self, loader: Any) -> None:
-        """Remember the workers that a DataLoader starts, and let them ignore signals."""
+        """Remember the workers that a DataLoader starts, and let them ignore signals. While they start, signals are
+        blocked, in them too: a signal to all processes would end a worker that does not yet ignore it, and a fork
+        server, without which workers end."""
         start = loader._get_iterator
 
         def start_and_remember() -> Any:
-            iterator = start()
+            context = loader.multiprocessing_context or multiprocessing.get_context()
+            if loader.num_workers and context.get_start_method() != "fork":
+                resource_tracker.ensure_running()  # its start would unblock signals
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                iterator = start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self.processes = list(getattr(iterator, "_workers", []))
             return iterator
 
         loader._get_iterator = start_and_remember
-        loader.worker_init_fn = partial(ignore_signals_in_worker, loader.worker_init_fn, os.getpid())
+        loader.worker_init_fn = partial(ignore_signals_in_worker, loader.worker_init_fn)
 
     def kill(self) -> None:
         """Kill the workers that still run. Torch's handler of SIGCHLD would report them as an error."""

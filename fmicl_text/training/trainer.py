@@ -46,6 +46,7 @@ from fmicl_text.training.callbacks import (
 )
 from fmicl_text.training.checkpoint import STATE, UNFINISHED
 from fmicl_text.training.checkpointer import Checkpointer
+from fmicl_text.training.epochs import for_live_workers
 from fmicl_text.training.interface import check_arguments, check_interface, is_overridden, set_evaluation_batch
 from fmicl_text.training.metrics import TrainingMetrics
 from fmicl_text.training.output_dir import REPLACED, OutputDir, create_folder, remove_empty
@@ -139,6 +140,7 @@ class FMICLTrainer(Trainer):
         self.model_init: Any = model_init
         self.raw_dataset = train_dataset if data_collator is None else None
         self.train_dataset: Any = train_dataset
+        self.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # for workers that live on
         self.data_collator: Any = data_collator
         if model_init is None:
             module: Any = self.with_data(model)
@@ -366,7 +368,7 @@ class FMICLTrainer(Trainer):
         Raises:
             InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data, batches or
                 processes, or to a finished run with other settings; the output folder contains another run, or another
-                process trains into it; or there is too little space on the disk.
+                process trains into it; a DataLoader worker was killed; or there is too little space on the disk.
             NonFiniteError: The loss or a gradient is not finite.
             Interrupted: After a signal; a checkpoint was saved.
         """
@@ -385,6 +387,13 @@ class FMICLTrainer(Trainer):
                     raise
                 reason = str(error).strip().splitlines()[-1].partition("InputError: ")[2]  # after its traceback
                 raise InputError(reason) from error
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                reason = " ".join(str(error).split()).rstrip(".")
+                raise InputError(
+                    f"{reason}; if memory ran out, reduce dataloader_num_workers or dataloader_prefetch_factor"
+                ) from error
             except UnpicklingError as error:  # a file that matches the manifest but has invalid content
                 raise InputError(f"{checkpoint} cannot be read: a file is corrupted or contains code") from error
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
@@ -412,10 +421,17 @@ class FMICLTrainer(Trainer):
         return TrainOutput(self.state.global_step, float("nan"), {})
 
     def get_train_dataloader(self) -> Any:
-        """As in the base class; workers ignore signals that end training because the last step needs their batch."""
+        """As in the base class; workers ignore signals that end training because the last step needs their batch, and
+        the epoch reaches workers that live on."""
         if self.train_dataset is None:
             raise InputError("train_dataset is required to train")
-        loader: Any = super().get_train_dataloader()
+        rows = self.train_dataset
+        try:
+            if self.args.dataloader_persistent_workers:
+                self.train_dataset = for_live_workers(rows, self.shared_epoch)
+            loader: Any = super().get_train_dataloader()
+        finally:
+            self.train_dataset = rows
         self.graceful_stop.workers.watch(getattr(loader, "base_dataloader", loader))
         return loader
 

@@ -9,7 +9,7 @@ from .encoder import new_image_encoder as new_image_encoder
 from .encoding import encode_images as encode_images
 from .evaluator import ImageEvaluator as ImageEvaluator
 from .model import ImageContrastiveModel as ImageContrastiveModel
+from .preprocessing import Preprocessing as Preprocessing
 from .preprocessing import new_preprocessing as new_preprocessing
 from .preprocessing import open_preprocessing as open_preprocessing
 from .views import ImageViews as ImageViews
-from .views import plain_view as plain_view

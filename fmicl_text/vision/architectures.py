@@ -13,7 +13,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
-    ConvNextImageProcessor,
     ConvNextImageProcessorPil,
     PreTrainedConfig,
     ResNetConfig,
@@ -59,9 +58,7 @@ AutoConfig.register(SmallStemResNetConfig.model_type, SmallStemResNetConfig, exi
 AutoModel.register(SmallStemResNetConfig, SmallStemResNet, exist_ok=True)
 AutoModelForImageClassification.register(SmallStemResNetConfig, SmallStemResNetForImageClassification, exist_ok=True)
 AutoImageProcessor.register(
-    SmallStemResNetConfig,
-    image_processor_classes={"torchvision": ConvNextImageProcessor, "pil": ConvNextImageProcessorPil},
-    exist_ok=True,
+    SmallStemResNetConfig, image_processor_classes={"pil": ConvNextImageProcessorPil}, exist_ok=True
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,8 @@ def build_image_encoder(
 
 
 def new_image_encoder(config: Any, pooling: str | None = None) -> ImageEncoder:
-    """An image encoder with random weights from a config, such as those in `IMAGE_CONFIGS`."""
+    """An image encoder with random weights from a config, such as those in `IMAGE_CONFIGS`, which is not modified."""
+    config = copy.deepcopy(config)
     with translate_loading_errors(config.model_type):
         backbone = AutoModel.from_config(config)
     if getattr(config, "fixed_positions", False):

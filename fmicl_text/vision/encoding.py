@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ def encode_blocks(
     batch_size: int = 512,
     progress: bool = True,
     draft: int | None = None,
+    kept: dict[Any, Any] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (rows [B], features [B, D]) of the given rows of the images, as `encode_images`.
 
@@ -55,12 +56,19 @@ def encode_blocks(
         encoder, images, preprocessing, batch_size, progress: As in `encode_images`.
         rows: Row numbers.
         draft: Decode JPEG files at a reduced size of at least this many pixels; see `Images.pictures`.
+        kept: A dictionary in which the preprocessed images are kept for later calls with the same rows.
     """
 
     device, batches = device_of(encoder), batches_of(rows, batch_size)
 
     def prepare(part: Tensor) -> Tensor | list[Tensor]:
-        return preprocessing([images.pictures([row], draft)[0] for row in part.tolist()])
+        key = (id(images), *part.tolist())
+        if kept is not None and key in kept:
+            return kept[key]
+        values = preprocessing([images.pictures([row], draft)[0] for row in part.tolist()])
+        if kept is not None:
+            kept[key] = values
+        return values
 
     with evaluation_mode(encoder), closing(read_ahead(prepare, batches, progress)) as prepared:
         for batch, parts in zip(batches, prepared, strict=True):

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 KS, DRAWS = (20, 200), 5
 RAW_SIZE = 32  # pixels; larger images are downscaled for the probes of raw pixels
+MOST_KEPT = 2**30  # bytes; preprocessed images that need less memory are kept between evaluations
 MOST_VIEWED = 2000  # maximum number of images for the scores that need no classes
 GEOMETRY = ("alignment", "uniformity", "effective_rank")
 
@@ -92,6 +93,9 @@ class ImageEvaluator:
                 check_classes(self.train, images)
             elif len(images) < 2:
                 raise InputError(f"{images.source}: at least 2 held-out images are needed, got {len(images)}")
+        values = self.train.channels * self.preprocessing.size**2 * sum(map(len, (self.train, *held_out)))
+        self.kept: dict[Any, Any] | None = {} if 4 * values <= MOST_KEPT else None
+        self.greater_is_better = True
         self.primary_metric = "knn_accuracy" if self.has_classes else "view_retrieval"
 
     def describe(self) -> dict[str, str]:
@@ -136,7 +140,7 @@ class ImageEvaluator:
         """Features of pictures, or their pixels."""
         if isinstance(encoder, RawPixels):
             return encode_raw_pixels(images, rows, self.preprocessing, self.progress)
-        return encode_blocks(encoder, images, rows, self.preprocessing, self.batch_size, self.progress)
+        return encode_blocks(encoder, images, rows, self.preprocessing, self.batch_size, self.progress, kept=self.kept)
 
     def label_free_scores(self, encoder: nn.Module, images: Images, device: torch.device) -> dict[str, float]:
         """Scores of two random views of the images, which need no classes."""

@@ -19,7 +19,8 @@ from fmicl_text.loading import loading_error_message, quiet_loading, resolve_mod
 
 logger = logging.getLogger(__name__)
 
-SQUARES = (97, 256)  # sides of the pictures by which the size of the output is measured
+# Width and height of the pictures on which a processor is tried. Some cut large pictures into several images.
+SHAPES = ((97, 97), (1000, 1000), (1600, 500), (500, 1600))
 LEFT, RIGHT = (51, 102, 204), (230, 140, 20)  # two colors by which the affine map is checked
 
 
@@ -83,16 +84,21 @@ def output_of(processor: Any, channels: int, picture: Image.Image) -> Tensor:
     return pixels[0].float()
 
 
-def plain_picture(color: Sequence[int], side: int) -> Image.Image:
-    """A square picture of one color, in mode RGB or L."""
-    return Image.new("RGB" if len(color) == 3 else "L", (side, side), tuple(color) if len(color) == 3 else color[0])
+def plain_picture(color: Sequence[int], width: int, height: int | None = None) -> Image.Image:
+    """A picture of one color, in mode RGB or L; square without a height."""
+    mode, value = ("RGB", tuple(color)) if len(color) == 3 else ("L", color[0])
+    return Image.new(mode, (width, height or width), value)
 
 
 def square_size(processor: Any, channels: int) -> int | None:
     """Height and width of the output of a processor for square pictures; None if it is not a square, or depends on the
-    size of the picture."""
-    outputs = [output_of(processor, channels, plain_picture((128,) * channels, side)) for side in SQUARES]
-    sides = {side for output in outputs for side in output.shape[1:]}
+    size of the picture.
+
+    Raises:
+        ValueError: The output for a square, wide or tall picture is not an image of this number of channels.
+    """
+    outputs = [output_of(processor, channels, plain_picture((128,) * channels, *shape)) for shape in SHAPES]
+    sides = {side for output in outputs[:2] for side in output.shape[1:]}
     return sides.pop() if len(sides) == 1 else None
 
 
@@ -171,7 +177,7 @@ def open_preprocessing(
         if "trust_remote_code" in str(error):
             reason = "its image processor is custom Python code, which is not run"
         elif "Can't load image processor" in str(error):
-            reason = "it has no image processor"
+            reason = "no image processor was found (preprocessor_config.json)"
         logger.warning("%s: %s", model_name_or_path, reason)
         return None
     if image_size is None and own is None:

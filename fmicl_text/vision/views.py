@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fmicl_text.vision.augmentations import (
     Draw,
@@ -103,24 +102,6 @@ class ImageViews:
                 view = view if self.channel_order is None else view[:, self.channel_order]
                 views[:, k] = normalize(view, self.mean, self.std).movedim(1, -1)
         return views.movedim(-1, -3)  # in the memory layout of `channels_last`
-
-
-def plain_view(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images [B, C, H, W] for evaluation: shorter side resized to `size`, center crop, normalized."""
-    pixels = as_pixels(images, len(mean))
-    height, width = pixels.shape[-2:]
-    factor = size / min(height, width)
-    if factor != 1:
-        shape = (max(size, round(height * factor)), max(size, round(width * factor)))
-        pixels = functional.interpolate(pixels, shape, mode="bilinear", antialias=True).clamp(0, 1)
-    top, left = (pixels.shape[-2] - size) // 2, (pixels.shape[-1] - size) // 2
-    return channels_last(normalize(pixels[..., top : top + size, left : left + size], mean, std))
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """The same images [..., C, H, W] with the channels of a pixel adjacent in memory. Convolutions keep the layout of
-    their input and are up to 1.7 times as fast in this one."""
-    return images.movedim(-3, -1).contiguous().movedim(-1, -3)
 
 
 def as_pixels(images: Tensor, channels: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A stream of several shards has another order with another number of DataLoader workers: resuming warns."""
+"""A stream has another order with another number of DataLoader workers: resuming warns."""
 
 import warnings
 
@@ -18,15 +18,17 @@ def trainer_of_shards(folder, output_dir, num_shards, workers):
     )
 
 
-def test_another_number_of_workers_is_warned_of(bert_folder, tmp_path):
-    trainer_of_shards(bert_folder, tmp_path, 2, workers=0).train()
-    resumed = trainer_of_shards(bert_folder, tmp_path, 2, workers=2)
-    with pytest.warns(UserWarning, match="dataloader_num_workers 0 -> 2"):
+@pytest.mark.parametrize("shards, workers", [(2, (0, 2)), (2, (1, 2)), (1, (0, 1))])
+def test_another_number_of_workers_is_warned_of(bert_folder, tmp_path, shards, workers):
+    before, now = workers
+    trainer_of_shards(bert_folder, tmp_path, shards, workers=before).train()
+    resumed = trainer_of_shards(bert_folder, tmp_path, shards, workers=now)
+    with pytest.warns(UserWarning, match=f"dataloader_num_workers {before} -> {now}"):
         resumed.checkpointer.choose("auto")
 
 
-def test_the_workers_of_one_shard_or_of_a_table_do_not_matter(bert_folder, tmp_path):
-    trainer_of_shards(bert_folder, tmp_path / "stream", 1, workers=0).train()
+def test_more_workers_of_one_shard_and_those_of_a_table_do_not_matter(bert_folder, tmp_path):
+    trainer_of_shards(bert_folder, tmp_path / "stream", 1, workers=1).train()
     make_trainer(bert_folder, tmp_path / "table", **SAVING | {"max_steps": 4}).train()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -167,7 +167,7 @@ def test_a_class_token_is_the_first_one():
 
 def test_weights_are_float32_whatever_the_dtype_of_the_file(tmp_path):
     for dtype in (torch.float16, torch.bfloat16):
-        AutoModel.from_config(IMAGE_FAMILIES["vit"][0]).to(dtype).save_pretrained(tmp_path / str(dtype))
+        AutoModel.from_config(ViTConfig(**TINY_VIT)).to(dtype).save_pretrained(tmp_path / str(dtype))
         encoder = build_image_encoder(str(tmp_path / str(dtype)))
         assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
 
@@ -306,6 +306,12 @@ def test_a_processor_that_keeps_shapes_needs_a_model_that_accepts_them():
     with pytest.raises(InputError, match=r"^image_size=32 x 48 .* by vit: .*; ViTImageProcessorPil does not crop") as e:
         new_image_encoder(IMAGE_FAMILIES["vit"][0]).check_shapes(Preprocessing(keeping, 3))
     assert "\n" not in str(e.value)
+
+
+def test_the_config_of_a_new_encoder_is_a_copy():
+    config = ViTConfig(**TINY_VIT)
+    new_image_encoder(config, pooling="mean")
+    assert not hasattr(config, "image_pooling") and new_image_encoder(config).pooling == "auto"
 
 
 def test_only_poolers_with_weights_are_removed():

@@ -6,13 +6,17 @@ import os
 import pytest
 import torch
 
+from fmicl_text import FMICLTrainer, FMICLTrainingArguments
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.probes import few_label_accuracies, knn_accuracies, logistic_accuracy
+from fmicl_text.vision.data import TrainingRows, collate_images
+from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.encoding import encode_images
 from fmicl_text.vision.evaluator import ImageEvaluator, encode_raw_pixels
+from fmicl_text.vision.model import ImageContrastiveModel
 from fmicl_text.vision.preprocessing import new_preprocessing
 from fmicl_text.vision.views import ImageViews
-from tests.support import LabeledPictures, run_ranks
+from tests.support import IMAGE_FAMILIES, LabeledPictures, run_ranks
 
 MEAN, STD = (0.45, 0.5, 0.55), (0.2, 0.25, 0.3)
 NO_CLASS = [-1] * 70
@@ -84,6 +88,17 @@ def test_a_row_of_the_table_comes_from_the_pass_of_the_score():
     ]
     assert raw["features"] == "raw pixels" and pixels[0].shape == (90, 3 * 8 * 8)
     assert raw["logistic regression"] == logistic_accuracy(pixels[0], train.labels, pixels[1], test.labels)
+
+
+@pytest.mark.parametrize("most, times", [(2**30, 1), (1000, 3)])
+def test_small_images_are_preprocessed_once(monkeypatch, most, times):
+    """Else they would be at each of hundreds of evaluations."""
+    monkeypatch.setattr("fmicl_text.vision.evaluator.MOST_KEPT", most)
+    train, test, seen = LabeledPictures(90), LabeledPictures(70, 1), []
+    train.pictures, original = lambda rows, draft=None: seen.extend(rows) or original(rows, draft), train.pictures
+    evaluator, encoder = make(train, test), Patches()
+    scores = evaluator(encoder)
+    assert evaluator(encoder) == evaluator(encoder) == scores and len(seen) == times * 90
 
 
 def test_scores_of_validation_images_and_a_table_of_test_images():
@@ -174,6 +189,22 @@ def test_classes_without_training_images_count_as_errors(caplog):
     train, test = LabeledPictures(90, noise=0), LabeledPictures(40, 1, [0, 1, 0, 7] * 10, noise=0)
     assert make(train, test)(Patches()) == {"knn_accuracy": 75}
     assert "10 of 40 held-out images are of classes without training images" in caplog.text
+
+
+@pytest.mark.parametrize("labels, metric", [([0, 1] * 20, "knn_accuracy"), ([-1] * 40, "view_retrieval")])
+def test_the_trainer_selects_checkpoints_by_the_score_that_there_is(tmp_path, labels, metric):
+    config = IMAGE_FAMILIES["resnet, small stem"][0]
+    model = ImageContrastiveModel(new_image_encoder(type(config).from_dict(config.to_dict())), 16, head_dim=8)
+    evaluator = make(LabeledPictures(40, labels=labels), LabeledPictures(40, 1, labels))
+    args = FMICLTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, metric_for_best_model=None)
+    rows = TrainingRows(LabeledPictures(64), 8, None, seed=0)
+    trainer = FMICLTrainer(
+        model, args, train_dataset=rows, data_collator=collate_images, evaluator=evaluator, views=evaluator.views
+    )
+    with evaluator.table_row("before training"):
+        scores = trainer.run_evaluator()
+    assert next(iter(scores)) == f"eval_{metric}" and args.metric_for_best_model == metric and args.greater_is_better
+    assert [row["features"] for row in evaluator.table] == ["raw pixels", "before training"]
 
 
 def evaluate_share(rank, labels):

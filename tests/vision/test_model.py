@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.testing import assert_close
 
 from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.training.trainer import FMICLTrainer
-from fmicl_text.vision.data import ImageFiles, LabeledImages, TrainingRows, collate_images, load_images
+from fmicl_text.vision.data import Images, TrainingRows, collate_images, load_images
 from fmicl_text.vision.encoder import new_image_encoder
-from fmicl_text.vision.model import ImageContrastiveModel, encode_images, projection_head
-from fmicl_text.vision.views import ImageViews, plain_view
+from fmicl_text.vision.model import ImageContrastiveModel, projection_head
+from fmicl_text.vision.preprocessing import new_preprocessing
+from fmicl_text.vision.views import ImageViews
 from tests.support import IMAGE_FAMILIES
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
@@ -22,7 +22,8 @@ def pixels(count=24):
 
 
 def images():
-    return LabeledImages(pixels(), torch.arange(24) % 3, "noise")
+    hashes = np.arange(24, dtype=np.uint64)
+    return Images(torch.arange(24) % 3, ("a", "b", "c"), 3, "noise", hashes, pixels=pixels())
 
 
 def model():
@@ -60,7 +61,7 @@ def test_every_micro_step_draws_new_views(tmp_path):
 def test_a_checkpoint_contains_encoder_and_head_an_export_only_the_encoder(tmp_path):
     wrapped = model()
     with torch.no_grad():
-        wrapped({"pixel_values": plain_view(pixels(), 16, MEAN, STD)})  # to change the batch statistics
+        wrapped({"pixel_values": pixels() / 64 - 2})  # to change the batch statistics
     wrapped.save_encoder(str(tmp_path), wrapped.state_dict())
     assert not (tmp_path / "training_only.safetensors").exists()
     wrapped.save_training_only(str(tmp_path), wrapped.state_dict())
@@ -97,12 +98,22 @@ def test_the_head_has_three_layers():
     assert head(torch.randn(4, 32)).shape == (4, 8)
 
 
-def test_features_do_not_depend_on_the_batch_or_change_the_mode():
-    encoder = model().encoder.train()
-    all_at_once = encode_images(encoder, images(), 16, MEAN, STD, progress=False)
-    in_parts = encode_images(encoder, images(), 16, MEAN, STD, batch_size=5, progress=False)
-    assert encoder.training and all_at_once.shape == (24, 16)
-    assert_close(all_at_once, in_parts)
+@pytest.mark.parametrize(
+    "family, channels, expected",
+    [
+        ("vit", 3, {"feature": "last_hidden_state[:, 0]", "pipeline": True, "small_image_stem": False}),
+        ("resnet", 1, {"feature": "pooler_output.flatten(1)", "pipeline": False, "small_image_stem": False}),
+        ("resnet, small stem", 3, {"feature": "pooler_output.flatten(1)", "pipeline": False, "small_image_stem": True}),
+    ],
+)
+def test_the_description_for_the_model_card(family, channels, expected):
+    config = IMAGE_FAMILIES[family][0]
+    encoder = new_image_encoder(type(config).from_dict(config.to_dict() | {"num_channels": channels}))
+    processor = new_preprocessing(32, MEAN[:channels], STD[:channels]).processor
+    described = ImageContrastiveModel(encoder, 32, 8, processor).describe()
+    expected |= {"channels": channels, "size": 32, "processor": True, "custom_code": False, "base_model": None}
+    assert {name: described[name] for name in expected} == expected
+    assert ImageContrastiveModel(encoder, 32, 8).describe() == described | {"processor": False, "pipeline": False}
 
 
 def test_mini_batches_are_not_supported():
@@ -119,8 +130,8 @@ def test_persistent_workers_draw_the_crops_of_each_epoch(tmp_path, resumed):
         folder.mkdir(parents=True, exist_ok=True)
         size = (20 + i % 2, 24)
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    files = load_images(str(tmp_path / "images"))
-    assert isinstance(files, ImageFiles)
+    files = load_images(str(tmp_path / "images"), held_out=0).train
+    assert files.pixels is None and len(files) == 24
     found = []
     for name, workers in (("none", 0), ("two", 2)):
         args = VisionTrainingArguments(

@@ -18,6 +18,7 @@ from transformers import (
     DonutImageProcessorPil,
     EfficientNetImageProcessorPil,
     GLPNImageProcessorPil,
+    GotOcr2ImageProcessorPil,
     MobileViTImageProcessorPil,
     NougatImageProcessorPil,
     PixtralImageProcessorPil,
@@ -173,6 +174,7 @@ def test_a_model_without_a_processor_that_can_be_used(tmp_path, caplog):
     odd = ViTImageProcessorPil().to_dict() | {"image_std": "wide"}
     (tmp_path / "odd" / "preprocessor_config.json").write_text(json.dumps(odd))
     saved(tmp_path / "video", VideoMAEImageProcessorPil())
+    saved(tmp_path / "tiles", GotOcr2ImageProcessorPil(crop_to_patches=True))  # of large or wide pictures only
     saved(tmp_path / "rgb", ViTImageProcessorPil())
     for name, channels, reason in (
         ("none", 3, "no image processor"),
@@ -180,6 +182,7 @@ def test_a_model_without_a_processor_that_can_be_used(tmp_path, caplog):
         ("unknown", 3, "Unrecognized image processor"),
         ("odd", 3, "not used"),
         ("video", 3, "gives [1, 1, 3, 224, 224] instead of [1, 3, H, W]"),
+        ("tiles", 3, ", 3, 384, 384] instead of [1, 3, H, W]"),
         ("rgb", 1, "mean must have 1 elements"),
     ):
         caplog.clear()
@@ -215,6 +218,17 @@ def test_the_saved_processor_sees_the_same_pixels_in_every_mode(own, tmp_path):
         blended = Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
         pixels = reopened(picture, return_tensors="pt").pixel_values
         assert torch.equal(pixels, preprocessing([blended])) and pixels.std() > 0.1, mode
+
+
+def test_the_saved_processor_names_nothing_that_is_not_saved(tmp_path):
+    """Custom code that the stock class replaced, and the processor of a model of images and texts."""
+    folder = saved(tmp_path / "start", CLIPImageProcessorPil())
+    path = tmp_path / "start" / "preprocessor_config.json"
+    others = {"auto_map": {"AutoImageProcessor": "mine.Processor"}, "processor_class": "CLIPProcessor"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | others))
+    saved(tmp_path / "out", open_preprocessing(folder, 3, image_size=32).processor)
+    settings = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert not settings.keys() & others.keys() and settings["crop_size"] == {"height": 32, "width": 32}
 
 
 def test_the_stock_processor_resizes_the_shorter_side_and_crops_the_center():

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from fmicl_text.vision import views as module
-from fmicl_text.vision.views import VIEWS, ImageViews, plain_view
+from fmicl_text.vision.views import VIEWS, ImageViews
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
@@ -107,16 +107,6 @@ def test_mocov3s_views_are_two_distributions():
     views = ImageViews("mocov3", 32, MEAN, STD)(batch(64), torch.Generator().manual_seed(0))
     detail = (views[..., 1:] - views[..., :-1]).abs().mean((0, 2, 3, 4))
     assert detail[1] > 1.3 * detail[0]
-
-
-def test_the_plain_view_is_the_image():
-    pixels = batch(2)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    assert_close(plain_view(pixels, 32, MEAN, STD), (pixels / 255 - mean) / std)
-    wide = torch.zeros(1, 3, 20, 60)
-    wide[..., 20:40] = 1
-    assert_close(plain_view(wide, 20, (0.0,) * 3, (1.0,) * 3), torch.ones(1, 3, 20, 20))
-    assert plain_view(wide, 32, MEAN, STD).shape == (1, 3, 32, 32)
 
 
 def test_invalid_arguments():
