@@ -6,10 +6,13 @@
 The JPEG files (about 500 x 375 pixels, 60 to 110 KB, in one subfolder per class) have the spectrum of photographs, and
 shapes with sharp edges. They are generated once. The recipe runs in separate processes, with an encoder that costs
 little, on two numbers of images: a first start with empty caches up to the end of the run, a second start up to the
-first score, and a run of two processes. Another start reads TinyImageNet's number of images from a parquet file. Each
-phase gets the CPU time (of all threads and workers) and the largest memory of a process, sampled ten times per second.
-Both are split in a constant part and a part per image by a line through the two numbers of images. Anonymous memory is
-the part of the resident memory that is not in files, which the kernel can drop.
+first score, and a run of two processes. Further starts read 64-pixel images from parquet files, which are kept in
+memory. A run is measured once: to repeat it, delete the folder WORK/run-NAME, where NAME is the name of the checkout.
+
+Each phase gets the CPU time (of all threads and workers) and the largest memory of a process, sampled ten times per
+second. Both are split in a constant part and a part per image by a line through the two numbers of images. Anonymous
+memory is the part of the resident memory that is not in files, which the kernel can drop. A run is stopped if it would
+leave less than 2 GiB of memory.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import bisect
 import functools
 import importlib
 import io
+import json
 import os
 import runpy
 import shutil
@@ -43,6 +47,7 @@ BASES = 200  # generated pictures; the images are crops of these
 HELD_OUT = 1000
 STEPS, BATCH = 8, 64
 FITTED = 50_000  # maximum number of rows for fitting logistic regression
+FIT_STEPS = 20  # of logistic regression, instead of 200; its memory does not depend on them
 SPARE = 2 * 2**30  # bytes of memory that other programs keep
 TINY_IMAGENET = 100_000
 # Functions whose time and memory are a phase: phase, module, class (* for all), function. Functions that a checkout
@@ -165,6 +170,8 @@ def mark_phases(marks: Path, stop: bool) -> None:
         for owner in classes.values() if class_name == "*" else [getattr(module, class_name) if class_name else module]:
             if function := vars(owner).get(function_name):
                 setattr(owner, function_name, marked(name, function))
+    probes: Any = importlib.import_module("fmicl_text.evaluation.probes")
+    probes.LOGISTIC_STEPS = FIT_STEPS
     if stop:
         build = transformers.Trainer.__init__
 
@@ -234,13 +241,19 @@ def by_phase(seen: list[Sample], marks: Path) -> Phases:
 
 
 def measure(args: argparse.Namespace, data: Path, name: str, processes: int = 1, stop: bool = False) -> Phases:
-    """Run the recipe on `data`; `name` is that of the log and the output."""
+    """Run the recipe on `data`; `name` is that of the log and the output. A run that was measured is not repeated."""
     work = args.work / args.name
     work.mkdir(exist_ok=True)
+    if (result := work / f"{name}.json").exists():
+        phases, text = json.loads(result.read_text())
+        print(text, flush=True)
+        return phases
     marks = work / f"{name}.marks"
     marks.unlink(missing_ok=True)
     shutil.rmtree(work / name, ignore_errors=True)
     caches = work / f"caches-{data.stem}"
+    if not name.startswith("second"):
+        shutil.rmtree(caches, ignore_errors=True)
     environment = os.environ | {
         "PYTHONPATH": str(args.code), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1",
         "HF_HOME": str(caches), "XDG_CACHE_HOME": str(caches),
@@ -259,10 +272,11 @@ def measure(args: argparse.Namespace, data: Path, name: str, processes: int = 1,
     began = time.time()
     phases = by_phase(samples_of(command, environment, work / f"{name}.log"), marks)
     total = sum(cpu for cpu, _, _ in phases.values())
-    print(f"\n{name}: {total:.0f} CPU seconds in {time.time() - began:.0f} s\n    {' '.join(command)}\n", flush=True)
-    print("| phase | CPU, s | memory, MiB | anonymous, MiB |\n|---|---|---|---|")
-    for phase, (cpu, rss, anonymous) in phases.items():
-        print(f"| {phase} | {cpu:.1f} | {rss:.0f} | {anonymous:.0f} |", flush=True)
+    lines = [f"\n{name}: {total:.0f} CPU seconds in {time.time() - began:.0f} s\n    {' '.join(command)}\n"]
+    lines.append("| phase | CPU, s | memory, MiB | anonymous, MiB |\n|---|---|---|---|")
+    lines += [f"| {phase} | {cpu:.1f} | {rss:.0f} | {rest:.0f} |" for phase, (cpu, rss, rest) in phases.items()]
+    print("\n".join(lines), flush=True)
+    result.write_text(json.dumps([phases, "\n".join(lines)]))
     return phases
 
 
@@ -319,7 +333,6 @@ def main() -> int:
     if args.generate_only:
         return 0
     save_encoder(args.work / f"encoder-{args.width}", args.width)
-    shutil.rmtree(args.work / args.name, ignore_errors=True)
     small, first, second = [], [], []
     for size in args.small:
         small.append(measure(args, args.work / f"small-{size}.parquet", f"small-{size}", stop=True))
