@@ -152,8 +152,8 @@ def choose_preprocessing(model_args: ImageModelArguments, encoder: ImageEncoder,
     start, size = model_args.model_name_or_path, model_args.image_size
     found = start and open_preprocessing(start, encoder.num_channels, size, model_args.model_revision)
     if not found:
-        size = size or getattr(encoder.backbone.config, "image_size", None)
-        if not isinstance(size, int):
+        size = size or encoder.image_size
+        if size is None:
             raise InputError(f"model_name_or_path={start} has no image processor: set image_size")
         found = new_preprocessing(size, *train.mean_and_std())
     encoder.check_shapes(found)
