@@ -93,13 +93,7 @@ def find_images(
     Raises:
         InputError: An argument or the data is invalid, or a test class is not a training class.
     """
-    if (train_file is None) == (dataset_name is None):
-        got = f"train_file={train_file} and dataset_name={dataset_name}"
-        raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
-    if test_file is not None and test_split is not None:
-        raise InputError(f"test_file={test_file} and test_split={test_split} are both given: pass one of them")
-    if test_split == dataset_split:
-        raise InputError(f"test_split={test_split} is also dataset_split")
+    check_selection(train_file, dataset_name, dataset_split, test_file, test_split)
     columns = image_column, label_column
     if dataset_name is None:
         found = read_files(paths_of(train_file, "train_file"), "train_file", dataset_config, *columns)
@@ -110,7 +104,6 @@ def find_images(
         found = {split: read_hub(dataset_name, dataset_config, split, *columns) for split in wanted}
     sets = {"train": _select(found, dataset_split, "dataset_split")}
     if test_file is not None:
-        _check_different(train_file or dataset_name, test_file)
         tests = read_files(paths_of(test_file, "test_file"), "test_file", None, *columns, _names(sets["train"]))
         sets["test"] = tests.get("test") or tests["train"]
     elif test_split is not None:
@@ -119,6 +112,24 @@ def find_images(
     if dataset_split == "train":
         sets |= further_splits(found, {*sets, test_split, SPLITS.get(test_split or "")})
     return _with_common_classes(sets, official)
+
+
+def check_selection(
+    train_file: Any, dataset_name: str | None, split: str, test_file: Any, test_split: str | None
+) -> None:
+    """Raise `InputError` unless exactly one source of training images is given, and at most one of test images."""
+    if (train_file is None) == (dataset_name is None):
+        got = f"train_file={train_file} and dataset_name={dataset_name}"
+        raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
+    if test_file is not None and test_split is not None:
+        raise InputError(f"test_file={test_file} and test_split={test_split} are both given: pass one of them")
+    if test_split == split:
+        raise InputError(f"test_split={test_split} is also dataset_split")
+    if test_file is not None:
+        name = "train_file" if dataset_name is None else "dataset_name"
+        known = set(map(os.path.realpath, paths_of(train_file if dataset_name is None else dataset_name, name)))
+        if same := [path for path in paths_of(test_file, "test_file") if os.path.realpath(path) in known]:
+            raise InputError(f"test_file={same[0]} is also {name}")
 
 
 def further_splits(found: Mapping[str, Any], used: Collection[str | None]) -> dict[str, Any]:
@@ -215,13 +226,6 @@ def _first_set(stream: ImageStream, count: int) -> ImageSet:
 
 
 # ---- sets
-
-
-def _check_different(train: Any, test: Any) -> None:
-    """Raise `InputError` if a test file or folder is a training file or folder."""
-    known = set(map(os.path.realpath, paths_of(train, "train_file")))
-    if same := [path for path in paths_of(test, "test_file") if os.path.realpath(path) in known]:
-        raise InputError(f"test_file={same[0]} is also train_file")
 
 
 def _select(sets: Mapping[str, Any], split: str, argument: str) -> ImageSet:

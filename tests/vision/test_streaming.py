@@ -183,7 +183,7 @@ def test_official_test_sets(tmp_path):
     sets = load_image_stream(path, progress=False)[1]
     assert [len(sets.train), len(sets.test), sets.validation] == [8, 4, None]
     same = load_image_stream(dataset_name=path, test_split="validation", progress=False)[1]
-    assert same.test.fingerprint() == sets.test.fingerprint()
+    assert same.test.fingerprint() == sets.test.fingerprint() and same.validation is None
     other = shards(tmp_path / "other", 4, 1, names=("cat", "eel"))
     found = load_image_stream(path, test_file=other, progress=False)[1]
     assert found.test.classes == found.train.classes == ("cat", "dog", "eel")
@@ -263,6 +263,9 @@ def test_the_fingerprint(tmp_path):
     "options, message",
     [
         ({"dataset_split": "train[:5]"}, "no such split; there are train; a stream has no parts of splits"),
+        ({"test_split": "train"}, "^test_split=train is also dataset_split$"),
+        ({"test_split": "a", "test_file": "b"}, "^test_file=b and test_split=a are both given"),
+        ({"dataset_name": "a"}, "^exactly one of train_file and dataset_name is needed"),
         ({"image_column": "x"}, "has no column 'x'"),
         ({"label_column": "image"}, "must contain integers or names, got binary"),
         ({"test_file": "absent.parquet"}, r"^test_file=absent\.parquet: no such folder, \.parquet or \.arrow file$"),
