@@ -83,6 +83,9 @@ def main() -> None:
     if stream is not None:
         batch, limit = args.train_batch_size, data_args.max_train_samples
         rows = StreamedRows(stream, sets, encoder.num_channels, size, views.crop, args.seed, batch, limit)
+        config: Any = args.accelerator_config
+        if args.world_size > 1 and (config.split_batches or config.dispatch_batches):
+            raise InputError("accelerator_config: split_batches and dispatch_batches do not work with streaming=True")
     if args.world_size > 1 and args.device.type == "cuda":  # torch synchronizes batch norm on GPUs only
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     trainer = args.build_trainer(
@@ -105,6 +108,8 @@ def main() -> None:
     with trainer.hold_output_dir(args.resume_from_checkpoint):
         run_training(trainer)
         after = evaluate(trainer, "after training")
+        if stream is not None:
+            data["images skipped in training"] = rows.num_skipped
         if evaluator and evaluator.table:
             trainer.metadata["data"] = data | {"probes": evaluator.table}
         save_run(trainer, after)
