@@ -252,10 +252,16 @@ def results_sentence(run: Mapping[str, Any]) -> str:
             metric = ndcg[0] if metric == "loss" else metric  # the evaluator's primary metric
         selected = f" The checkpoint was selected by {metric}." if run["best_step"] is not None else ""
         return f"{where['name']}{revision}: {what}.{selected}"
-    return (
-        f"{where['name']}: accuracy in percent of probes of the frozen features, compared with raw pixels and with the "
-        "encoder before training."
-    )
+    probes = run["data"].get("probes")
+    if not probes:
+        return f"{where['name']}."
+    what = "accuracy in percent of probes of the frozen features"
+    if "view retrieval" in probes[-1]:
+        what = (
+            "two random views of each image; view retrieval is the percentage whose second view is the nearest to "
+            "the first"
+        )
+    return f"{where['name']}: {what}, compared with raw pixels and with the encoder before training."
 
 
 def results_table(run: Mapping[str, Any]) -> str:
