@@ -2,10 +2,8 @@
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -16,10 +14,10 @@ from datasets import Dataset
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import TrainerCallback
 
-from fmicl_text.errors import InputError, Interrupted
+from fmicl_text.errors import InputError
 from fmicl_text.text.tokenization import RepeatedStream
 from fmicl_text.training.epochs import EpochRows, EpochStream
-from tests.support import SAVING, make_trainer, same, sentences, weights
+from tests.support import make_trainer, same, sentences, weights
 
 ROOT = Path(__file__).parents[2]
 TEXTS = sentences(64)
@@ -134,18 +132,14 @@ def test_two_workers_with_prefetching(bert_folder, tmp_path, name):
 
 SCRIPT = """
 import os, signal, sys, time
-import psutil
-import torch
-from datasets import Dataset
 from transformers import TrainerCallback
 from fmicl_text.errors import Interrupted
-from tests.support import make_trainer, sentences
+from tests.support import make_trainer
 from tests.training.test_workers import RowsOfEpoch
 
 class SignalToAll(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 9:
-            print("workers", len(psutil.Process().children(recursive=True)))
             os.killpg(0, getattr(signal, sys.argv[4]))
             time.sleep(1)
 
@@ -161,7 +155,6 @@ if __name__ == "__main__":
         trainer.train()
     except Interrupted as stop:
         print(stop)
-    print("children", [p.name() for p in psutil.Process().children() if "resource_tracker" not in " ".join(p.cmdline())])
 """
 
 
@@ -212,7 +205,7 @@ class Broken(RowsOfEpoch):
 def test_an_error_of_a_dataset_in_a_worker(bert_folder, tmp_path, workers):
     """An InputError is one line; others keep their type and, from a worker, the traceback there."""
     settings = {"max_steps": 20, "dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
-    with pytest.raises(InputError, match="^row 7 is empty$"):
+    with pytest.raises(InputError, match=r"^row 7 is empty$"):
         make_trainer(bert_folder, tmp_path / "input", dataset=Broken(InputError("row 7 is empty")), **settings).train()
     with pytest.raises(ZeroDivisionError, match="a mistake") as error:
         make_trainer(bert_folder, tmp_path / "bug", dataset=Broken(ZeroDivisionError("a mistake")), **settings).train()
