@@ -506,4 +506,4 @@ def test_an_image_encoder_is_pushed_with_its_processor(hub, monkeypatch, capsys,
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(ours(pixels), stock(pixel_values=pixels).last_hidden_state[:, 0])
-    assert AutoImageProcessor.from_pretrained(fetched).size["height"] == 32
+    assert AutoImageProcessor.from_pretrained(fetched).crop_size["height"] == 32
