@@ -23,10 +23,12 @@ from fmicl_text.vision.readers import (
     IMAGE_FEATURES,
     ImageSet,
     ImageStream,
+    cache_folder,
     dataset_set,
     explain,
     hash_of,
     paths_of,
+    read_cached,
     read_files,
     read_hub,
     stream_hub,
@@ -50,7 +52,7 @@ class ImageRows:
         folders: Folders from which image files may be opened. For tables there are none, because a table could
             otherwise reference arbitrary local files.
         fingerprint: A hash of the order and the labels, and of the content of tables, or the path, size and
-            modification time of every file of a folder.
+            modification time of every file of a folder, and when the last of them changed.
     """
 
     rows: Any
@@ -261,16 +263,18 @@ def first_rows(
 
 
 def _first_set(stream: ImageStream, count: int) -> ImageSet:
-    key = hash_of(stream.fingerprint or uuid.uuid4().hex, count, STREAM_BUFFER)
+    key = hash_of(stream.fingerprint or uuid.uuid4().hex, stream.changed, count, STREAM_BUFFER)
     rows = stream.rows.shuffle(seed=0, buffer_size=STREAM_BUFFER).take(count)
     features = IMAGE_FEATURES | ({} if stream.label is None else {"label": stream.label})
+    read = partial(
+        datasets.Dataset.from_generator,
+        partial(iter, rows),
+        features=datasets.Features(features),
+        cache_dir=cache_folder(key),
+        fingerprint=key,
+    )
     with translate_dataset_errors(partial(explain, stream.source)):
-        found = datasets.Dataset.from_generator(
-            partial(iter, rows),
-            features=datasets.Features(features),
-            cache_dir=os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content"),
-            fingerprint=key,
-        )
+        found = read_cached(read, cache_folder(key))
     label = None if stream.label is None else "label"
     return dataset_set(found, "image", label, stream.source, stream.folders, key)
 
@@ -304,7 +308,8 @@ def _select(sets: Mapping[str, Any], split: str, argument: str) -> ImageSet:
     folders = tuple(dict.fromkeys(chain.from_iterable(sets[part.splitname].folders for part in found)))
     key = hash_of(split, *(one.key for one in sets.values()))
     joined = rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
-    return ImageSet(joined, np.concatenate(codes), names, f"{first.source} [{split}]", folders, key)
+    changed = max(one.changed for one in sets.values())
+    return ImageSet(joined, np.concatenate(codes), names, f"{first.source} [{split}]", folders, key, changed=changed)
 
 
 def _names(one: ImageSet) -> list[str]:
@@ -360,5 +365,5 @@ def _with_common_classes(sets: Mapping[str, ImageSet], official: set[str]) -> di
 
 def _as_rows(one: ImageSet, classes: tuple[str, ...]) -> ImageRows:
     labels = _recoded(one, classes)
-    fingerprint = hash_of(one.key, *classes, labels.tobytes())
+    fingerprint = hash_of(one.key, one.changed, *classes, labels.tobytes())
     return ImageRows(one.rows, labels, classes, one.source, one.folders, fingerprint)

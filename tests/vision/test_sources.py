@@ -788,3 +788,37 @@ def test_encoded_columns_are_read_as_their_values(tmp_path, suffix, image, label
         rows = find(path)["train"]
         found = {row["image"]["bytes"]: rows.classes[i] for row, i in zip(rows.rows, rows.labels, strict=True)}
         assert found == dict(zip(encoded(), map(str, classes), strict=True))
+
+
+@pytest.mark.parametrize("damage", ["tables-train.arrow", "dataset_info.json", "stream"])
+def test_a_damaged_cache_is_written_again(tmp_path, damage, caplog):
+    path = write_table(tmp_path / "t.parquet", image=encoded(), label=["a", "b"] * 2)
+    find = find_rows if damage == "stream" else find_images
+    expected = images_and_classes(find(path)["train"])
+    (file,) = Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow" if damage == "stream" else damage)
+    for content in (b"", file.read_bytes()[:50]):
+        file.write_bytes(content)
+        assert images_and_classes(find(path)["train"]) == expected
+    assert caplog.text.count("cannot be read and is written again") == 2
+
+
+@pytest.mark.parametrize("find", [find_images, find_rows])
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, find):
+    path = write_table(tmp_path / "t.parquet", image=encoded(), label=["a", "b"] * 2)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(InputError, match=r"t\.parquet: \[Errno [0-9]+\] .*file"):
+        find(path)
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_checked_again(tmp_path):
+    folder = make(tmp_path / "data", "cat/a.png", "dog/b.png")
+    path, before = tmp_path / "data" / "cat" / "a.png", [find(folder)["train"] for find in (find_images, find_rows)]
+    times, content = os.stat(path), path.read_bytes()
+    path.write_bytes(content[::-1])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = [find(folder)["train"] for find in (find_images, find_rows)]
+    assert all(one.fingerprint != other.fingerprint for one, other in zip(before, after, strict=True))
+    first, path = stream_images(folder)["train"].fingerprint, tmp_path / "data" / "dog" / "b.png"
+    path.chmod(0o600)
+    assert stream_images(folder)["train"].fingerprint == first  # a run can be resumed
