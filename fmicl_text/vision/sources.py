@@ -250,8 +250,13 @@ def first_rows(
     streams = {"train": train, "test": test, "validation": validation}
     sets = {split: _first_set(one, count) for split, one in streams.items() if one is not None}
     for split in set(sets) - {"train"}:
-        if _names(sets["train"]) and not _names(sets[split]):
-            message = f"{sets[split].source} cannot be the {split} set: its images have no classes"
+        names = _names(sets[split])
+        reason = "its images have no classes" if _names(sets["train"]) and not names else None
+        known = getattr(train.label, "names", names)  # of other columns, only the classes at the start are known
+        if unknown := [name for name in names if name not in known]:
+            reason = f"{train.source} has no class {unknown[0]!r}"
+        if reason is not None:
+            message = f"{sets[split].source} cannot be the {split} set: {reason}"
             if split in official:
                 raise InputError(message)
             logger.warning(message)

@@ -822,3 +822,13 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_checked_again(tmp_p
     first, path = stream_images(folder)["train"].fingerprint, tmp_path / "data" / "dog" / "b.png"
     path.chmod(0o600)
     assert stream_images(folder)["train"].fingerprint == first  # a run can be resumed
+
+
+@pytest.mark.parametrize("find", [find_images, find_rows])
+def test_a_test_folder_of_other_classes_is_not_used(tmp_path, caplog, find):
+    names = [f"{s}/{c}/0.png" for s, classes in (("train", "ab"), ("test", "az"), ("val", "ab")) for c in classes]
+    found = find(make(tmp_path / "data", *names))
+    assert set(found) == {"train", "test"} and found["test"].source.endswith("val")
+    assert "has no class 'z'" in caplog.text
+    with pytest.raises(InputError, match="has no class 'z'"):
+        find(str(tmp_path / "data"), test_split="test")
