@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -20,7 +22,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from fmicl_text.errors import InputError
-from fmicl_text.files import check_regular, matching
+from fmicl_text.files import check_regular, is_disk_full, matching
 from fmicl_text.loading import cache_of, hub_revision, split_files, stream_fingerprint, translate_dataset_errors
 from fmicl_text.vision import tables
 from fmicl_text.vision.folders import (
@@ -55,6 +57,7 @@ class ImageSet:
     folders: tuple[str, ...] = ()
     key: str = ""
     labeled: bool = True  # it has a label column, or folders of classes
+    changed: int = 0  # of an `ImageFolder`
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class ImageStream:
         source: File, folder or dataset.
         folders: As in `ImageRows`.
         fingerprint: Identifies content and order; None if unknown.
+        changed: Of an `ImageFolder`.
     """
 
     rows: Any
@@ -74,6 +78,7 @@ class ImageStream:
     source: str
     folders: tuple[str, ...]
     fingerprint: str | None
+    changed: int = 0
 
 
 def paths_of(given: Any, argument: str) -> list[str]:
@@ -234,7 +239,8 @@ def _folder_set(folder: ImageFolder, source: str) -> ImageSet:
         logger.warning("%s: %d images are not in the folder of a class and have no class", source, len(folder.images))
     paths = chain.from_iterable(part.paths() for _, part in classes_of(folder))
     key = folder.fingerprint()
-    return ImageSet(_path_rows(paths, key), np.concatenate(codes), names, source, (folder.path,), key)
+    rows, numbers = _path_rows(paths, key), np.concatenate(codes)
+    return ImageSet(rows, numbers, names, source, (folder.path,), key, changed=folder.changed)
 
 
 def _stream_set(one: ImageSet) -> ImageStream:
@@ -244,7 +250,8 @@ def _stream_set(one: ImageSet) -> ImageStream:
         rows = rows.add_column("label", pa.array(one.codes), feature=label)
     shards = min(_SHARDS, len(rows))
     stream = rows.shuffle(seed=0, keep_in_memory=True).to_iterable_dataset(num_shards=shards)
-    return ImageStream(stream, label, one.source, one.folders, hash_of(one.key, *one.names, one.codes.tobytes()))
+    key = hash_of(one.key, *one.names, one.codes.tobytes())
+    return ImageStream(stream, label, one.source, one.folders, key, one.changed)
 
 
 def _listed_set(folder: ImageFolder, listed: Mapping[str, str | None], source: str) -> ImageSet:
@@ -259,7 +266,8 @@ def _listed_set(folder: ImageFolder, listed: Mapping[str, str | None], source: s
     numbers = {name: i for i, name in enumerate(names)} | {None: -1}
     codes = np.fromiter((numbers[name] for name in found.values()), np.int64, len(found))
     key = hash_of(folder.fingerprint(), *found)
-    return ImageSet(_path_rows(iter(found), key), codes, names, source, (folder.path,), key)
+    rows = _path_rows(iter(found), key)
+    return ImageSet(rows, codes, names, source, (folder.path,), key, changed=folder.changed)
 
 
 def _path_rows(paths: Iterator[str], key: str) -> datasets.Dataset:
@@ -286,26 +294,53 @@ def _has_images(file: str, image_column: str | None) -> bool:
 
 def _read_tables(files: Sequence[str], image_column: str | None, label_column: str | None, source: str) -> ImageSet:
     """The rows of .parquet and .arrow files of the same columns."""
-    builder = _table_builder(files, image_column, label_column, source, streaming=False)
-    with translate_dataset_errors(partial(explain, source)):
+    options = _table_options(files, image_column, label_column, source)
+    folder = cache_folder(options["content"])
+
+    def read() -> Any:
+        builder = tables.ImageTables(**options, cache_dir=folder)
         builder.download_and_prepare()
-        rows = builder.as_dataset("train")
-    return dataset_set(rows, "image", "label" if "label" in rows.features else None, source, (), builder.config.content)
+        return builder.as_dataset("train")
+
+    with translate_dataset_errors(partial(explain, source)):
+        rows = read_cached(read, folder)
+    return dataset_set(rows, "image", "label" if "label" in rows.features else None, source, (), options["content"])
 
 
 def _stream_tables(
     files: Sequence[str], image_column: str | None, label_column: str | None, source: str
 ) -> ImageStream:
     """The rows of .parquet and .arrow files."""
-    builder = _table_builder(files, image_column, label_column, source, streaming=True)
-    rows = builder.as_streaming_dataset("train")
+    options = _table_options(files, image_column, label_column, source)
+    with translate_dataset_errors(partial(explain, source)):
+        builder = tables.ImageTables(**options, cache_dir=None)
+        rows = builder.as_streaming_dataset("train")
     return ImageStream(rows, builder.info.features.get("label"), source, (), builder.config.content)
 
 
-def _table_builder(
-    files: Sequence[str], image_column: str | None, label_column: str | None, source: str, streaming: bool
-) -> tables.ImageTables:
-    """A builder of the image and label columns of files."""
+def cache_folder(key: str) -> str:
+    """The folder in the cache of `datasets` for rows that are identified by their content."""
+    return os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content", key)
+
+
+def read_cached(read: Callable[[], Any], folder: str) -> Any:
+    """read(), which writes its rows to a folder of the cache, or reads them from there. If what an earlier run wrote
+    cannot be read, it is removed and written again."""
+    was_complete = any(Path(folder).rglob("dataset_info.json"))
+    try:
+        return read()
+    except Exception as error:
+        if not was_complete or isinstance(error, InputError) or is_disk_full(error):
+            raise
+        logger.warning("the cache %s cannot be read and is written again: %s", folder, " ".join(str(error).split()))
+        shutil.rmtree(folder)
+        return read()
+
+
+def _table_options(
+    files: Sequence[str], image_column: str | None, label_column: str | None, source: str
+) -> dict[str, Any]:
+    """Arguments of `tables.ImageTables` for the image and label columns of files."""
     features = [tables.file_features(file) for file in files]
     about = source if len(files) == 1 else files[0]
     image = tables.image_column(features[0], image_column, about)
@@ -321,8 +356,7 @@ def _table_builder(
         if not tables.are_comparable(kind, feature):
             raise InputError(f"{source}: the classes of column {label!r} of {file} are not those of {first}")
     content = hash_of(_content_key(files), image, label, repr(feature))
-    cache_dir = None if streaming else os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content", content)
-    return tables.ImageTables({"train": files}, image, label, feature, content, cache_dir)
+    return {"splits": {"train": files}, "image": image, "label": label, "label_feature": feature, "content": content}
 
 
 def _content_key(files: Sequence[str]) -> str:
@@ -366,8 +400,9 @@ def _read_configured(
         builder = datasets.load_dataset_builder(folder, config)
         files = list(chain.from_iterable(split_files(folder, builder, source.partition("=")[0]).values()))
         key = _content_key(sorted(files)) if files else ""
-        cache_dir = os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content", key) if files else None
-        found = datasets.load_dataset(folder, config, cache_dir=cache_dir, streaming=streaming)
+        cache_dir = cache_folder(key) if files else None
+        load = partial(datasets.load_dataset, folder, config, cache_dir=cache_dir, streaming=streaming)
+        found = load() if streaming or cache_dir is None else read_cached(load, cache_dir)
         read = _hub_stream if streaming else _hub_set
         sets: dict[str, Any] = {}
         for split, rows in found.items():

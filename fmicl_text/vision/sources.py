@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from fmicl_text.vision.readers import (
     IMAGE_FEATURES,
     ImageSet,
     ImageStream,
+    cache_folder,
     dataset_set,
     explain,
     hash_of,
     paths_of,
+    read_cached,
     read_files,
     read_hub,
     stream_hub,
@@ -49,7 +52,7 @@ class ImageRows:
         folders: Folders from which image files may be opened. For tables there are none, because a table could
             otherwise reference arbitrary local files.
         fingerprint: A hash of the order and the labels, and of the content of tables, or the path, size and
-            modification time of every file of a folder.
+            modification time of every file of a folder, and when the last of them changed.
     """
 
     rows: Any
@@ -102,16 +105,15 @@ def find_images(
     else:
         wanted = dict.fromkeys(filter(None, (dataset_split, test_split)))
         found = {split: read_hub(dataset_name, dataset_config, split, *columns) for split in wanted}
+    _check_distinct(found, dataset_split, test_split)
     sets = {"train": _select(found, dataset_split, "dataset_split")}
     if test_file is not None:
-        tests = read_files(paths_of(test_file, "test_file"), "test_file", None, *columns, _names(sets["train"]))
-        sets["test"] = tests.get("test") or tests["train"]
+        names = _names(sets["train"])
+        sets["test"] = _test_of(read_files(paths_of(test_file, "test_file"), "test_file", None, *columns, names))
     elif test_split is not None:
         sets["test"] = _select(found, test_split, "test_split")
     official = set(sets) - {"train"}
-    if dataset_split == "train":
-        sets |= further_splits(found, {*sets, test_split, SPLITS.get(test_split or "")})
-    return _with_common_classes(sets, official)
+    return _with_common_classes(sets | _further(found, sets, dataset_split, test_split), official)
 
 
 def check_selection(
@@ -132,9 +134,38 @@ def check_selection(
             raise InputError(f"test_file={same[0]} is also {name}")
 
 
-def further_splits(found: Mapping[str, Any], used: Collection[str | None]) -> dict[str, Any]:
-    """The test and validation sets of a folder that are not used otherwise and can be read."""
-    rest = {split: one for split, one in found.items() if split in ("test", "validation") and split not in used}
+def _name_of(split: str, found: Collection[str]) -> str:
+    """The name of a split among those of a folder, where training is train, and val is validation."""
+    return split if split in found else SPLITS.get(split.lower(), split)
+
+
+def _check_distinct(found: Collection[str], dataset_split: str, test_split: str | None) -> None:
+    if test_split is not None and _name_of(test_split, found) == _name_of(dataset_split, found):
+        raise InputError(f"test_split={test_split} is also dataset_split={dataset_split}")
+
+
+def _test_of(found: Mapping[str, Any]) -> Any:
+    """The set of test images among those of `test_file`: the split test, else validation, else the only one.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    one = found[next(split for split in ("test", "validation", *found) if split in found)]
+    if isinstance(one, InputError):
+        raise one
+    return one
+
+
+def _further(
+    found: Mapping[str, Any], used: Collection[str], dataset_split: str, test_split: str | None
+) -> dict[str, Any]:
+    """The test and validation sets of a folder that are not used otherwise and can be read, if the training images are
+    those, or parts, of the split train."""
+    parts = {_name_of(part, found) for part in re.sub(r"\[[^]]*\]", "", dataset_split).split("+")}
+    if parts != {"train"}:
+        return {}
+    used = {*used, *((_name_of(test_split, found),) if test_split else ())}
+    rest = {split: found[split] for split in ("test", "validation") if split in found and split not in used}
     for split, one in rest.items():
         if isinstance(one, InputError):
             logger.warning("the %s set is not used: %s", split, one)
@@ -148,31 +179,52 @@ def stream_images(
     dataset_split: str = "train",
     image_column: str | None = None,
     label_column: str | None = None,
-    argument: str = "train_file",
+    test_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    test_split: str | None = None,
 ) -> dict[str, ImageStream]:
     """Streams of images: arguments as of `find_images`. Only the start of the data is read.
 
-    Args:
-        argument: Name of the argument `train_file` in messages.
-
     Returns:
-        {"train": ...} and, of local folders, possibly "test" and "validation".
+        {"train": ...} and possibly "test" and "validation".
 
     Raises:
         InputError: An argument or the data is invalid.
     """
+    check_selection(train_file, dataset_name, dataset_split, test_file, test_split)
     columns = image_column, label_column
+    splits = {"train": ("dataset_split", dataset_split)}
+    if test_split is not None:
+        splits["test"] = ("test_split", test_split)
+    found: dict[str, Any] = {}
     if dataset_name is not None and not os.path.isdir(dataset_name):
-        return {"train": stream_hub(dataset_name, dataset_config, dataset_split, *columns)}
-    given, name = (train_file, argument) if dataset_name is None else (dataset_name, "dataset_name")
-    found = read_files(paths_of(given, name), name, dataset_config, *columns, streaming=True)
-    split = dataset_split if dataset_split in found else SPLITS.get(dataset_split.lower(), dataset_split)
-    if split not in found:
+        streams = {
+            kind: stream_hub(dataset_name, dataset_config, split, *columns) for kind, (_, split) in splits.items()
+        }
+    else:
+        given, name = (train_file, "train_file") if dataset_name is None else (dataset_name, "dataset_name")
+        found = read_files(paths_of(given, name), name, dataset_config, *columns, streaming=True)
+        _check_distinct(found, dataset_split, test_split)
+        streams = {kind: _stream_of(found, split, argument) for kind, (argument, split) in splits.items()}
+    if test_file is not None:
+        names = getattr(streams["train"].label, "names", ())
+        tests = read_files(paths_of(test_file, "test_file"), "test_file", None, *columns, names, streaming=True)
+        streams["test"] = _test_of(tests)
+    return streams | _further(found, streams, dataset_split, test_split)
+
+
+def _stream_of(found: Mapping[str, Any], split: str, argument: str) -> ImageStream:
+    """The stream of a split.
+
+    Raises:
+        InputError: There is no such split, or it cannot be read.
+    """
+    one = found.get(_name_of(split, found))
+    if one is None:
         hint = "; a stream has no parts of splits" if "[" in split or "+" in split else ""
-        raise InputError(f"dataset_split={dataset_split}: no such split; there are {' '.join(found)}{hint}")
-    if isinstance(found[split], InputError):
-        raise found[split]
-    return {"train": found[split]} | (further_splits(found, ()) if dataset_split == "train" else {})
+        raise InputError(f"{argument}={split}: no such split; there are {' '.join(found)}{hint}")
+    if isinstance(one, InputError):
+        raise one
+    return one
 
 
 def first_rows(
@@ -198,29 +250,36 @@ def first_rows(
     streams = {"train": train, "test": test, "validation": validation}
     sets = {split: _first_set(one, count) for split, one in streams.items() if one is not None}
     for split in set(sets) - {"train"}:
-        if _names(sets["train"]) and not _names(sets[split]):
-            message = f"{sets[split].source} cannot be the {split} set: its images have no classes"
+        names = _names(sets[split])
+        reason = "its images have no classes" if _names(sets["train"]) and not names else None
+        known = getattr(train.label, "names", names)  # of other columns, only the classes at the start are known
+        if unknown := [name for name in names if name not in known]:
+            reason = f"{train.source} has no class {unknown[0]!r}"
+        if reason is not None:
+            message = f"{sets[split].source} cannot be the {split} set: {reason}"
             if split in official:
                 raise InputError(message)
             logger.warning(message)
             del sets[split]
     if "test" not in sets and "validation" in sets:
         sets["test"] = sets.pop("validation")
-    classes = sorted_classes({name for one in sets.values() for name in _names(one)})
+    classes = _several(sorted_classes({name for one in sets.values() for name in _names(one)}), train.source)
     return {split: _as_rows(one, classes) for split, one in sets.items()}
 
 
 def _first_set(stream: ImageStream, count: int) -> ImageSet:
-    key = hash_of(stream.fingerprint or uuid.uuid4().hex, count, STREAM_BUFFER)
+    key = hash_of(stream.fingerprint or uuid.uuid4().hex, stream.changed, count, STREAM_BUFFER)
     rows = stream.rows.shuffle(seed=0, buffer_size=STREAM_BUFFER).take(count)
     features = IMAGE_FEATURES | ({} if stream.label is None else {"label": stream.label})
+    read = partial(
+        datasets.Dataset.from_generator,
+        partial(iter, rows),
+        features=datasets.Features(features),
+        cache_dir=cache_folder(key),
+        fingerprint=key,
+    )
     with translate_dataset_errors(partial(explain, stream.source)):
-        found = datasets.Dataset.from_generator(
-            partial(iter, rows),
-            features=datasets.Features(features),
-            cache_dir=os.path.join(datasets.config.HF_DATASETS_CACHE, "by_content"),
-            fingerprint=key,
-        )
+        found = read_cached(read, cache_folder(key))
     label = None if stream.label is None else "label"
     return dataset_set(found, "image", label, stream.source, stream.folders, key)
 
@@ -234,7 +293,7 @@ def _select(sets: Mapping[str, Any], split: str, argument: str) -> ImageSet:
     Raises:
         InputError: There is no such split.
     """
-    name = split if split in sets else SPLITS.get(split.lower(), split)
+    name = _name_of(split, sets)
     if isinstance(error := sets.get(name), InputError):
         raise error
     if name in sets:
@@ -254,12 +313,22 @@ def _select(sets: Mapping[str, Any], split: str, argument: str) -> ImageSet:
     folders = tuple(dict.fromkeys(chain.from_iterable(sets[part.splitname].folders for part in found)))
     key = hash_of(split, *(one.key for one in sets.values()))
     joined = rows[0] if len(rows) == 1 else datasets.concatenate_datasets(rows)
-    return ImageSet(joined, np.concatenate(codes), names, f"{first.source} [{split}]", folders, key)
+    changed = max(one.changed for one in sets.values())
+    return ImageSet(joined, np.concatenate(codes), names, f"{first.source} [{split}]", folders, key, changed=changed)
 
 
 def _names(one: ImageSet) -> list[str]:
     """The names of the classes that occur."""
     return [one.names[i] for i in np.unique(one.codes) if i >= 0]
+
+
+def _several(classes: tuple[str, ...], source: str) -> tuple[str, ...]:
+    """The classes; () and a line in the log if there are fewer than two."""
+    if len(classes) > 1:
+        return classes
+    only = f"one class only, {classes[0]!r}" if classes else "no classes"
+    logger.warning("%s: the images have %s: scores that need classes are not computed", source, only)
+    return ()
 
 
 def _recoded(one: ImageSet, names: Sequence[str]) -> np.ndarray:
@@ -280,11 +349,7 @@ def _with_common_classes(sets: Mapping[str, ImageSet], official: set[str]) -> di
         InputError: A set that is selected has a class that the training images lack, or no classes.
     """
     train = sets["train"]
-    classes = sorted_classes(_names(train))
-    if len(classes) < 2:
-        only = f"one class only, {classes[0]!r}" if classes else "no classes"
-        logger.warning("%s: the images have %s: scores that need classes are not computed", train.source, only)
-        classes = ()
+    classes = _several(sorted_classes(_names(train)), train.source)
     used = {"train": train}
     for split, one in sets.items():
         names = _names(one)
@@ -305,5 +370,5 @@ def _with_common_classes(sets: Mapping[str, ImageSet], official: set[str]) -> di
 
 def _as_rows(one: ImageSet, classes: tuple[str, ...]) -> ImageRows:
     labels = _recoded(one, classes)
-    fingerprint = hash_of(one.key, *classes, labels.tobytes())
+    fingerprint = hash_of(one.key, one.changed, *classes, labels.tobytes())
     return ImageRows(one.rows, labels, classes, one.source, one.folders, fingerprint)

@@ -20,9 +20,8 @@ from fmicl_text.errors import InputError
 from fmicl_text.loading import translate_dataset_errors
 from fmicl_text.vision.data import Crop, ImageSets, check_channels, check_counts, read_images, split_images, two_crops
 from fmicl_text.vision.decoding import UnreadableImageError, read_encoded
-from fmicl_text.vision.folders import SPLITS
 from fmicl_text.vision.readers import ImageStream
-from fmicl_text.vision.sources import STREAM_BUFFER, check_selection, first_rows, stream_images
+from fmicl_text.vision.sources import STREAM_BUFFER, first_rows, stream_images
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +58,10 @@ def load_image_stream(
     """
     check_channels(channels)
     check_counts(held_out, validation, None)
-    check_selection(train_file, dataset_name, dataset_split, test_file, test_split)
-    columns = image_column, label_column
-    streams = stream_images(train_file, dataset_name, dataset_config, dataset_split, *columns)
-    official = {"test"} if (test_file or test_split) is not None else set()
-    if test_file is not None:
-        streams["test"] = stream_images(test_file, None, None, "train", *columns, argument="test_file")["train"]
-    elif test_split is not None:
-        streams.pop(SPLITS.get(test_split.lower(), test_split), None)
-        streams["test"] = stream_images(train_file, dataset_name, dataset_config, test_split, *columns)["train"]
+    streams = stream_images(
+        train_file, dataset_name, dataset_config, dataset_split, image_column, label_column, test_file, test_split
+    )
+    official = {"test"} if test_file is not None or test_split is not None else set()
     found = first_rows(max(START, 2 * ((held_out or 0) + validation)), **streams, official=official)
     sets = {split: read_images(rows, channels, progress)[0] for split, rows in found.items()}
     return streams["train"], split_images(ImageSets(**sets), held_out, validation)

@@ -159,9 +159,15 @@ def _class_name(value: Any, feature: Any, column: str, source: str) -> str | Non
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Names in order, with the numbers in them by value: a2 before a10."""
 
-    def key(name: str) -> tuple[list[tuple[bool, int, str]], str]:
+    def key(name: str) -> tuple[list[tuple[bool, int, str, str]], str]:
         parts = [part for part in re.split("([0-9]+)", name) if part]
-        return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts], name
+        return [
+            (False, *by_value(part), part) if part[0] in "0123456789" else (True, 0, "", part) for part in parts
+        ], name
+
+    def by_value(number: str) -> tuple[int, str]:
+        digits = number.lstrip("0")
+        return len(digits), digits
 
     return tuple(sorted(names, key=key))
 
@@ -178,11 +184,20 @@ def file_features(path: str) -> dict[str, Any]:
 
 
 def feature_of(field: pa.Field, metadata: Any) -> Any:
-    kind = field.type.value_type if isinstance(field.type, pa.DictionaryType) else field.type
+    kind = plain_type(field.type)
     try:
         return datasets.Features.from_arrow_schema(pa.schema([pa.field(field.name, kind)], metadata))[field.name]
     except (TypeError, ValueError, NotImplementedError):  # a type that `datasets` does not have
         return kind
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a column that is dictionary-encoded, or of views, as polars writes them."""
+    if isinstance(kind, pa.DictionaryType):
+        return plain_type(kind.value_type)
+    if isinstance(kind, pa.StructType):
+        return pa.struct([field.with_type(plain_type(field.type)) for field in kind])
+    return {pa.binary_view(): pa.large_binary(), pa.string_view(): pa.large_string()}.get(kind, kind)
 
 
 @contextmanager
@@ -275,7 +290,7 @@ class ImageTables(datasets.ArrowBasedBuilder):
                     yield datasets.builder.Key(number, batch), self._table(rows)
 
     def _table(self, rows: pa.RecordBatch) -> pa.Table:
-        columns = {name: rows[column] for name, column in self.names.items()}
+        columns = {name: rows[column].cast(plain_type(rows[column].type)) for name, column in self.names.items()}
         columns["image"] = self.types["image"].cast_storage(columns["image"])
         if "label" in columns:
             columns["label"] = columns["label"].cast(self.info.features.arrow_schema.field("label").type)

@@ -354,3 +354,17 @@ def test_the_complete_default_run_opens_in_stock_classes_and_training_helped(mon
         ours = build_image_encoder(str(out)).eval()(processor(digit, return_tensors="pt")["pixel_values"])
     assert features.shape[1] >= 64
     torch.testing.assert_close(features, ours, atol=1e-5, rtol=0)
+
+
+def test_the_line_about_images_is_one_line_and_nothing_else_with_disable_tqdm(monkeypatch, tmp_path, capfd):
+    for name in ("a\nb", "c\x1b[31md"):
+        for i in range(6):
+            path = tmp_path / "data" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(seed=len(name) * 10 + i)["bytes"])
+    options = ["--train_file", tmp_path / "data", "--architecture", "resnet-8-small", "--image_size", 16]
+    options += ["--max_steps", 1, "--per_device_train_batch_size", 4, "--probes", False, "--disable_tqdm", True]
+    main(monkeypatch, "--divergence", "js", "--output_dir", tmp_path / "out", *options)
+    printed = capfd.readouterr()
+    assert r"10 images to train on, 2 test images, 2 classes (a\nb, c\x1b[31md)" in printed.out
+    assert "check images" not in printed.err

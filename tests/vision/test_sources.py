@@ -697,3 +697,138 @@ def test_two_sources_or_none():
         for find in (find_images, stream_images):
             with pytest.raises(InputError, match=message):
                 find(dataset_name=name)
+
+
+def find_rows(*arguments, **named):
+    """`find_images`, by streams."""
+    official = {"test"} if {"test_file", "test_split"} & named.keys() else set()
+    return first_rows(99, **stream_images(*arguments, **named), official=official)
+
+
+@pytest.mark.parametrize("find", [find_images, find_rows])
+def test_a_folder_of_test_images_is_read_as_one_set(tmp_path, find):
+    train = make(tmp_path / "train", *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(4)))
+    parts = make(
+        tmp_path / "x",
+        *(f"{s}/{c}/{i}.png" for s, n in (("train", 5), ("test", 2)) for c in ("cat", "dog") for i in range(n)),
+    )
+    assert len(find(train, test_file=parts)["test"].labels) == 4
+    held_out = make(
+        tmp_path / "y",
+        *(f"{s}/{c}/{i}.png" for s, n in (("train", 5), ("dev", 2)) for c in ("cat", "dog") for i in range(n)),
+    )
+    assert len(find(train, test_file=held_out)["test"].labels) == 4
+    assert named(find(train, test_file=make(tmp_path / "one", "cat/z.png"))["test"]) == [("z.png", "cat")]
+    (tmp_path / "tables").mkdir()
+    write_table(tmp_path / "tables" / "validation-0.parquet", image=encoded(3), label=["cat", "dog", "dog"])
+    assert len(find(train, test_file=str(tmp_path / "tables"))["test"].labels) == 3
+    (tmp_path / "tables" / "test-0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"test-0\.parquet cannot be read"):
+        find(train, test_file=str(tmp_path / "tables"))
+
+
+@pytest.mark.parametrize("find", [find_images, find_rows])
+def test_splits_have_several_names(tmp_path, find):
+    folder = make(tmp_path / "data", *(f"{s}/{c}/0.png" for s in ("train", "val") for c in ("cat", "dog")))
+    assert set(find(folder, dataset_split="training")) == {"train", "test"}
+    for name in ("Training", "TRAIN"):
+        with pytest.raises(InputError, match=rf"^test_split={name} is also dataset_split=train$"):
+            find(folder, test_split=name)
+    with pytest.raises(InputError, match=r"^test_split=nope: no such split; there are train validation$"):
+        find(folder, test_split="nope")
+
+
+def test_a_part_of_the_training_split_keeps_the_test_split(tmp_path):
+    names = [f"{s}/{c}/{i}.png" for s in ("train", "val") for c in ("cat", "dog") for i in range(4)]
+    folder = make(tmp_path / "data", *names)
+    found = find_images(folder, dataset_split="train[:3]+train[5:]")
+    assert {split: len(rows.labels) for split, rows in found.items()} == {"train": 6, "test": 8}
+    assert set(find_images(folder, dataset_split="train+validation")) == {"train"}
+
+
+def test_a_stream_without_classes_is_logged_as_other_images(tmp_path, caplog):
+    find_rows(make(tmp_path / "flat", "a.png", "b.png"))
+    assert "the images have no classes" in caplog.text
+
+
+def test_class_names_of_many_digits(tmp_path):
+    names = ["1" + "0" * 5000, "9" * 5000, "007", "٣"]
+    assert find_images(write_table(tmp_path / "t.parquet", image=encoded(), label=names))["train"].classes == (
+        "007",
+        names[1],
+        names[0],
+        "٣",
+    )
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize(
+    "image, label",
+    [
+        (pa.binary_view(), pa.string_view()),
+        (
+            pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())]),
+            pa.dictionary(pa.int8(), pa.large_string()),
+        ),
+        (pa.dictionary(pa.int32(), pa.binary()), pa.dictionary(pa.int8(), pa.int64())),
+    ],
+)
+def test_encoded_columns_are_read_as_their_values(tmp_path, suffix, image, label):
+    images = [{"bytes": one, "path": None} for one in encoded()] if pa.types.is_struct(image) else encoded()
+    classes = [5, 4, 5, 4] if "int64" in str(label) else ["b", "a", "b", "a"]
+    columns = [pa.array(images, image), pa.array(classes, label)]
+    table = pa.table(columns, names=["image", "label"])
+    path = str(tmp_path / f"t{suffix}")
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    for find in (find_images, find_rows):
+        rows = find(path)["train"]
+        found = {row["image"]["bytes"]: rows.classes[i] for row, i in zip(rows.rows, rows.labels, strict=True)}
+        assert found == dict(zip(encoded(), map(str, classes), strict=True))
+
+
+@pytest.mark.parametrize("damage", ["tables-train.arrow", "dataset_info.json", "stream"])
+def test_a_damaged_cache_is_written_again(tmp_path, damage, caplog):
+    path = write_table(tmp_path / "t.parquet", image=encoded(), label=["a", "b"] * 2)
+    find = find_rows if damage == "stream" else find_images
+    expected = images_and_classes(find(path)["train"])
+    (file,) = Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow" if damage == "stream" else damage)
+    for content in (b"", file.read_bytes()[:50]):
+        file.write_bytes(content)
+        assert images_and_classes(find(path)["train"]) == expected
+    assert caplog.text.count("cannot be read and is written again") == 2
+
+
+@pytest.mark.parametrize("find", [find_images, find_rows])
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, find):
+    path = write_table(tmp_path / "t.parquet", image=encoded(), label=["a", "b"] * 2)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(InputError, match=r"t\.parquet: \[Errno [0-9]+\] .*file"):
+        find(path)
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_checked_again(tmp_path):
+    folder = make(tmp_path / "data", "cat/a.png", "dog/b.png")
+    path, before = tmp_path / "data" / "cat" / "a.png", [find(folder)["train"] for find in (find_images, find_rows)]
+    times, content = os.stat(path), path.read_bytes()
+    path.write_bytes(content[::-1])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = [find(folder)["train"] for find in (find_images, find_rows)]
+    assert all(one.fingerprint != other.fingerprint for one, other in zip(before, after, strict=True))
+    first, path = stream_images(folder)["train"].fingerprint, tmp_path / "data" / "dog" / "b.png"
+    path.chmod(0o600)
+    assert stream_images(folder)["train"].fingerprint == first  # a run can be resumed
+
+
+@pytest.mark.parametrize("find", [find_images, find_rows])
+def test_a_test_folder_of_other_classes_is_not_used(tmp_path, caplog, find):
+    names = [f"{s}/{c}/0.png" for s, classes in (("train", "ab"), ("test", "az"), ("val", "ab")) for c in classes]
+    found = find(make(tmp_path / "data", *names))
+    assert set(found) == {"train", "test"} and found["test"].source.endswith("val")
+    assert "has no class 'z'" in caplog.text
+    with pytest.raises(InputError, match="has no class 'z'"):
+        find(str(tmp_path / "data"), test_split="test")
