@@ -171,11 +171,20 @@ def split_folders(folder: ImageFolder, source: str) -> dict[str, ImageFolder]:
     else the folder is the training split.
 
     Raises:
-        InputError: Two subfolders are the same split.
+        InputError: Two subfolders are the same split, or there are other subfolders beside splits with equal classes.
     """
     found = with_images(folder)
     names = {name: SPLITS.get(name.lower()) for name in found}
     if "train" not in names.values() or None in names.values():
+        classes = {name: set(with_images(without_wrappers(found[name]))) for name, split in names.items() if split}
+        for name, others in classes.items():
+            train = next((one for one in classes if names[one] == "train" and one != name), None)
+            if train is not None and len(classes[train] & others) > 1:
+                extra = next(one for one, split in names.items() if split is None)
+                raise InputError(
+                    f"{source}: {train} and {name} are folders of the same classes, but {extra} is no split: pass "
+                    f"train_file={found[train].path} and test_file={found[name].path}"
+                )
         return {"train": folder}
     splits: dict[str, ImageFolder] = {}
     for name, split in names.items():

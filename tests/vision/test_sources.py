@@ -113,6 +113,14 @@ def test_train_among_other_names_is_a_class(tmp_path, caplog):
     assert "train is read as a class, not as a split, because bus is not a split" in caplog.text
 
 
+def test_splits_of_the_same_classes_beside_another_folder(tmp_path):
+    """As classes, train and val would be trained on together."""
+    names = [f"{split}/{name}/{i}.png" for split in ("train", "val") for name in ("cat", "dog") for i in range(2)]
+    folder = make(tmp_path / "data", *names, "docs/logo.png")
+    with pytest.raises(InputError, match=rf"docs is no split: pass train_file={folder}/train and test_file={folder}/val"):
+        find_images(folder)
+
+
 @pytest.mark.parametrize(
     "test, reason",
     [
