@@ -209,7 +209,7 @@ def check_size(image_size: int) -> None:
         raise InputError(f"image_size={image_size} must be from 1 to {LARGEST}")
 
 
-def largest_side(settings: dict[str, Any]) -> int:
+def largest_side(settings: dict[str, Any]) -> float:
     """The largest side to which a processor's settings resize, crop or pad; 0 if they name none."""
     named = [settings[name] for name in SIZES if isinstance(settings.get(name), dict)]
     sides = [size.get(side) for size in named for side in ("height", "width", "shortest_edge")]
