@@ -99,8 +99,11 @@ def parse_args() -> argparse.Namespace:
         parser.error("--images requires --model: an image model, or the name of an architecture (random weights)")
     if args.after_head and not args.images:
         parser.error("--after_head requires --images")
-    if args.image_column and not args.images:
-        parser.error("--image_column requires --images")
+    for name in ("image_column", "image_size"):
+        if getattr(args, name) is not None and not args.images:
+            parser.error(f"--{name} requires --images")
+    if args.pooling and (args.images or args.embeddings or args.synthetic):
+        parser.error("--pooling applies to --text and --file only; image models have their own")
     read = [args.images, args.text, args.file, *(named_model(name)[1] for name in args.embeddings or ())]
     check_output("--output", args.output, *read)
     check_plot("--plot", args.plot, *read)

@@ -132,8 +132,7 @@ def preprocessing_of(args: argparse.Namespace, path: str, encoder: ImageEncoder,
         own = open_preprocessing(path, encoder.num_channels, args.image_size)
     if own is not None:
         return own
-    known = getattr(encoder.backbone.config, "image_size", None)
-    default = known if isinstance(known, int) else 16 if args.images == ["digits"] else 32
+    default = encoder.image_size or (16 if args.images == ["digits"] else 32)
     return new_preprocessing(args.image_size or default, *train.mean_and_std())
 
 

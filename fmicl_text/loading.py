@@ -82,7 +82,7 @@ def loading_error_message(error: BaseException) -> str:
     if "trust_remote_code" in message:
         return (
             "it requires custom Python code, which is not run by default: review the code and, if you trust it, pass "
-            "trust_remote_code=True"
+            "trust_remote_code=True (not supported by the scripts in eval)"
         )
     if "`resnet_small_stem`" in message:  # the model type of `vision.architectures`, which is not imported
         return "it is an image encoder (resnet_small_stem); fmicl_text.vision.encoder.build_image_encoder opens it"

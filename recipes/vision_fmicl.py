@@ -103,7 +103,7 @@ def main() -> None:
         "inputs": on_main_process(lambda: input_hashes(settings)),
         "before": before,
         "data": data,
-        "scored_on": scored_on(f"{len(held_out or ())} held-out images of {Path(train.source).name}"),
+        "scored_on": scored_on(f"{len(held_out or ()) or 'No'} held-out images of {Path(train.source).name}"),
     }
     with trainer.hold_output_dir(args.resume_from_checkpoint):
         run_training(trainer)

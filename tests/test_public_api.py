@@ -38,6 +38,12 @@ def test_losses_import_torch_only(statement):
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
+def test_importing_the_image_modules_prints_nothing():
+    """Without torchvision, transformers warns at the import of an image processor that falls back on PIL."""
+    done = run_python("import fmicl_text.vision as vision\nfor name in vision.__all__: getattr(vision, name)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def public_api() -> str:
     """A line for each public name: its module and, of what can be called, its parameters."""
     lines = []

@@ -14,7 +14,7 @@ from fmicl_text.errors import InputError
 from fmicl_text.evaluation.report import float32_products
 from fmicl_text.files import read_json
 from fmicl_text.loading import NO_CODE, check_model_folder, hub_commit, translate_loading_errors
-from fmicl_text.text.checks import prepare_tokenizer
+from fmicl_text.text.checks import prepare_tokenizer, require_text
 from fmicl_text.text.collator import check_max_seq_length
 from fmicl_text.text.model import assumed_pooling, pooling_of, set_pooling, specifies_pooling
 from fmicl_text.text.settings import encoder_settings
@@ -40,8 +40,9 @@ def open_encoder(
         strict: Raise an error instead of assuming a pooling.
 
     Raises:
-        InputError: The model cannot be loaded, requires custom code, has no tokenizer, has no pooling layer to replace,
-            or, if `strict`, does not specify its pooling; or `max_seq_length` exceeds the model's maximum.
+        InputError: The model cannot be loaded, requires custom code, does not encode text, has no tokenizer, has no
+            pooling layer to replace, or, if `strict`, does not specify its pooling; or `max_seq_length` exceeds the
+            model's maximum.
     """
     folder = os.path.expanduser(model)
     if model.startswith((".", "~", "/")) and not os.path.isdir(folder):
@@ -55,6 +56,7 @@ def open_encoder(
             trust_remote_code=False,
             model_kwargs={"dtype": torch.float32, **NO_CODE},
         )
+    require_text(encoder, f"model={model}")
     prepare_tokenizer(encoder, f"model={model}")
     own = pooling_of(encoder)
     if pooling and own is None:

@@ -139,7 +139,7 @@ def card_metadata(run: Mapping[str, Any], name: str) -> ModelCardData:
         model_name=name,
         library_name="sentence-transformers" if text else "transformers" if pipeline else None,
         pipeline_tag="sentence-similarity" if text else "image-feature-extraction" if pipeline else None,
-        tags=["f-micl", "contrastive-learning", run["objective"], "feature-extraction"],
+        tags=["f-micl", "contrastive-learning", run["objective"], *(["feature-extraction"] if text else [])],
         base_model=encoder["base_model"],
         datasets=[dataset] if dataset else None,
         eval_results=results,
@@ -254,7 +254,9 @@ def results_sentence(run: Mapping[str, Any]) -> str:
         return f"{where['name']}{revision}: {what}.{selected}"
     probes = run["data"].get("probes")
     if not probes:
-        return f"{where['name']}."
+        scores = [name.removeprefix("eval_") for name in run["after"] if name.startswith("eval_")]
+        what = ": accuracy in percent of k-NN classification (k = 200)" if "knn_accuracy" in scores else ""
+        return f"{where['name']}{what}."
     what = "accuracy in percent of probes of the frozen features"
     if "view retrieval" in probes[-1]:
         what = (
@@ -274,7 +276,7 @@ def results_table(run: Mapping[str, Any]) -> str:
     return (
         markdown_table([{"metric": name, "value": value} for name, value in scores.items()])
         if scores
-        else "Not evaluated yet."
+        else "Not evaluated."
     )
 
 

@@ -194,7 +194,7 @@ def probe_embeddings(folder: Path, source: str, trust_remote_code: bool) -> torc
     """Embeddings of two fixed inputs by the encoder in a folder, on the CPU. `source` begins an error's message."""
     with translate_loading_errors(source), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)  # weights that the files lack, such as an unused pooler
-        if (folder / "preprocessor_config.json").is_file() and not (folder / "modules.json").is_file():
+        if not (folder / "modules.json").is_file() and is_image_encoder(folder):
             from fmicl_text.vision.encoder import build_image_encoder  # opens stems that AutoModel does not
 
             image_encoder = build_image_encoder(str(folder), trust_remote_code=trust_remote_code).eval()
@@ -202,12 +202,20 @@ def probe_embeddings(folder: Path, source: str, trust_remote_code: bool) -> torc
             height, width = size if isinstance(size, list | tuple) else (size, size)
             channels = image_encoder.num_channels
             pixels = torch.linspace(-1, 1, 2 * channels * height * width).reshape(2, channels, height, width)
-            AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            if (folder / "preprocessor_config.json").is_file():
+                AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
             return image_encoder(pixels)
         encoder = SentenceTransformer(
             str(folder), device="cpu", trust_remote_code=trust_remote_code, model_kwargs={**NO_CODE}
         )
         return encoder.encode_document(PROBES, convert_to_tensor=True, show_progress_bar=False)
+
+
+def is_image_encoder(folder: Path) -> bool:
+    """Whether a folder contains an image encoder, if any: it has an image processor, or was saved by `ImageEncoder`."""
+    if (folder / "preprocessor_config.json").is_file():
+        return True
+    return (folder / "config.json").is_file() and "image_pooling" in read_json(folder / "config.json")
 
 
 def push(

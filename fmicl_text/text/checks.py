@@ -50,8 +50,18 @@ def require_transformer(encoder: SentenceTransformer, source: str) -> None:
         raise InputError(f"{source} is a Router, which has several encoders: train each encoder on its own")
     if not isinstance(first, Transformer) or sum(isinstance(module, Pooling) for module in encoder) != 1:
         raise InputError(f"{source} is not a transformer followed by pooling: its modules are {names}")
-    if "text" not in first.modality_config:
-        raise InputError(f"{source} does not encode text: its inputs are {', '.join(map(str, first.modality_config))}")
+    require_text(encoder, source)
+
+
+def require_text(encoder: SentenceTransformer, source: str) -> None:
+    """Raise `InputError` if the inputs of an encoder are images, for example, instead of texts.
+
+    Args:
+        source: The argument and its value, which begin the message.
+    """
+    inputs = getattr(encoder[0], "modality_config", None) or {"text": {}}
+    if "text" not in inputs:
+        raise InputError(f"{source} does not encode text: its inputs are {', '.join(map(str, inputs))}")
 
 
 def prepare_tokenizer(encoder: SentenceTransformer, source: str) -> None:

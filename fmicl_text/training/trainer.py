@@ -546,11 +546,16 @@ class FMICLTrainer(Trainer):
     def check_views(self, x: Tensor, y: Tensor) -> None:
         """Warn once, at the first batch, if the two views are identical: positives then have no gradient."""
         if not self.views_checked and torch.equal(x, y):
-            warnings.warn(
+            reason = (
                 "both views of every text are identical because the model has no dropout (ModernBERT's default, for "
-                "example): set dropout=0.1 in build_text_encoder or in the recipe, or train on pairs of texts",
-                stacklevel=2,
+                "example): set dropout=0.1 in build_text_encoder or in the recipe, or train on pairs of texts"
             )
+            if self.model.modality == "image":
+                reason = (
+                    "both views of every image have the same embedding: the encoder does not distinguish images, or "
+                    "the augmentation does not change them"
+                )
+            warnings.warn(reason, stacklevel=2)
         self.views_checked = True
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

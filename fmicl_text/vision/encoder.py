@@ -132,8 +132,10 @@ class ImageEncoder(nn.Module):
         """Check that the model accepts what an image processor makes of pictures of any shape.
 
         Raises:
-            InputError: The processor does not crop to a square, and the model accepts squares only.
+            InputError: The model does not accept images of its size; or the processor does not crop to a square, and
+                the model accepts squares only.
         """
+        self.width(preprocessing.size)
         wide = preprocessing([Image.new("RGB" if self.num_channels == 3 else "L", (96, 64))])[0]
         height, width = wide.shape[1:]
         try:
@@ -153,7 +155,7 @@ class ImageEncoder(nn.Module):
         except InputError:
             raise
         except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()).rstrip(".")
             size = height if height == width else f"{height} x {width}"
             raise InputError(
                 f"image_size={size} is not supported by {self.backbone.config.model_type}: {reason}"

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Width and height of the pictures on which a processor is tried. Some cut large pictures into several images.
 SHAPES = ((97, 97), (1000, 1000), (1600, 500), (500, 1600))
+SIZES = ("size", "crop_size", "pad_size")  # settings of a processor
+LARGEST = 8192  # pixels; a larger size is an error in a file, and would need more memory than there is
 LEFT, RIGHT = (51, 102, 204), (230, 140, 20)  # two colors by which the affine map is checked
 
 
@@ -120,7 +122,7 @@ def affine_map(
     order = matrix.abs().argmax(1)
     slope = matrix.gather(1, order[:, None])[:, 0]
 
-    left, right = LEFT[:channels], RIGHT[:channels]
+    left, right = LEFT[:channels], (RIGHT if size > 1 else LEFT)[:channels]
     picture = plain_picture(right, size)
     picture.paste(plain_picture(left, size), (-(size // 2), 0))
     row = output_of(processor, channels, picture)[:, size // 2].double()
@@ -162,6 +164,7 @@ def open_preprocessing(
             pixels.
     """
     source = f"model_name_or_path={model_name_or_path}"
+    check_size(image_size or 1)
     try:
         with quiet_loading():
             processor = AutoImageProcessor.from_pretrained(
@@ -169,11 +172,14 @@ def open_preprocessing(
             )
             settings = processor.to_dict() | {"do_convert_rgb": channels == 3}
             settings.pop("auto_map", None)  # the code is not saved with the encoder
+            if (largest := largest_side(settings)) > LARGEST:
+                raise ValueError(f"its size is {largest} pixels, more than {LARGEST}")
             own = square_size(open_settings(settings), channels)
     except InputError:
         raise
     except Exception as error:  # of any type, for an invalid preprocessor_config.json
-        reason = f"its image processor is not used: {loading_error_message(error)}"
+        message = loading_error_message(error).partition(" Should have a ")[0]  # followed by the names of all models
+        reason = f"its image processor is not used: {message}"
         if "trust_remote_code" in str(error):
             reason = "its image processor is custom Python code, which is not run"
         elif "Can't load image processor" in str(error):
@@ -197,10 +203,24 @@ def open_preprocessing(
     raise InputError(f"image_size={image_size}: {type(processor).__name__} of {model_name_or_path} does not accept it")
 
 
+def check_size(image_size: int) -> None:
+    """Raise `InputError` for an image size that is out of range."""
+    if not 1 <= image_size <= LARGEST:
+        raise InputError(f"image_size={image_size} must be from 1 to {LARGEST}")
+
+
+def largest_side(settings: dict[str, Any]) -> float:
+    """The largest side to which a processor's settings resize, crop or pad; 0 if they name none."""
+    named = [settings[name] for name in SIZES if isinstance(settings.get(name), dict)]
+    sides = [size.get(side) for size in named for side in ("height", "width", "shortest_edge")]
+    sides += [size.get("longest_edge") for size in named if not size.get("shortest_edge")]  # else a limit, if at all
+    return max((side for side in sides if isinstance(side, int | float)), default=0)
+
+
 def sizes(settings: dict[str, Any], own: int | None, image_size: int) -> Iterator[dict[str, Any]]:
     """Settings that may give a processor another size, from the closest to its own on."""
     square = {"height": image_size, "width": image_size}
-    names = [name for name in ("size", "crop_size", "pad_size") if isinstance(settings.get(name), dict)]
+    names = [name for name in SIZES if isinstance(settings.get(name), dict)]
     if own is not None:
         yield {
             name: {key: value and max(1, round(value * image_size / own)) for key, value in settings[name].items()}
@@ -218,7 +238,11 @@ def new_preprocessing(size: int, mean: Sequence[float], std: Sequence[float]) ->
         size: Height and width of the model's input.
         mean, std: Mean and standard deviation of the pixels in [0, 1]; one value per channel, of which there are 1 or
             3.
+
+    Raises:
+        InputError: The size is out of range.
     """
+    check_size(size)
     settings = {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": len(mean) == 3,

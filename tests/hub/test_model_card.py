@@ -159,6 +159,16 @@ def test_an_image_encoders_card():
     assert 'AutoModel.from_pretrained("user/encoder", trust_remote_code=True)' in model_card(stock, "user/encoder")
 
 
+def test_the_results_of_a_run_without_probes_or_held_out_images():
+    run = copy.deepcopy(IMAGE_RUN)
+    run["data"].pop("probes")
+    content = model_card(run | {"before": {}, "after": {}}, "m")
+    assert "Not evaluated." in content and "yet" not in content and "accuracy" not in content
+    scores = {"eval_knn_accuracy": 90.0}
+    content = model_card(run | {"before": scores, "after": scores}, "m")
+    assert "360 held-out images: accuracy in percent of k-NN classification (k = 200)." in content
+
+
 def image_run(folder, family, variant=None, pooling=None):
     """Save a new encoder of a family with a processor, by default for images of its channels; the record of its run,
     the encoder and its preprocessing."""
@@ -262,6 +272,7 @@ def test_the_metadata_promise_a_pipeline_where_it_works(family, monkeypatch, tmp
     monkeypatch.setitem(IMAGE_FAMILIES, "gray", (ResNetConfig(num_channels=1, **TINY_RESNET), "pooler"))
     run, encoder, preprocessing = image_run(tmp_path, family)
     data = ModelCard(model_card(run, "out")).data
+    assert "feature-extraction" not in data.tags  # from which the Hub would infer a pipeline of texts
     if family in ("gray", "resnet, small stem"):
         assert data.pipeline_tag is None and data.library_name is None
         return

@@ -507,3 +507,10 @@ def test_an_image_encoder_is_pushed_with_its_processor(hub, monkeypatch, capsys,
     with torch.no_grad():
         assert torch.equal(ours(pixels), stock(pixel_values=pixels).last_hidden_state[:, 0])
     assert AutoImageProcessor.from_pretrained(fetched).crop_size["height"] == 32
+
+
+def test_an_image_encoder_without_a_processor_is_pushed(hub, tmp_path):
+    """Trained on views of the user's own."""
+    new_image_encoder(ViTConfig(**TINY_VIT)).save_pretrained(tmp_path)
+    push(tmp_path, "user/images")
+    assert set(hub.repos["user/images"]["main"]) == {"config.json", "model.safetensors"}

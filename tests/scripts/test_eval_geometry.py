@@ -183,6 +183,24 @@ def test_the_image_size_is_the_models_own(monkeypatch, dark, tmp_path):
 
 
 @pytest.mark.slow
+def test_text_options_do_not_apply_to_images(monkeypatch, tmp_path):
+    for flags, message in (
+        (["--images", "digits", "--pooling", "mean"], "--pooling applies to --text and --file only"),
+        (["--image_size", "16"], "--image_size requires --images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            main(monkeypatch, "--model", tmp_path, *flags)
+
+
+def test_an_image_encoder_has_no_sentences(monkeypatch, tmp_path):
+    model = ImageContrastiveModel(
+        new_image_encoder(ViTConfig(**TINY_VIT)), 32, 8, new_preprocessing(32, (0.5,) * 3, (0.5,) * 3).processor
+    )
+    model.save_encoder(str(tmp_path), model.state_dict())
+    with pytest.raises(InputError, match=r"^model=.* does not encode text: its inputs are image$"):
+        main(monkeypatch, "--model", tmp_path)
+
+
 def test_one_line_and_status_2(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--embeddings", "absent.npz"],

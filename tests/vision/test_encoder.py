@@ -306,6 +306,8 @@ def test_a_processor_that_keeps_shapes_needs_a_model_that_accepts_them():
     with pytest.raises(InputError, match=r"^image_size=32 x 48 .* by vit: .*; ViTImageProcessorPil does not crop") as e:
         new_image_encoder(IMAGE_FAMILIES["vit"][0]).check_shapes(Preprocessing(keeping, 3))
     assert "\n" not in str(e.value)
+    with pytest.raises(InputError, match=r"^image_size=30 is not supported by vit: .*\)$"):  # the crop is not the cause
+        new_image_encoder(IMAGE_FAMILIES["vit"][0]).check_shapes(new_preprocessing(30, (0.5,) * 3, (0.5,) * 3))
 
 
 def test_the_config_of_a_new_encoder_is_a_copy():

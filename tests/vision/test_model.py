@@ -32,6 +32,21 @@ def model():
     return ImageContrastiveModel(new_image_encoder(type(config).from_dict(config.to_dict())), 16, head_dim=8)
 
 
+def test_equal_embeddings_of_both_views_are_warned_of(tmp_path):
+    """In words for images: they have no dropout that could be set."""
+    args = VisionTrainingArguments(str(tmp_path), per_device_train_batch_size=4, max_steps=1, eval_strategy="no")
+    rows = TrainingRows(images(), 16, (0.2, 1.0), seed=0)
+    trainer = FMICLTrainer(
+        model(),
+        args,
+        train_dataset=rows,
+        data_collator=collate_images,
+        views=lambda images, generator: torch.zeros(len(images), 2, 3, 16, 16),
+    )
+    with pytest.warns(UserWarning, match="both views of every image have the same embedding"):
+        trainer.train()
+
+
 def test_every_micro_step_draws_new_views(tmp_path):
     seeds = []
     make = ImageViews("cifar", 16, MEAN, STD)

@@ -189,8 +189,34 @@ def test_a_model_without_a_processor_that_can_be_used(tmp_path, caplog):
         assert open_preprocessing(str(tmp_path / name), channels, image_size=32) is None
         (record,) = caplog.records
         assert reason in record.getMessage() and "\n" not in record.getMessage(), name
+        assert len(record.getMessage()) < 400, name  # not the names of all models
     with pytest.raises(InputError, match=r"model_name_or_path=\./absent: no such folder"):
         open_preprocessing("./absent", 3)
+
+
+@pytest.mark.parametrize("image_size", [None, 32])
+@pytest.mark.parametrize(
+    "size", [{"height": 4_000_000, "width": 4_000_000}, {"shortest_edge": 1e9}, {"longest_edge": 1e9}]
+)
+def test_a_processor_of_an_absurd_size_is_not_tried(size, image_size, tmp_path, caplog):
+    """It would take all the memory of the machine."""
+    settings = {"image_processor_type": "ViTImageProcessor", "size": size}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert open_preprocessing(str(tmp_path), 3, image_size) is None
+    assert "pixels, more than 8192" in caplog.text
+    for make in (
+        lambda: open_preprocessing(str(tmp_path), 3, 4_000_000),
+        lambda: new_preprocessing(4_000_000, (0.5,) * 3, (0.5,) * 3),
+    ):
+        with pytest.raises(InputError, match=r"^image_size=4000000 must be from 1 to 8192$"):
+            make()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_sizes_of_a_few_pixels(size, tmp_path):
+    folder = saved(tmp_path, ViTImageProcessorPil())
+    for preprocessing in (open_preprocessing(folder, 3, size), new_preprocessing(size, (0.5,) * 3, (0.5,) * 3)):
+        assert (preprocessing.size, preprocessing.mean, preprocessing.std) == (size, (0.5,) * 3, (0.5,) * 3)
 
 
 def test_gray_models_take_gray_pictures(tmp_path):
