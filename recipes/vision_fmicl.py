@@ -56,7 +56,8 @@ def main() -> None:
 
     set_seed(args.seed)
     encoder = open_encoder(model_args)
-    stream, sets = read_images(data_args, encoder.num_channels)
+    progress = args.process_index == 0 and not args.disable_tqdm
+    stream, sets = read_images(data_args, encoder.num_channels, progress)
     train = sets.train
     if args.load_best_model_at_end and sets.validation is None:
         raise InputError(
@@ -72,9 +73,9 @@ def main() -> None:
     views = ImageViews(
         model_args.views, size, preprocessing.mean, preprocessing.std, model_args.color, preprocessing.channel_order
     )
-    progress = args.process_index == 0 and not args.disable_tqdm
     evaluator = None
     if held_out is None:
+        args.check_without_evaluation()
         args.eval_strategy = "no"
     else:
         evaluator = ImageEvaluator(train, sets.test, preprocessing, views, data_args.probes, sets.validation, progress)
@@ -132,7 +133,7 @@ def open_encoder(model_args: ImageModelArguments) -> ImageEncoder:
     )
 
 
-def read_images(data_args: ImageDataArguments, channels: int) -> tuple[ImageStream | None, ImageSets]:
+def read_images(data_args: ImageDataArguments, channels: int, progress: bool) -> tuple[ImageStream | None, ImageSets]:
     """The stream of training images, or None, and training, test and validation images; see `load_image_stream`."""
     counts = data_args.held_out, data_args.validation
     if data_args.train_file is None and data_args.dataset_name is None:
@@ -148,8 +149,8 @@ def read_images(data_args: ImageDataArguments, channels: int) -> tuple[ImageStre
         data_args.test_split,
     )
     if data_args.streaming:
-        return load_image_stream(*source, channels, *counts)
-    return None, load_images(*source, channels, *counts, data_args.max_train_samples)
+        return load_image_stream(*source, channels, *counts, progress)
+    return None, load_images(*source, channels, *counts, data_args.max_train_samples, progress)
 
 
 def choose_preprocessing(model_args: ImageModelArguments, encoder: ImageEncoder, train: Images) -> Preprocessing:
