@@ -62,7 +62,7 @@ class ImageRows:
 
 def find_images(
     train_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    dataset_name: str | None = None,
+    dataset_name: str | os.PathLike[str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     image_column: str | None = None,
@@ -95,6 +95,7 @@ def find_images(
     """
     check_selection(train_file, dataset_name, dataset_split, test_file, test_split)
     columns = image_column, label_column
+    dataset_name = None if dataset_name is None else os.fspath(dataset_name)
     if dataset_name is None:
         found = read_files(paths_of(train_file, "train_file"), "train_file", dataset_config, *columns)
     elif os.path.isdir(dataset_name):
@@ -114,9 +115,7 @@ def find_images(
     return _with_common_classes(sets, official)
 
 
-def check_selection(
-    train_file: Any, dataset_name: str | None, split: str, test_file: Any, test_split: str | None
-) -> None:
+def check_selection(train_file: Any, dataset_name: Any, split: str, test_file: Any, test_split: str | None) -> None:
     """Raise `InputError` unless exactly one source of training images is given, and at most one of test images."""
     if (train_file is None) == (dataset_name is None):
         got = f"train_file={train_file} and dataset_name={dataset_name}"
@@ -143,7 +142,7 @@ def further_splits(found: Mapping[str, Any], used: Collection[str | None]) -> di
 
 def stream_images(
     train_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    dataset_name: str | None = None,
+    dataset_name: str | os.PathLike[str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     image_column: str | None = None,
@@ -162,6 +161,7 @@ def stream_images(
         InputError: An argument or the data is invalid.
     """
     columns = image_column, label_column
+    dataset_name = None if dataset_name is None else os.fspath(dataset_name)
     if dataset_name is not None and not os.path.isdir(dataset_name):
         return {"train": stream_hub(dataset_name, dataset_config, dataset_split, *columns)}
     given, name = (train_file, argument) if dataset_name is None else (dataset_name, "dataset_name")

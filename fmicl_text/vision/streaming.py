@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import count, cycle
@@ -33,7 +34,7 @@ MOST_WORKERS = 1024
 
 def load_image_stream(
     train_file: Any = None,
-    dataset_name: str | None = None,
+    dataset_name: str | os.PathLike[str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     image_column: str | None = None,

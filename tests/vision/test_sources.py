@@ -516,6 +516,7 @@ def sources_of_the_same_images(tmp_path):
         {"train_file": str(tmp_path / "shards" / "train-*"), "test_file": str(tmp_path / "shards" / "test-*")},
         {"train_file": str(tmp_path / "hub")},
         {"dataset_name": str(tmp_path / "hub")},
+        {"dataset_name": tmp_path / "hub"},
     ]
 
 
