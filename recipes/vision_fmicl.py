@@ -75,6 +75,7 @@ def main() -> None:
     )
     evaluator = None
     if held_out is None:
+        args.check_without_evaluation()
         args.eval_strategy = "no"
     else:
         evaluator = ImageEvaluator(train, sets.test, preprocessing, views, data_args.probes, sets.validation, progress)
@@ -132,9 +133,7 @@ def open_encoder(model_args: ImageModelArguments) -> ImageEncoder:
     )
 
 
-def read_images(
-    data_args: ImageDataArguments, channels: int, progress: bool = True
-) -> tuple[ImageStream | None, ImageSets]:
+def read_images(data_args: ImageDataArguments, channels: int, progress: bool) -> tuple[ImageStream | None, ImageSets]:
     """The stream of training images, or None, and training, test and validation images; see `load_image_stream`."""
     counts = data_args.held_out, data_args.validation
     if data_args.train_file is None and data_args.dataset_name is None:

@@ -79,10 +79,14 @@ RENAMED = {
 }
 
 
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer [")  # of gloo, with the address of the process
+
+
 @contextmanager
 def cli_errors(program: str | None = None) -> Iterator[None]:
     """Print an `InputError` in one line on stderr and exit with status 2. After a signal, in training or outside of it,
-    print one line and exit with 128 + the signal number, as shells do. Other exceptions keep their traceback.
+    print one line and exit with 128 + the signal number, as shells do. In a process that waits for one that has ended,
+    print one line and exit with status 1. Other exceptions keep their traceback.
 
     Args:
         program: Name of the script; see `program_name`.
@@ -101,6 +105,9 @@ def cli_errors(program: str | None = None) -> Iterator[None]:
     except KeyboardInterrupt:
         end_by_signal(program, str(Stopped(signal.SIGINT)), signal.SIGINT)
     except Exception as error:
+        if any(sign in str(error) for sign in LOST_PEER):
+            print(f"{program}: error: another process of this run has ended", file=sys.stderr)
+            sys.exit(1)
         if not is_disk_full(error):
             raise
         where = getattr(error, "filename", None)

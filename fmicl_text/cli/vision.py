@@ -18,11 +18,12 @@ from fmicl_text.losses.similarity import SIMILARITIES
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training.momentum import MomentumModel, MomentumTrainer
-from fmicl_text.training.trainer import FMICLTrainer
+from fmicl_text.training.trainer import MEASURED_SCHEDULES, FMICLTrainer
 from fmicl_text.vision.architectures import IMAGE_CONFIGS
 from fmicl_text.vision.encoder import IMAGE_POOLINGS
 from fmicl_text.vision.views import VIEWS
 
+LOWER_IS_BETTER = ("alignment", "uniformity")  # of the metrics without classes
 METHODS = ("simclr", "moco", "mocov3")
 DIGITS_PRESET = Path(__file__).parents[1] / "vision" / "digits.yaml"
 DESCRIPTION = (
@@ -161,6 +162,12 @@ class VisionTrainingArguments(FMICLTrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.load_best_model_at_end and self.eval_strategy == "no":
+            raise ValueError("load_best_model_at_end=True needs eval_strategy=steps or epoch, got no")
+        if self.save_strategy == "best" and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"  # the evaluator's primary metric
+        if self.greater_is_better is None and str(self.metric_for_best_model).removeprefix("eval_") in LOWER_IS_BETTER:
+            self.greater_is_better = False
         if self.load_best_model_at_end and self.save_strategy == "no":
             self.save_strategy = self.eval_strategy  # checkpoints are saved at evaluations
         if self.objective == "fmicl":
@@ -246,6 +253,18 @@ class VisionTrainingArguments(FMICLTrainingArguments):
                 raise InputError("optim=lars needs pytorch-optimizer: pip install pytorch-optimizer") from error
             return LARS, kwargs
         return None
+
+    def check_without_evaluation(self) -> None:
+        """Raise `InputError` for an option that needs scores, in a run without held-out images."""
+        schedule = str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type))
+        for name, value, needs_scores in (
+            ("save_strategy", "best", self.save_strategy == "best"),
+            ("lr_scheduler_type", schedule, schedule in MEASURED_SCHEDULES),
+            ("eval_on_start", True, self.eval_on_start),
+            ("metric_for_best_model", self.metric_for_best_model, self.metric_for_best_model is not None),
+        ):
+            if needs_scores:
+                raise InputError(f"{name}={value} needs scores of held-out images: set held_out or validation")
 
 
 GROUPS = (ImageModelArguments, ImageDataArguments, VisionTrainingArguments)

@@ -63,13 +63,19 @@ class ClearCallback(TrainerCallback):
 
 class SetEpochCallback(TrainerCallback):
     """Sets the epoch of the length sampler and of the dataset, which accelerate does not do with several processes, and
-    resets the trainer's per-step state."""
+    resets the trainer's per-step state. Notes at which step each pass over the data begins."""
 
     def __init__(self, trainer: FMICLTrainer) -> None:
         self.trainer = trainer
+        self.is_resumed = False  # and its first pass has not begun
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.is_resumed = self.trainer.checkpointer.resumed_from is not None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        epoch = int(state.epoch or 0)
+        epoch, checkpointer = int(state.epoch or 0), self.trainer.checkpointer
+        checkpointer.pass_start = checkpointer.saved.get("pass_start", 0) if self.is_resumed else state.global_step
+        self.is_resumed = False
         self.trainer.shared_epoch.fill_(epoch)
         if self.trainer.length_sampler is not None:
             self.trainer.length_sampler.set_epoch(epoch)

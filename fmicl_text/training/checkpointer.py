@@ -74,6 +74,7 @@ class Checkpointer:
 
     Attributes:
         resumed_from: The checkpoint that this training was resumed from, or None.
+        pass_start: The step at which the current pass over the data began.
     """
 
     def __init__(self, trainer: FMICLTrainer) -> None:
@@ -81,6 +82,7 @@ class Checkpointer:
         self.resumed_from: Path | None = None
         self.run: dict[str, Any] = {}  # the resume signature
         self.saved: dict[str, Any] = {}  # the signature of the checkpoint
+        self.pass_start = 0
         self.changes: dict[str, str] = {}  # entries that differ from the checkpoint's signature, as text
 
     @property
@@ -204,7 +206,13 @@ class Checkpointer:
         harmless = [change for name, change in changes.items() if name in HARMLESS_KEYS]
         if harmless:
             logger.warning("%s was written with %s", checkpoint, ", ".join(harmless))
-        return [f"resuming is not exact: {checkpoint} was written with {', '.join(inexact)}"] if inexact else []
+        messages = [f"resuming is not exact: {checkpoint} was written with {', '.join(inexact)}"] if inexact else []
+        if saved.get("pass_start") and not hasattr(self.trainer.train_dataset, "__len__"):
+            messages.append(
+                f"resuming is not exact: at {checkpoint} train_dataset, a stream, had been read to its end and begun "
+                "again, but where it continues is known only of streams without end"
+            )
+        return messages
 
     def is_done(self, checkpoint: Path, max_steps: int) -> bool:
         """Whether a checkpoint's run has ended: no step is left, or early stopping with these settings ended it.
@@ -275,7 +283,7 @@ class Checkpointer:
                     raise InputError(
                         f"process {rank} wrote to a different folder; output_dir must be shared by all machines"
                     )
-        write_manifest(folder, self.run)
+        write_manifest(folder, self.run | {"pass_start": self.pass_start})
         move_into_place(folder, place)
         limit = args.save_total_limit or sys.maxsize
         best = Path(str(self.trainer.state.best_model_checkpoint))
@@ -284,7 +292,7 @@ class Checkpointer:
         older = [path for path in found if step_of(path) < now]
         others = [path for path in older if path != best]
         kept = max(0, limit - 1 - (len(older) - len(others)))
-        for path in others[: len(others) - kept]:
+        for path in others[: max(0, len(others) - kept)]:
             remove_checkpoint(path)
         shutil.rmtree(folder.parent)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -180,7 +181,7 @@ def check_channels(channels: int) -> None:
 
 def load_images(
     train_file: Any = None,
-    dataset_name: str | None = None,
+    dataset_name: str | os.PathLike[str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     image_column: str | None = None,

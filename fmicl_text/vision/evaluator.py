@@ -65,7 +65,8 @@ class ImageEvaluator:
         batch_size: Images per forward pass.
 
     Raises:
-        InputError: There are no images to evaluate on, or none of their classes is among the training images.
+        InputError: There are no images to evaluate on, or none of their classes is among the training images;
+            or batch_size is below 1.
     """
 
     train: Images
@@ -83,6 +84,8 @@ class ImageEvaluator:
         scored = self.test if self.validation is None else self.validation
         if scored is None:
             raise InputError("test=None: an evaluator needs held-out images; set held_out or validation")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}")
         self.scored = scored
         held_out = [images for images in (self.test, self.validation) if images is not None]
         self.has_classes = len(self.train.labels[self.train.labels >= 0].unique()) > 1 and all(

@@ -65,7 +65,7 @@ class ImageRows:
 
 def find_images(
     train_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    dataset_name: str | None = None,
+    dataset_name: str | os.PathLike[str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     image_column: str | None = None,
@@ -98,6 +98,7 @@ def find_images(
     """
     check_selection(train_file, dataset_name, dataset_split, test_file, test_split)
     columns = image_column, label_column
+    dataset_name = None if dataset_name is None else os.fspath(dataset_name)
     if dataset_name is None:
         found = read_files(paths_of(train_file, "train_file"), "train_file", dataset_config, *columns)
     elif os.path.isdir(dataset_name):
@@ -116,9 +117,7 @@ def find_images(
     return _with_common_classes(sets | _further(found, sets, dataset_split, test_split), official)
 
 
-def check_selection(
-    train_file: Any, dataset_name: str | None, split: str, test_file: Any, test_split: str | None
-) -> None:
+def check_selection(train_file: Any, dataset_name: Any, split: str, test_file: Any, test_split: str | None) -> None:
     """Raise `InputError` unless exactly one source of training images is given, and at most one of test images."""
     if (train_file is None) == (dataset_name is None):
         got = f"train_file={train_file} and dataset_name={dataset_name}"
@@ -174,7 +173,7 @@ def _further(
 
 def stream_images(
     train_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    dataset_name: str | None = None,
+    dataset_name: str | os.PathLike[str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     image_column: str | None = None,
@@ -192,6 +191,7 @@ def stream_images(
     """
     check_selection(train_file, dataset_name, dataset_split, test_file, test_split)
     columns = image_column, label_column
+    dataset_name = None if dataset_name is None else os.fspath(dataset_name)
     splits = {"train": ("dataset_split", dataset_split)}
     if test_split is not None:
         splits["test"] = ("test_split", test_split)

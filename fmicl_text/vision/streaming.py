@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
+from functools import partial
 from itertools import count, cycle
 from typing import Any
 
@@ -31,7 +33,7 @@ MOST_WORKERS = 1024
 
 def load_image_stream(
     train_file: Any = None,
-    dataset_name: str | None = None,
+    dataset_name: str | os.PathLike[str] | None = None,
     dataset_config: str | None = None,
     dataset_split: str = "train",
     image_column: str | None = None,
@@ -81,7 +83,7 @@ class StreamedRows(IterableDataset):
         size, crop: Settings of the views; see `data.two_crops`.
         seed: Seed of the order and of the crops.
         batch_size: Batch size per process.
-        max_train_samples: Use only the first images of the stream.
+        max_train_samples: Use only the first images of the stream, without those that are excluded.
 
     Raises:
         InputError: While it is read, if the stream cannot be read, or no image of a pass can be trained on.
@@ -105,7 +107,10 @@ class StreamedRows(IterableDataset):
         self.channels, self.size, self.crop, self.seed, self.batch_size = channels, size, crop, seed, batch_size
         self.max_train_samples = max_train_samples
         rows = stream.rows.select_columns(["image"])
-        rows = rows if max_train_samples is None else rows.take(max_train_samples + len(self.excluded))
+        if max_train_samples is not None:
+            if len(self.excluded):
+                rows = rows.filter(partial(is_used, excluded=self.excluded, folders=self.folders))
+            rows = rows.take(max_train_samples)
         is_distributed = dist.is_available() and dist.is_initialized()
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if is_distributed else (0, 1)
         self.stream = split_dataset_by_node(rows, self.rank, self.world_size) if self.world_size > 1 else rows
@@ -171,8 +176,7 @@ class StreamedRows(IterableDataset):
         """Two crops of an image; None for an image that is not trained on."""
         content = read_encoded(encoded, self.folders)
         number = xxhash.xxh3_64_intdigest(content)
-        place = int(np.searchsorted(self.excluded, np.uint64(number)))
-        if place < len(self.excluded) and int(self.excluded[place]) == number:
+        if contains(self.excluded, number):
             return None
         image = {"bytes": content, "path": encoded.get("path")}
         return two_crops(image, self.channels, self.folders, self.size, self.crop, (self.seed, epoch, number))
@@ -190,3 +194,17 @@ class StreamedRows(IterableDataset):
     def explain(self, error: BaseException) -> str:
         """The message for an error of the stream."""
         return f"{self.source} cannot be read: {type(error).__name__}: {error}"
+
+
+def contains(hashes: np.ndarray, number: int) -> bool:
+    """Whether a number is among sorted hashes, uint64 [N]."""
+    place = int(np.searchsorted(hashes, np.uint64(number)))
+    return place < len(hashes) and int(hashes[place]) == number
+
+
+def is_used(row: Any, excluded: np.ndarray, folders: tuple[str, ...]) -> bool:
+    """Whether the image of a row is not excluded. One that cannot be read is reported later."""
+    try:
+        return not contains(excluded, xxhash.xxh3_64_intdigest(read_encoded(row["image"], folders)))
+    except UnreadableImageError:
+        return True

@@ -23,6 +23,15 @@ def test_control_characters_are_escaped(capsys):
     assert capsys.readouterr().err == "program: error: model_type \\x1b[31mred\\x07 is unknown\n"
 
 
+def test_a_process_that_waits_for_one_that_has_ended_says_so(capsys):
+    with pytest.raises(SystemExit) as stop, cli_errors("program"):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:3794. This is ...")
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "program: error: another process of this run has ended\n"
+    with pytest.raises(RuntimeError, match="shape"), cli_errors("program"):
+        raise RuntimeError("shape mismatch")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_any_text_can_be_printed(tmp_path, encoding):
     with open(tmp_path / "out", "w", encoding=encoding) as file:

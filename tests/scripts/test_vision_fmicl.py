@@ -211,7 +211,7 @@ def test_defaults_are_the_papers():
     )
     assert args.output_dir == "runs/vision-fmicl-kl"
     model, _, args = parse_vision_args([])
-    assert (model.architecture, model.image_size, args.num_train_epochs) == ("digits", 16, 20)
+    assert (model.architecture, model.image_size, args.num_train_epochs) == ("digits", 32, 20)
 
 
 CONFIGS = sorted((SCRIPT.parent / "configs" / "vision").rglob("*.yaml"))
@@ -324,6 +324,49 @@ def test_probes_can_be_switched_off(monkeypatch, capsys, tmp_path):
     main(monkeypatch, "--train_file", folder, *SMALL, *nothing)
     results = json.loads((tmp_path / "all" / "results.json").read_text())
     assert results["after"] == {} and results["data"]["rows"] == 40
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--save_strategy", "best"], "save_strategy=best"),
+        (["--lr_scheduler_type", "reduce_lr_on_plateau"], "lr_scheduler_type=reduce_lr_on_plateau"),
+        (["--eval_on_start", "True"], "eval_on_start=True"),
+        (["--metric_for_best_model", "knn_accuracy"], "metric_for_best_model=knn_accuracy"),
+    ],
+)
+def test_scores_need_held_out_images(monkeypatch, tmp_path, flags, message):
+    flags = ["--held_out", 0, *flags, *SMALL, "--max_steps", 1, "--output_dir", tmp_path / "out"]
+    with pytest.raises(InputError, match=f"^{message} needs scores of held-out images"):
+        main(monkeypatch, *flags)
+
+
+def test_save_strategy_best_selects_by_the_score_of_the_images(monkeypatch, tmp_path):
+    folder = pets(tmp_path / "photos", nested=False)
+    flags = ["--train_file", folder, *SMALL, "--max_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1]
+    main(monkeypatch, *flags, "--save_strategy", "best", "--output_dir", tmp_path / "out")
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-1")
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert state["best_metric"] == state["log_history"][-1]["eval_view_retrieval"]
+
+
+@pytest.mark.parametrize("metric, lowest", [("eval_alignment", True), ("uniformity", True), ("effective_rank", False)])
+def test_metrics_of_which_lower_values_are_better(metric, lowest):
+    *_, args = parse_vision_args(["--metric_for_best_model", metric, "--load_best_model_at_end", "True"])
+    assert args.greater_is_better is not lowest
+    flags = ["--metric_for_best_model", metric, "--greater_is_better", "True"]
+    assert parse_vision_args(flags)[-1].greater_is_better is True
+
+
+def test_the_best_checkpoint_needs_evaluations():
+    with pytest.raises(InputError, match="load_best_model_at_end=True needs eval_strategy"):
+        parse_vision_args(["--load_best_model_at_end", "True", "--eval_strategy", "no", "--validation", "10"])
+
+
+def test_disable_tqdm_hides_the_bar_of_the_check(monkeypatch, capfd, tmp_path):
+    folder = pets(tmp_path / "pets", 8)
+    main(monkeypatch, "--train_file", folder, *SMALL, "--max_steps", 1, "--output_dir", tmp_path / "out")
+    assert "check images" not in capfd.readouterr().err
 
 
 def test_a_stream_of_images(monkeypatch, capsys, tmp_path):

@@ -365,6 +365,14 @@ def test_going_on_without_the_optimizer_in_later_checkpoints_changes_nothing(fin
     assert same(weights(finished_run), weights(resumed))
 
 
+@pytest.mark.parametrize("limit, kept", [(3, [3, 4, 5]), (4, [2, 3, 4, 5]), (5, [1, 2, 3, 4, 5])])
+def test_no_more_checkpoints_are_removed_than_the_limit_says(bert_folder, tmp_path, limit, kept):
+    make_trainer(
+        bert_folder, tmp_path, save_strategy="steps", save_steps=1, max_steps=5, save_total_limit=limit
+    ).train()
+    assert sorted(int(path.name.rpartition("-")[2]) for path in tmp_path.glob("checkpoint-*")) == kept
+
+
 def test_checkpoints_of_the_model_only_need_less_room(bert_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
     told = []

@@ -8,7 +8,7 @@ from datasets import Dataset
 from fmicl_text import FMICLTrainer, InputError, TextContrastiveModel, build_text_encoder
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokenization import RepeatedStream, training_rows
-from tests.support import SAVING, make_trainer, sentences
+from tests.support import SAVING, make_trainer, same, sentences, weights
 
 
 def trainer_of_shards(folder, output_dir, num_shards, workers):
@@ -52,3 +52,24 @@ def test_a_row_of_a_stream_that_cannot_be_read_is_one_line(bert_folder, tmp_path
     with pytest.raises(InputError, match=r"^\S*train\.jsonl cannot be read as \.jsonl: line 699049, ") as error:
         trainer.train()
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("strategy, steps", [("steps", 2), ("epoch", 4)])
+def test_a_finite_stream_that_is_resumed_after_its_first_pass_is_warned_of(bert_folder, tmp_path, strategy, steps):
+    """Of 4 batches per pass, up to step 4 the stream continues where it stopped."""
+    settings = {"save_strategy": strategy, "save_steps": steps, "save_total_limit": 9, "max_steps": 12}
+
+    def trainer():
+        stream = Dataset.from_dict({"text": sentences(32)}).to_iterable_dataset(num_shards=2).shuffle(seed=0)
+        return make_trainer(bert_folder, tmp_path, dataset=stream, **settings)
+
+    whole = trainer()
+    whole.train()
+    for _ in range(2):  # the second time, from checkpoints that a resumed run wrote
+        with pytest.warns(UserWarning, match=r"checkpoint-8 train_dataset, a stream, had been read to its end"):
+            trainer().checkpointer.choose(str(tmp_path / "checkpoint-8"))
+        resumed = trainer()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        assert same(weights(whole), weights(resumed))

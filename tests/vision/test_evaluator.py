@@ -181,6 +181,8 @@ def test_what_cannot_be_evaluated():
         make(train, None)
     with pytest.raises(InputError, match="noise: no training image has a class of the 3 held-out images"):
         make(train, LabeledPictures(3, labels=[4, 5, 5]))
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+        make(train, LabeledPictures(70, 1), batch_size=0)
     with pytest.raises(InputError, match="at least 2 held-out images"):
         make(LabeledPictures(90, labels=[-1] * 90), LabeledPictures(1, labels=[-1]))
 

@@ -117,7 +117,9 @@ def test_splits_of_the_same_classes_beside_another_folder(tmp_path):
     """As classes, train and val would be trained on together."""
     names = [f"{split}/{name}/{i}.png" for split in ("train", "val") for name in ("cat", "dog") for i in range(2)]
     folder = make(tmp_path / "data", *names, "docs/logo.png")
-    with pytest.raises(InputError, match=rf"docs is no split: pass train_file={folder}/train and test_file={folder}/val"):
+    with pytest.raises(
+        InputError, match=rf"docs is no split: pass train_file={folder}/train and test_file={folder}/val"
+    ):
         find_images(folder)
 
 
@@ -524,6 +526,7 @@ def sources_of_the_same_images(tmp_path):
         {"train_file": str(tmp_path / "shards" / "train-*"), "test_file": str(tmp_path / "shards" / "test-*")},
         {"train_file": str(tmp_path / "hub")},
         {"dataset_name": str(tmp_path / "hub")},
+        {"dataset_name": tmp_path / "hub"},
     ]
 
 

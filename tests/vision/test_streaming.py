@@ -244,6 +244,18 @@ def test_max_train_samples(tmp_path):
     assert len(set(found)) == 6 and sorted(found[:6]) == sorted(found[6:])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_max_train_samples_counts_only_images_that_are_trained_on(tmp_path, workers):
+    path = shards(tmp_path / "data", 60, broken=(7,))
+    stream, sets = load_image_stream(path, held_out=20, validation=6, progress=False)
+    rows = StreamedRows(stream, sets, 3, 4, None, 0, 4, max_train_samples=12)
+    loader = DataLoader(rows, 1, num_workers=workers, collate_fn=collate_images)
+    found = {values(batch["images"])[0] for batch in itertools.islice(loader, 120)}
+    held_out = [picture for part in (sets.test, sets.validation) for picture in part.pictures(range(len(part)))]
+    held = {picture.getpixel((0, 0))[0] for picture in held_out}
+    assert len(found) in (11, 12) and not found & held, (found, held)
+
+
 def test_the_fingerprint(tmp_path):
     path = shards(tmp_path / "data")
     _, sets = load_image_stream(path, held_out=6, progress=False)
