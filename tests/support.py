@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -446,6 +447,11 @@ def words_missing(message, words):
     """The words (a string is split at spaces) that do not occur in a message as words of their own, in any case."""
     words = words.split() if isinstance(words, str) else words
     return [word for word in words if not re.search(rf"(?<![\w.-]){re.escape(word)}(?!\w|[./]\w)", message, re.I)]
+
+
+def child_processes():
+    """The children of this process, without the resource tracker, which a worker of another test may have started."""
+    return [one for one in psutil.Process().children() if "resource_tracker" not in " ".join(one.cmdline())]
 
 
 # ---- several processes, forked after the imports, which takes a fifth of a second

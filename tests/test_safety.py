@@ -280,8 +280,8 @@ def test_yaml(canary, tmp_path, text):
 def test_a_dataset_that_is_a_script(canary, tmp_path):
     plant(tmp_path, canary)
     script = (tmp_path / "planted.py").rename(tmp_path / f"{tmp_path.name}.py")
-    for read in (load_training_text, load_images):
-        rejected(read, dataset_name=str(tmp_path), words="scripts" if read is load_training_text else "images .py")
+    for read, words in ((load_training_text, "scripts"), (load_images, "images other files")):
+        rejected(read, dataset_name=str(tmp_path), words=words)
         rejected(read, train_file=str(script))
 
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from fmicl_text.errors import Interrupted
 from fmicl_text.training import checkpoint as checkpoints
 from fmicl_text.training import checkpointer
-from tests.support import SAVING, Signal, make_trainer, one_fast, same, sentences, weights
+from tests.support import SAVING, Signal, child_processes, make_trainer, one_fast, same, sentences, weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -191,7 +191,7 @@ class SignalToWorkers(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 1:
-            workers = [str(worker.pid) for worker in psutil.Process().children()]
+            workers = [str(worker.pid) for worker in child_processes()]
             subprocess.run(["kill", "-TERM", *workers], check=True)  # from their parent it would be the end of work
             time.sleep(0.5)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -209,7 +209,7 @@ def test_workers_outlive_a_signal_to_all_processes(bert_folder, tmp_path):
     trainer.add_callback(SignalToWorkers())
     with pytest.raises(Interrupted, match="after step 2"):
         trainer.train()
-    assert not psutil.Process().children()
+    assert not child_processes()
 
 
 STUCK = """
