@@ -52,8 +52,9 @@ def load_image_stream(
     `datasets`. Of an official test set, at most this number is used.
 
     Args:
+        train_file, dataset_name, dataset_config, dataset_split, image_column, label_column, test_file, test_split:
+            See `sources.find_images`.
         channels, held_out, validation, progress: See `data.load_images`.
-        others: See `sources.find_images`.
 
     Raises:
         InputError: An argument or the data is invalid.
