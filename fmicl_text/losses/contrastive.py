@@ -484,7 +484,7 @@ class FMICLLoss(ContrastiveLoss):
         slope = derivative(conjugate)
         objective = PairObjective(
             derivative(score),
-            lambda r: slope(r).where(conjugate(r).isfinite(), torch.inf),
+            lambda r: slope(r).masked_fill(conjugate(r).isinf(), torch.inf),
             lambda mean: mean.where(mean != 0, UNDERFLOW),
         )
         found = ReadOut(self, objective).measure(x, y, hard_negatives, text_ids, queue)
@@ -626,6 +626,8 @@ class AlignUniformLoss(ContrastiveLoss):
         self.alpha = alpha
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "gamma":
+            require_positive(name, value)
         if name == "gamma" and value > 36:
             raise ValueError(f"gamma must be at most 36 for alignment + uniformity, got {value}")
         super().__setattr__(name, value)

@@ -92,7 +92,7 @@ def spectral(*, alpha: float) -> PairObjective:
 def infonce_bound(positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
     """InfoNCE minus the log of the number of candidates of a row: the negated lower bound of the mutual information."""
     terms = infonce(positive, negative, keep)
-    return Terms(terms.positive, terms.negative - (1 + keep.sum(1)).log().mean())
+    return Terms(terms.positive, terms.negative - (1 + keep.sum(1)).to(negative.dtype).log().mean())
 
 
 def infonce(positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
