@@ -192,20 +192,28 @@ def derivative(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tenso
 
 
 class WithSlope(torch.autograd.Function):
-    """An elementwise function value(r) whose derivative is given as another one, slope(r)."""
+    """An elementwise function whose derivative is given as another one: value(r, slope(r)); and slope(r), which has no
+    gradient."""
 
     @staticmethod
-    def forward(r: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Tensor:
-        return value(r)
+    def forward(
+        r: Tensor, value: Callable[[Tensor, Tensor], Tensor], slope: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        slopes = slope(r)
+        return value(r, slopes), slopes
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         r, _, ctx.slope = inputs
-        ctx.save_for_backward(r)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(r, output[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient * ctx.slope(ctx.saved_tensors[0]), None, None
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        r, slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            slopes = ctx.slope(r)
+        return gradient * slopes, None, None
 
 
 def tail_exponent_of(slope: Callable[[Tensor], Tensor]) -> float:
@@ -244,16 +252,16 @@ def conjugate_of(
     constant = constant if has_limit else otherwise
     scale = torch.maximum(constant.abs(), otherwise.abs())  # of the terms of which f(u) may be the small difference
 
-    def value(r: Tensor) -> Tensor:
+    def value(r: Tensor, slopes: Tensor) -> Tensor:
         u = r.double().exp()
         first, second = u * slope(u), f(u)
         direct = first - second + constant.to(u)
         if has_limit:
             rounding = torch.finfo(torch.float64).eps * (first.abs() + second.abs() + scale.to(u))
-            direct = torch.where(rounding <= 1e-5 * direct, direct, derivative_in_r(r.double()) / k)
+            direct = torch.where(rounding <= 1e-5 * direct, direct, slopes / k)
         return direct.to(r.dtype)
 
-    return lambda r: WithSlope.apply(r, value, derivative_in_r)
+    return lambda r: WithSlope.apply(r, value, derivative_in_r)[0]
 
 
 def kl() -> FDivergence:
