@@ -377,8 +377,9 @@ class FMICLLoss(ContrastiveLoss):
     >>> round(loss(x, x).item(), 4)                        # 40 log(1 + e^-2)
     5.0771
 
-    With `alpha="auto"`, the first call measures alpha on its own batch: at that weight, a constant added to every r
-    does not change the loss (see `Balance`). Afterwards, `loss.alpha` is the number.
+    With `alpha="auto"`, the first call measures alpha on its own batch, of all processes, each of which must make that
+    call. At this weight, a constant added to every r does not change the loss (see `Balance`). `loss.alpha` is then the
+    number.
 
     >>> loss = FMICLLoss(divergence="js", gamma="auto", alpha="auto")
     >>> loss.gamma, loss.alpha, loss(x, x).item() > 0, round(math.log(loss.alpha), 4)      # log(e^40/2)
@@ -454,7 +455,7 @@ class FMICLLoss(ContrastiveLoss):
     ) -> LossTerms:
         if is_auto(self.alpha):
             balance = self.balance(x, y, hard_negatives, text_ids, queue)
-            if balance.positive:
+            if balance.positive and not math.isnan(balance.positive[0] + balance.negative[0]):  # else the loss is nan
                 self.alpha = balance.alpha
                 if world_size() == 1 or dist.get_rank() == 0:
                     logger.info("alpha=auto: alpha is %.6g, measured on the first batch", self.alpha)
@@ -514,8 +515,11 @@ class FMICLLoss(ContrastiveLoss):
         At the optimum of f-MICL, alpha u is the density ratio for every f, and this is the mutual information. While
         alpha is "auto", it is that of the batch. A scalar in float64; see `ContrastiveLoss.mutual_information`.
         """
-        batch = x, y, hard_negatives, text_ids, queue
-        log_alpha = math.log(self.balance(*batch).alpha if is_auto(self.alpha) else self.alpha)
+        batch, alpha = (x, y, hard_negatives, text_ids, queue), self.alpha
+        if is_auto(alpha):
+            balance = self.balance(*batch)
+            alpha = balance.alpha if balance.positive else math.nan
+        log_alpha = math.log(alpha)
 
         def log_density_ratio(similarities: Tensor) -> Tensor:
             if self.similarity.is_log_ratio:

@@ -196,6 +196,13 @@ def test_a_first_batch_without_negative_pairs_leaves_alpha_to_the_next(block_siz
     assert loss.alpha == loss.balance(x, y).alpha
 
 
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_rows_that_are_not_finite_leave_alpha_to_the_next_batch(block_size):
+    x, y, _ = batch()
+    loss = FMICLLoss("kl", 0.8, "auto", block_size=block_size)
+    assert loss(x * math.nan, y).isnan() and loss.alpha == "auto"
+
+
 HINGE = FDivergence.from_convex(lambda u: (u - 0.5).clamp_min(0).square(), "hinge")
 
 
@@ -211,7 +218,7 @@ HINGE = FDivergence.from_convex(lambda u: (u - 0.5).clamp_min(0).square(), "hing
         (lambda x, y: FMICLLoss("kl", 900.0, "auto")(x[2:], y[2:]), ("alpha=auto", "conjugate' 0 of", "gamma")),
         (lambda x, y: FMICLLoss("kl", 900.0, "auto", block_size=3)(x[2:], y[2:]), ("conjugate' 0 of negative",)),
         (lambda x, y: FMICLLoss("js", 1.0, "auto", "cross_view", "cosine")(x, x), ("conjugate' inf of negative",)),
-        (lambda x, y: FMICLLoss("kl", 1.0, "auto")(x * math.nan, y), ("score' nan", "conjugate' nan")),
+        (lambda x, y: FMICLLoss("kl").balance(x * math.nan, y).alpha, ("score' nan", "conjugate' nan")),
         (lambda x, y: Balance().alpha, ("alpha=auto", "negative pair")),
         (lambda x, y: FMICLLoss("kl", 1.0, "automatic"), ("alpha must be auto or a finite number > 0", "'automatic'")),
         (lambda x, y: FMICLLoss("kl", -1.0), ("gamma must be auto or a finite number > 0", "-1.0")),
@@ -384,5 +391,6 @@ def test_mutual_information_of_gaussians_is_bounded():
 def test_other_objectives_and_batches_have_no_bound():
     x, y, _ = batch()
     assert AlignUniformLoss().mutual_information(x, y) is None and SpectralLoss().mutual_information(x, y) is None
-    assert FMICLLoss().mutual_information(x[:1], y[:1]).isnan()
+    for alpha in ("auto", 2.0):
+        assert FMICLLoss(alpha=alpha).mutual_information(x[:1], y[:1]).isnan()
     assert InfoNCELoss().mutual_information(x[:1], y[:1]) == 0
