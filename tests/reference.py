@@ -60,8 +60,11 @@ GENERATORS = {
 }
 
 
+AT_ZERO = {"kl": 0.0, "js": math.log(2), "pearson": 1.0, "sh": 1.0, "tsallis": -0.5, "vlc": 1.0}  # f(0), if finite
+
+
 def fmicl(x, y, name, gamma, alpha, negatives="same_view", hard=None, ids=None):
-    """The paper's objective with f normalized to f'(1) = 0 (a constant (alpha - 1) f'(1) away from the printed one)."""
+    """The paper's objective up to a constant: with f'(1) = 0, and the conjugate 0 at u = 0 (at u = 1 if f(0) = inf)."""
     f, slope = GENERATORS[name]
     x, y = unit(x), unit(y)
     hard = None if hard is None else unit(hard)
@@ -71,7 +74,7 @@ def fmicl(x, y, name, gamma, alpha, negatives="same_view", hard=None, ids=None):
 
     positive = sum(slope(u(a, b)) - slope(1) for a, b in zip(x, y, strict=True)) / len(x)
     pairs = negative_pairs(x, y, hard, negatives, ids)
-    conjugates = [(v := u(x[i], c)) * slope(v) - f(v) - slope(1) for i, c in pairs]
+    conjugates = [(v := u(x[i], c)) * slope(v) - f(v) + AT_ZERO.get(name, -slope(1)) for i, c in pairs]
     return -positive + alpha * sum(conjugates) / len(pairs)
 
 

@@ -1,5 +1,6 @@
 """The losses, their divergences and similarities. Imports torch only."""
 
+from fmicl_text.losses.balance import Balance
 from fmicl_text.losses.contrastive import (
     OBJECTIVES,
     AlignUniformLoss,
@@ -19,6 +20,7 @@ __all__ = [
     "OBJECTIVES",
     "SIMILARITIES",
     "AlignUniformLoss",
+    "Balance",
     "ContrastiveLoss",
     "FDivergence",
     "FMICLLoss",

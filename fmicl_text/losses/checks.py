@@ -18,12 +18,15 @@ def require_choice(name: str, value: str, accepted: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {value!r}")
 
 
-def require_positive(name: str, value: float) -> None:
-    """Raise a ValueError that names the argument, unless the value is a finite number > 0."""
+def require_positive(name: str, value: Any, or_auto: bool = False) -> None:
+    """Raise a ValueError that names the argument, unless the value is a finite number > 0 (or "auto", if accepted)."""
+    if or_auto and isinstance(value, str) and value == "auto":
+        return
     number = isinstance(value, Real | Tensor) and not isinstance(value, bool)
     if not (number and math.isfinite(value) and value > 0):
         shown = repr(value) if isinstance(value, str) else value
-        raise ValueError(f"{name} must be a finite number > 0, got {shown}")
+        auto = "auto or " if or_auto else ""
+        raise ValueError(f"{name} must be {auto}a finite number > 0, got {shown}")
 
 
 def import_attribute(argument: str, value: str, expected: str) -> Any:

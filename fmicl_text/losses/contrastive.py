@@ -6,6 +6,8 @@ To add an objective, subclass `ContrastiveLoss`; its name and hyperparameters ar
 from __future__ import annotations
 
 import inspect
+import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fmicl_text.losses import objectives
+from fmicl_text.losses.balance import Balance, auto_gamma, is_auto, require_tail
 from fmicl_text.losses.blockwise import (
     NEGATIVE_TERMS,
     BlockwiseConfig,
@@ -36,7 +39,14 @@ from fmicl_text.losses.distributed import (
     sum_over_ranks,
     world_size,
 )
-from fmicl_text.losses.divergences import DIVERGENCES, FDivergence, load_divergence, uniformity_holds
+from fmicl_text.losses.divergences import (
+    DIVERGENCES,
+    FDivergence,
+    derivative,
+    load_divergence,
+    log_ratio_of_score,
+    uniformity_holds,
+)
 from fmicl_text.losses.objectives import PairObjective, Terms
 from fmicl_text.losses.similarity import SIMILARITIES, Similarity, unit_rows
 
@@ -44,6 +54,8 @@ IN_BATCH = tuple(NEGATIVE_TERMS)
 NEGATIVES = (*IN_BATCH, "queue")
 BLOCKWISE_FROM = 512  # from this many rows, one pass in blocks is faster (eval/loss_benchmark.py --sizes 256 512 1024)
 CPU_BLOCK, GPU_BLOCK = 512, 4096  # CPU: the buffers of a block fit the L2 cache; GPU: kernels are large enough
+UNDERFLOW = -1.0  # stands for a mean of 0 over pairs that exist; without pairs, the negative term is 0
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -93,6 +105,7 @@ class ContrastiveLoss(nn.Module):
     """
 
     must_be_positive: tuple[str, ...] = ("gamma",)  # names of hyperparameters that must be finite and > 0
+    may_be_auto: tuple[str, ...] = ()  # those that accept "auto"
 
     def __init__(
         self,
@@ -112,7 +125,7 @@ class ContrastiveLoss(nn.Module):
         """Set an attribute. Hyperparameters may change during training, e.g. `loss.alpha = 4000.0`; they are checked as
         in the constructor, and take effect at the next call."""
         if name in self.must_be_positive:
-            require_positive(name, value)
+            require_positive(name, value, or_auto=name in self.may_be_auto)
         elif name == "negatives":
             require_choice(name, value, [*NEGATIVE_TERMS, "queue"])
         elif name == "global_batch":
@@ -223,6 +236,26 @@ class ContrastiveLoss(nn.Module):
             ids = ids_of_rows(x, len(hard), text_ids, distributed)
             return LossTerms(*OnePass.apply(config, *ids, x, y, *hard))
 
+    def mutual_information(
+        self,
+        x: Tensor,
+        y: Tensor,
+        hard_negatives: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        queue: Tensor | None = None,
+    ) -> Tensor | None:
+        """A lower bound of the mutual information of the two views in nats, estimated from a batch.
+
+        Returns:
+            A scalar in float64, without gradient. nan in a batch without negative pairs. None if the objective does not
+            estimate a density ratio.
+
+        Args:
+            x, y, hard_negatives, text_ids, queue: As in `terms`. Negatives that are not drawn independently of x, such
+                as hard negatives, make it an estimate of another quantity.
+        """
+        return None
+
     def whole_matrix(
         self, x: Tensor, y: Tensor, hard: Sequence[Tensor], text_ids: Tensor | None, distributed: bool
     ) -> LossTerms:
@@ -264,6 +297,28 @@ class ContrastiveLoss(nn.Module):
             everyone = sum_over_ranks(mean.detach() * len(x) / sum(counts), counts)
             mean = everyone + mean - mean.detach()
         return mean_over_rows(Terms(-objective.score(positive).mean(), objective.outer(mean)), counts)
+
+
+class ReadOut(ContrastiveLoss):
+    """Another objective on the pairs of a loss."""
+
+    def __init__(self, loss: ContrastiveLoss, objective: Callable[[Tensor, Tensor, Tensor], Terms]) -> None:
+        super().__init__(loss.gamma, loss.negatives, loss.similarity, loss.block_size, loss.global_batch)
+        self.given_objective = objective
+
+    @property
+    def objective(self) -> Callable[[Tensor, Tensor, Tensor], Terms]:
+        return self.given_objective
+
+    @torch.no_grad()
+    def measure(
+        self, x: Tensor, y: Tensor, hard_negatives: Tensor | None, text_ids: Tensor | None, queue: Tensor | None
+    ) -> LossTerms:
+        """`terms` in float64, without gradient."""
+        device = torch.device("cpu") if x.device.type == "mps" else x.device  # which has no float64
+        rows: Any = (None if t is None else t.detach().to(device, torch.float64) for t in (x, y, hard_negatives, queue))
+        x, y, hard_negatives, queue = rows
+        return self.terms(x, y, hard_negatives, None if text_ids is None else text_ids.to(device), queue)
 
 
 def load_similarity(similarity: str | Similarity) -> Similarity:
@@ -314,47 +369,62 @@ def ids_of_rows(x: Tensor, num_hard: int, text_ids: Tensor | None, distributed: 
 class FMICLLoss(ContrastiveLoss):
     """f-MICL (arXiv 2402.10150): -mean f'(u(x_i, y_i)) + alpha mean_{i != j} (f* o f')(u(x_i, x_j)), u = e^r.
 
-    Up to a constant that grows with alpha, it is the negated lower bound of an f-mutual information. Expect values near
-    alpha times the lowest value of the conjugate (-alpha for kl, -0.69 alpha for js) once distinct texts are far apart.
+    Up to a constant, it is the negated lower bound of an f-mutual information. The constant is chosen such that
+    distinct texts that are far apart add 0 (see `divergences`). `mutual_information` is a bound in nats for every f.
 
     >>> loss = FMICLLoss(divergence="js", gamma=1.0, alpha=40.0)
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> round(loss(x, x).item(), 4)                        # 40 log((1 + e^-2)/2)
-    -22.6488
+    >>> round(loss(x, x).item(), 4)                        # 40 log(1 + e^-2)
+    5.0771
+
+    With `alpha="auto"`, the first call measures alpha on its own batch, of all processes, each of which must make that
+    call. At this weight, a constant added to every r does not change the loss (see `Balance`). `loss.alpha` is then the
+    number.
+
+    >>> loss = FMICLLoss(divergence="js", gamma="auto", alpha="auto")
+    >>> loss.gamma, loss.alpha, loss(x, x).item() > 0, round(math.log(loss.alpha), 4)      # log(e^40/2)
+    (20.0, 'auto', True, 39.3069)
 
     Args:
         divergence: A name, see `load_divergence`; or an `FDivergence`, e.g. `FDivergence.from_convex(f)` for any f.
-        gamma: 1/(2 sigma^2), finite, > 0; the paper uses 20 for text, 1 for vision. Unused by `cosine`.
-        alpha: Weight of the negative term, finite, > 0; the paper uses 409600 for text, 40 for vision.
+        gamma: 1/(2 sigma^2), finite, > 0; the paper uses 20 for text, 1 for vision. `auto` is 20 / k, where k is the
+            divergence's `tail_exponent`. Unused by `cosine`.
+        alpha: Weight of the negative term, finite, > 0; the paper uses 409600 for text, 40 for vision; or `auto`.
         negatives: `same_view` as in the paper, `cross_view`, `both` or `queue`; see `ContrastiveLoss`.
         similarity: `gaussian`, the f-Gaussian similarity f'(e^r); `cosine`, the paper's baseline, which replaces
             f'(u) with x.y and the conjugate with f*(x.y), inf where x.y is above the range of f'; or a `Similarity`.
         block_size: See `ContrastiveLoss`.
         global_batch: See `ContrastiveLoss`.
 
+    Raises:
+        ValueError: See `ContrastiveLoss`; or `auto` with a divergence without positive tail exponent.
+
     Warns:
         UserWarning: The uniformity condition does not hold, so embeddings may collapse.
     """
 
     must_be_positive = ("gamma", "alpha")
+    may_be_auto = ("gamma", "alpha")
 
     def __init__(
         self,
         divergence: str | FDivergence = "kl",
-        gamma: float = 20.0,
-        alpha: float = 409600.0,
+        gamma: float | str = 20.0,
+        alpha: float | str = 409600.0,
         negatives: str = "same_view",
         similarity: str | Similarity = "gaussian",
         block_size: int | None = None,
         global_batch: str = "none",
     ) -> None:
-        super().__init__(gamma, negatives, similarity, block_size, global_batch)
-        self.divergence = load_divergence(divergence) if isinstance(divergence, str) else divergence
-        self.alpha = alpha
-        if self.similarity.uniformity_condition and not uniformity_holds(self.divergence, gamma):
-            holds = [name for name, record in DIVERGENCES.items() if uniformity_holds(record, gamma)]
+        divergence, similarity = as_divergence(divergence), load_similarity(similarity)
+        width: Any = auto_gamma(divergence, similarity) if is_auto(gamma) else gamma
+        super().__init__(width, negatives, similarity, block_size, global_batch)
+        self.divergence = divergence
+        self.alpha: Any = alpha
+        if self.similarity.uniformity_condition and not uniformity_holds(divergence, width):
+            holds = [name for name, record in DIVERGENCES.items() if uniformity_holds(record, width)]
             warnings.warn(
-                f"divergence {self.divergence.name!r} with gamma {gamma:g} fails the uniformity condition (the "
+                f"divergence {self.divergence.name!r} with gamma {width:g} fails the uniformity condition (the "
                 "negative term is not strictly convex in the squared distance): nothing forces embeddings to spread "
                 f"evenly, and they may collapse. Divergences that satisfy it: {', '.join(holds)}.",
                 stacklevel=2,
@@ -362,16 +432,106 @@ class FMICLLoss(ContrastiveLoss):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "divergence":
-            value = load_divergence(value) if isinstance(value, str) else value
-            if not isinstance(value, FDivergence):
-                got = type(value).__name__
-                raise ValueError(f"divergence must be a name or an FDivergence, such as from_convex makes, got {got}")
+            value = as_divergence(value)
+        elif name == "gamma" and is_auto(value):
+            value = auto_gamma(self.divergence, self.similarity)
+        elif name == "alpha" and is_auto(value):
+            self.require_finite_alpha()
         super().__setattr__(name, value)
 
     @property
     def objective(self) -> PairObjective:
+        """While alpha is "auto", that of alpha = 1: of batches without negative pairs, whose negative term is 0."""
         score, conjugate = self.similarity.score_and_conjugate(self.divergence)
-        return objectives.fmicl(score=score, conjugate=conjugate, alpha=self.alpha)
+        return objectives.fmicl(score=score, conjugate=conjugate, alpha=1.0 if is_auto(self.alpha) else self.alpha)
+
+    def terms(
+        self,
+        x: Tensor,
+        y: Tensor,
+        hard_negatives: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        queue: Tensor | None = None,
+    ) -> LossTerms:
+        if is_auto(self.alpha):
+            balance = self.balance(x, y, hard_negatives, text_ids, queue)
+            if balance.positive and not math.isnan(balance.positive[0] + balance.negative[0]):  # else the loss is nan
+                self.alpha = balance.alpha
+                if world_size() == 1 or dist.get_rank() == 0:
+                    logger.info("alpha=auto: alpha is %.6g, measured on the first batch", self.alpha)
+        return super().terms(x, y, hard_negatives, text_ids, queue)
+
+    terms.__doc__ = ContrastiveLoss.terms.__doc__
+
+    def balance(
+        self,
+        x: Tensor,
+        y: Tensor,
+        hard_negatives: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        queue: Tensor | None = None,
+    ) -> Balance:
+        """The `Balance` of this loss at a batch, in float64 and without gradient. alpha is not used and not changed.
+
+        Args:
+            x, y, hard_negatives, text_ids, queue: As in `terms`. Under torch.distributed, every process must call this,
+                also with global_batch `none`: then it is the mean of the processes' own batches.
+
+        Raises:
+            ValueError: See `terms`; or no alpha can balance this divergence.
+        """
+        self.require_finite_alpha()
+        score, conjugate = self.similarity.score_and_conjugate(self.divergence)
+        slope = derivative(conjugate)
+        objective = PairObjective(
+            derivative(score),
+            lambda r: slope(r).masked_fill(conjugate(r).isinf(), torch.inf),
+            lambda mean: mean.where(mean != 0, UNDERFLOW),
+        )
+        found = ReadOut(self, objective).measure(x, y, hard_negatives, text_ids, queue)
+        has_pairs, negative = found.negative != 0, found.negative.clamp_min(0)
+        sums = torch.stack([-found.positive, negative, torch.ones_like(negative)]).where(has_pairs, 0)
+        if self.global_batch == "none" and world_size() > 1:
+            dist.all_reduce(sums)
+        attraction, repulsion, count = sums.tolist()
+        return Balance((attraction / count,), (repulsion / count,)) if count else Balance()
+
+    def require_finite_alpha(self) -> None:
+        """Raise a ValueError if the divergence has no tail for which alpha can be measured."""
+        if self.similarity.is_log_ratio:
+            require_tail("alpha", self.divergence)
+
+    def mutual_information(
+        self,
+        x: Tensor,
+        y: Tensor,
+        hard_negatives: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        queue: Tensor | None = None,
+    ) -> Tensor:
+        """A lower bound of the mutual information of the two views in nats, the same for all f: E_p[r + log alpha] -
+        alpha E_q[e^r] + 1 (Nguyen, Wainwright and Jordan, arXiv 0809.0853), over positive and over negative pairs.
+
+        At the optimum of f-MICL, alpha u is the density ratio for every f, and this is the mutual information. While
+        alpha is "auto", it is that of the batch. A scalar in float64; see `ContrastiveLoss.mutual_information`.
+        """
+        batch, alpha = (x, y, hard_negatives, text_ids, queue), self.alpha
+        if is_auto(alpha):
+            balance = self.balance(*batch)
+            alpha = balance.alpha if balance.positive else math.nan
+        log_alpha = math.log(alpha)
+
+        def log_density_ratio(similarities: Tensor) -> Tensor:
+            if self.similarity.is_log_ratio:
+                return similarities + log_alpha
+            return log_ratio_of_score(self.divergence, similarities)[0] + log_alpha + 0 * similarities
+
+        tiny = torch.finfo(torch.float64).tiny  # 0 is left for batches without negative pairs
+        objective = PairObjective(
+            log_density_ratio, lambda r: log_density_ratio(r).exp(), lambda mean: mean.clamp_min(tiny)
+        )
+        found = ReadOut(self, objective).measure(*batch)
+        return (1 - found.positive - found.negative).where(found.negative != 0, torch.nan)
 
     @property
     def objective_name(self) -> str:
@@ -390,6 +550,15 @@ class FMICLLoss(ContrastiveLoss):
             f"    score({symbol}) = {score}\n    conjugate({symbol}) = {conjugate}\n\n"
             f"for f(u) = {f}, and {definition}."
         )
+
+
+def as_divergence(value: Any) -> FDivergence:
+    """A divergence, given itself or its name; see `load_divergence`."""
+    value = load_divergence(value) if isinstance(value, str) else value
+    if not isinstance(value, FDivergence):
+        got = type(value).__name__
+        raise ValueError(f"divergence must be a name or an FDivergence, such as from_convex makes, got {got}")
+    return value
 
 
 class InfoNCELoss(ContrastiveLoss):
@@ -423,6 +592,18 @@ class InfoNCELoss(ContrastiveLoss):
     def objective(self) -> Callable[[Tensor, Tensor, Tensor], Terms]:
         return objectives.infonce
 
+    def mutual_information(
+        self,
+        x: Tensor,
+        y: Tensor,
+        hard_negatives: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        queue: Tensor | None = None,
+    ) -> Tensor:
+        """log N - loss, where N is the number of candidates of a row, including its positive (arXiv 1807.03748); see
+        `ContrastiveLoss.mutual_information`."""
+        return -ReadOut(self, objectives.infonce_bound).measure(x, y, hard_negatives, text_ids, queue).loss
+
 
 class AlignUniformLoss(ContrastiveLoss):
     """Alignment + uniformity (Wang & Isola, arXiv 2005.10242): mean ||x - y||^2 + alpha log mean e^{-gamma d^2}.
@@ -449,6 +630,8 @@ class AlignUniformLoss(ContrastiveLoss):
         self.alpha = alpha
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "gamma":
+            require_positive(name, value)
         if name == "gamma" and value > 36:
             raise ValueError(f"gamma must be at most 36 for alignment + uniformity, got {value}")
         super().__setattr__(name, value)

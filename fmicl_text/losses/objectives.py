@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LARGEST_ALPHA = 1e30  # with the conjugate in float32
+
 
 class Terms(NamedTuple):
     """The attractive term, of positive pairs, and the repulsive term, of negative pairs; scalars."""
@@ -55,14 +57,17 @@ class PairObjective:
 def fmicl(*, score: Callable[[Tensor], Tensor], conjugate: Callable[[Tensor], Tensor], alpha: float) -> PairObjective:
     """-mean score(positive) + alpha mean conjugate(negative): arXiv 2402.10150, the f-MICL objective.
 
-    With f = KL (score r, conjugate e^r - 1), and for each of two examples positive r = -1 and one negative r = -2:
+    With f = KL (score r, conjugate e^r), and for each of two examples positive r = -1 and one negative r = -2:
 
     >>> r = torch.tensor([-1.0, -1.0]), torch.tensor([[0.0, -2.0], [-2.0, 0.0]])
     >>> keep = torch.tensor([[False, True], [True, False]])
-    >>> fmicl(score=lambda r: r, conjugate=torch.expm1, alpha=10.0)(*r, keep)
-    Terms(positive=tensor(1.), negative=tensor(-8.6466))
+    >>> fmicl(score=lambda r: r, conjugate=torch.exp, alpha=10.0)(*r, keep)
+    Terms(positive=tensor(1.), negative=tensor(1.3534))
     """
-    return PairObjective(score, conjugate, lambda mean: alpha * mean)
+    if alpha <= LARGEST_ALPHA:
+        return PairObjective(score, conjugate, lambda mean: alpha * mean)
+    # Conjugates that such an alpha brings to a size that counts are below float32's 1e-38.
+    return PairObjective(score, lambda r: (alpha * conjugate(r.double())).to(r.dtype), lambda mean: mean)
 
 
 def align_uniform(*, gamma: float, alpha: float) -> PairObjective:
@@ -82,6 +87,12 @@ def spectral(*, alpha: float) -> PairObjective:
 
     Expects r at gamma = 1/2, where x.y = 1 + r."""
     return PairObjective(lambda r: 2 * (1 + r), lambda r: (1 + r).square(), lambda mean: alpha * mean)
+
+
+def infonce_bound(positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:
+    """InfoNCE minus the log of the number of candidates of a row: the negated lower bound of the mutual information."""
+    terms = infonce(positive, negative, keep)
+    return Terms(terms.positive, terms.negative - (1 + keep.sum(1)).to(negative.dtype).log().mean())
 
 
 def infonce(positive: Tensor, negative: Tensor, keep: Tensor) -> Terms:

@@ -65,7 +65,7 @@ def test_errors_are_one_line_of_the_program(monkeypatch, capsys, launch, program
     [
         (["--learning_rate=-1"], "--learning_rate must be finite and at least 0, got -1.0"),
         (["--seed=-1"], "--seed must be from 0 to 4294967295, got -1"),
-        (["--gamma", "nan"], "--gamma must be a finite number > 0, got nan"),
+        (["--gamma", "nan"], "--gamma must be auto or a finite number > 0, got nan"),
         (["--similarity", "cosine", "--gamma", "2"], "--gamma 2.0 does not apply to --similarity cosine"),
         (["--max_seq_length", "0"], "--max_seq_length must be at least 3, got 0"),
         (["--load_in_4bit", "--load_in_8bit"], "--load_in_4bit and --load_in_8bit are mutually exclusive"),

@@ -162,6 +162,64 @@ def test_equal_texts_everywhere_leave_the_positive_term(block_size):
             torch.testing.assert_close(terms, exact[0])
 
 
+# ---- alpha, and the mutual information
+
+
+def read_out(rank, losses, split, tensors, queue=None):
+    """Balance, mutual information, and alpha and terms of a loss whose alpha is "auto"."""
+    x, y, hard, ids = own_rows(rank, split, tensors)
+    found = []
+    for loss in losses:
+        batch = (x, y, None, None, queue) if loss.negatives == "queue" else (x, y, hard, ids)
+        balance, information = loss.balance(*batch), loss.mutual_information(*batch)
+        loss.alpha = "auto"
+        found.append((balance, information, torch.stack(loss.terms(*batch)), loss.alpha))
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["gather", "ring"])
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("split", [[7, 5], [5, 4, 3]], ids=str)
+def test_alpha_and_mutual_information_equal_those_of_one_process(split, block_size, strategy):
+    tensors = material(12, torch.float64, with_hard=True, repeat=True)
+    queue = torch.randn(9, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    names, kinds = ("kl", "js", "pearson", "sh", "tsallis", "vlc"), (*IN_BATCH, "queue")
+    makers = [partial(FMICLLoss, name, 1.0, 4.0, kind, block_size=block_size) for name in names for kind in kinds]
+    answers = run_ranks(len(split), read_out, [make(global_batch=strategy) for make in makers], split, tensors, queue)
+    exact = read_out(0, [make() for make in makers], [12], tensors, queue)
+    for each in answers:
+        for (balance, information, terms, alpha), expected in zip(each, exact, strict=True):
+            assert balance.positive == pytest.approx(expected[0].positive, rel=1e-12)
+            assert balance.negative == pytest.approx(expected[0].negative, rel=1e-12)
+            torch.testing.assert_close(information, expected[1], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(terms, expected[2], rtol=1e-11, atol=1e-12)
+            assert alpha == balance.alpha == pytest.approx(expected[3], rel=1e-12)
+    assert all(of_rank[3] == first[3] for each in answers for of_rank, first in zip(each, answers[0], strict=True))
+
+
+def test_alpha_of_processes_that_keep_their_negatives_apart():
+    """With global_batch none, the mean of the processes' batches; a process without negative pairs does not count."""
+    x, y, _, ids = material(12, torch.float64)
+    ids[8:] = ids[8]
+    loss = FMICLLoss("vlc", 1.0, 4.0)
+    parts = [loss.balance(x[:4], y[:4]), loss.balance(x[4:8], y[4:8])]
+    expected = parts[0] + parts[1]
+    for ((balance, _, _, alpha),) in run_ranks(3, without_warnings, read_out, [loss], [4, 4, 4], (x, y, None, ids)):
+        assert balance.positive == pytest.approx((sum(expected.positive) / 2,), rel=1e-12)
+        assert alpha == pytest.approx(expected.alpha, rel=1e-12)
+
+
+def information_of_infonce(rank, split, tensors):
+    return InfoNCELoss(0.3, global_batch="gather").mutual_information(*own_rows(rank, split, tensors))
+
+
+def test_mutual_information_of_infonce_equals_one_process():
+    split, tensors = [5, 4, 3], material(12, torch.float64, with_hard=True, repeat=True)
+    expected = InfoNCELoss(0.3).mutual_information(*tensors)
+    for found in run_ranks(3, information_of_infonce, split, tensors):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def without_warnings(rank, function, *arguments):
     with warnings.catch_warnings(action="ignore"):
         return function(rank, *arguments)

@@ -405,10 +405,23 @@ def test_evaluation_of_a_batch_and_a_row(no_dropout_folder, tmp_path, make):
     for last in range(9):
         others = [i for i in range(9) if i != last]
         first, alone = loss(x[others], y[others]), loss(x[[last]], y[[last]])
-        assert first < 0 < alone
+        assert first > alone > 0  # a row has no negatives
         expected.append((8 * first + alone).item() / 9)
     found = default_trainer(model, make(model, **SETTINGS), tmp_path, rows, rows).evaluate()["eval_loss"]
     assert min(abs(found - value) for value in expected) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+def test_alpha_is_measured_on_the_first_batch(no_dropout_folder, tmp_path, make):
+    model = encoder(no_dropout_folder)
+    rows = data("pairs", 8)
+    x, y = (model(model.preprocess(rows[name]))["sentence_embedding"].detach() for name in COLUMNS["pairs"])
+    expected = core.FMICLLoss("pearson", 10.0, 1.0, "cross_view").balance(x, y).alpha
+    loss = make(model, "pearson", "auto", "auto")
+    assert loss.get_config_dict()["alpha"] == "auto"
+    default_trainer(model, loss, tmp_path, rows).train()
+    assert (loss.gamma, loss.get_config_dict()["alpha"]) == (10.0, pytest.approx(expected, rel=1e-4))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -138,14 +138,15 @@ def test_masked_pairs_get_no_gradient():
     only_2 = torch.autograd.grad(FMICLLoss("kl", 1.0, 5.0)(x, x.detach(), text_ids=torch.tensor([[0], [0], [2]])), x)[0]
     x2 = x.detach().requires_grad_()
     u = unit_rows(x2)
-    expected = torch.autograd.grad(5.0 * (torch.expm1(-(u[[0, 1]] - u[2]).square().sum(-1))).mean(), x2)[0]
+    expected = torch.autograd.grad(5.0 * (torch.exp(-(u[[0, 1]] - u[2]).square().sum(-1))).mean(), x2)[0]
     torch.testing.assert_close(only_2, expected)
 
 
 @pytest.mark.parametrize("name", [n for n in DIVERGENCES if n != "vlc_as_printed"])
-def test_collapse_has_loss_zero(name):
+def test_a_collapsed_batch_has_loss_alpha_f_of_0(name):
     x = torch.ones(4, 3, dtype=torch.float64)
-    assert FMICLLoss(name)(x, 2 * x).abs().item() < 1e-6
+    at_zero = {"js": math.log(2), "jeffrey": 0, "rkl": 0, "neyman": 0}.get(name, 1)
+    assert FMICLLoss(name, alpha=30.0)(x, 2 * x).item() == pytest.approx(30 * at_zero, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -214,13 +215,13 @@ def test_kl_with_the_f_gaussian_similarity_is_cosine_with_temperature_sigma_squa
 
 
 def test_pearson_is_the_spectral_loss_with_u_for_the_inner_product():
-    """Loss = -(2 E+[u] - E[u^2] - 1) for alpha = 1: the constant is 1; the paper prints 3."""
+    """Loss = -(2 E+[u] - E[u^2] - 2) for alpha = 1: the constant is 2, 1 of it f(0); the paper prints 3."""
     x, y, _ = batch()
     u, v = unit_rows(x), unit_rows(y)
     positive = log_ratio(u, v, 0.8).exp()
     negative = off_diagonal(pairwise_log_ratio(u, u, 0.8)).exp()
     loss = FMICLLoss("pearson", gamma=0.8, alpha=1.0)(x, y)
-    expected = -(2 * positive.mean() - negative.square().mean() - 1)
+    expected = -(2 * positive.mean() - negative.square().mean() - 2)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
     inner = off_diagonal(u @ u.T)
     spectral = SpectralLoss(negatives="same_view")(x, y)
@@ -229,7 +230,7 @@ def test_pearson_is_the_spectral_loss_with_u_for_the_inner_product():
 
 def test_weighting_proposition():
     """A weight alpha of the negative term corresponds to f_alpha(x) = alpha f(x/alpha) - alpha f(1/alpha): at alpha u,
-    its score is f'(u) and its conjugate alpha (f* o f')(u) + alpha f(1/alpha)."""
+    its score is f'(u) and its conjugate alpha (f* o f')(u) + alpha f(1/alpha); `conjugate` has f(0) added."""
     alpha = 3.0
     for name in ("kl", "js", "pearson", "sh", "vlc"):
         f = DIVERGENCES[name].f
@@ -239,7 +240,8 @@ def test_weighting_proposition():
         r = (u.detach() / alpha).log()
         torch.testing.assert_close(slope, DIVERGENCES[name].score(r))
         conjugate = (u * slope - weighted).detach()
-        constant = alpha * f(torch.tensor(1 / alpha, dtype=torch.float64))
+        one, zero = torch.tensor([1 / alpha, 0.0], dtype=torch.float64)
+        constant = alpha * f(one) - alpha * f(zero)
         torch.testing.assert_close(conjugate, alpha * DIVERGENCES[name].conjugate(r) + constant)
 
 

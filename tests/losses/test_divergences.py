@@ -1,6 +1,7 @@
 """Every divergence against autograd on its own f, at both ends of the range of r, and the erratum."""
 
 import copy
+import math
 import pickle
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from fmicl_text.losses.divergences import (
     DIVERGENCES,
     FDivergence,
     convex_conjugate,
+    exp,
     expm1,
     load_divergence,
     pearson,
@@ -25,11 +27,16 @@ RANGE = torch.linspace(-8, 2, 1001, dtype=torch.float64)
 
 
 def by_autograd(record, r):
-    """f'(u) and u f'(u) - f(u) at u = e^r."""
+    """f'(u) and u f'(u) - f(u) + f(0) at u = e^r."""
     u = r.exp().requires_grad_()
     value = record.f(u)
     (slope,) = torch.autograd.grad(value.sum(), u)
-    return slope, (u * slope - value).detach()
+    return slope, (u * slope - value).detach() + at_zero(record)
+
+
+def at_zero(record):
+    """f(0) if it is finite, else 0."""
+    return torch.nan_to_num(record.f(torch.zeros((), dtype=torch.float64)), posinf=0.0)
 
 
 def slope_of(function, r):
@@ -65,17 +72,65 @@ def test_the_printed_vlc_conjugate_is_not_that_of_its_f():
     _, conjugate = by_autograd(DIVERGENCES["vlc"], r)
     error = (DIVERGENCES["vlc_as_printed"].conjugate(r) - conjugate).abs()
     assert error.max().item() == pytest.approx(1.0, abs=1e-6)
-    assert DIVERGENCES["vlc_as_printed"].conjugate(r)[-1].item() == pytest.approx(1.0)  # not 0 at u = 1
     u = r.exp()
-    torch.testing.assert_close(DIVERGENCES["vlc"].conjugate(r), (u - 1) * (3 * u + 1) / (u + 1) ** 2)
-    torch.testing.assert_close(DIVERGENCES["vlc_as_printed"].conjugate(r), 3 - 4 / (u + 1))
+    torch.testing.assert_close(DIVERGENCES["vlc"].conjugate(r), (u - 1) * (3 * u + 1) / (u + 1) ** 2 + 1)
+    torch.testing.assert_close(DIVERGENCES["vlc_as_printed"].conjugate(r), 3 - 4 / (u + 1) + 1)
 
 
 @pytest.mark.parametrize("name", FAITHFUL)
-def test_normalized_so_that_collapse_scores_zero(name):
+def test_normalized_to_zero_at_one_and_the_conjugate_at_minus_infinity(name):
     record, one, zero = DIVERGENCES[name], torch.ones(3), torch.zeros(3)
-    for value in (record.f(one), record.score(zero), record.conjugate(zero)):
+    for value in (record.f(one), record.score(zero), record.conjugate(zero) - at_zero(record).float()):
         torch.testing.assert_close(value, zero, rtol=0, atol=1e-7)
+    assert record.conjugate(torch.tensor(-1000.0)) == 0 or name in NO_TAIL
+
+
+TAILS = {"kl": 1, "js": 1, "pearson": 2, "sh": 0.5, "tsallis": 3, "vlc": 2, "vlc_as_printed": 1}
+NO_TAIL = {"jeffrey": 0, "rkl": 0, "neyman": -1}
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_tail_exponent(name):
+    assert DIVERGENCES[name].tail_exponent == (TAILS | NO_TAIL)[name]
+    if name in FAITHFUL:
+        assert FDivergence.from_convex(DIVERGENCES[name].f, name).tail_exponent == (TAILS | NO_TAIL)[name]
+
+
+@pytest.mark.parametrize("order", [0.01, 0.3, 1.0, 1.7, 10.0, 30.0, 80.0])
+def test_tail_exponent_of_tsallis_is_its_order(order):
+    assert tsallis(order).tail_exponent == pytest.approx(order, rel=1e-6)
+    assert FDivergence.from_convex(tsallis(order).f if order != 1 else chi_square).tail_exponent == pytest.approx(
+        order if order != 1 else 2, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("f", "k"),
+    [
+        (lambda u: u**1.5 + u**1.1, 1.1),  # the smaller one
+        (lambda u: u * u.log(), 1),
+        (lambda u: (u - 1) ** 2, 2),
+        (lambda u: u**3 - u.sqrt(), 0.5),
+        (lambda u: (1 + u) * u.log1p(), 2),
+        (lambda u: (u - 0.5).clamp_min(0).square(), math.nan),  # its conjugate is constant below u = 1/2
+        (lambda u: 1 / u, -1),
+    ],
+    ids=["sum", "u log u", "chi square", "difference", "log", "hinge", "inverse"],
+)  # fmt: skip
+def test_tail_exponent_of_any_f(f, k):
+    record = FDivergence.from_convex(f)
+    assert record.tail_exponent == pytest.approx(k, rel=1e-6, nan_ok=True)
+    u = torch.tensor([1e-40, 1e-10, 0.5, 1.0], dtype=torch.float64)
+    if k > 0:  # zero at -infinity, and increasing
+        value = record.conjugate(u.log())
+        assert value[0].abs() <= 1e-15 and (value.diff() > 0).all()
+    else:
+        assert record.conjugate(u.log())[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_tail_exponent_of_closed_forms_that_round():
+    """torch.expm1's gradient (e^r - 1) + 1 is 0 below r = -37."""
+    assert FDivergence("mine", DIVERGENCES["kl"].f, lambda r: r, torch.expm1).tail_exponent == 1
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -90,9 +145,10 @@ def test_fenchel_young(name):
     record = DIVERGENCES[name]
     u = torch.linspace(0.05, 3, 60, dtype=torch.float64)
     r = torch.linspace(-3, 1, 50, dtype=torch.float64)
-    gap = record.f(u)[:, None] + record.conjugate(r) - u[:, None] * record.score(r)
+    conjugate = record.conjugate(r) - at_zero(record)
+    gap = record.f(u)[:, None] + conjugate - u[:, None] * record.score(r)
     assert gap.min() > -1e-12
-    equal = record.f(r.exp()) + record.conjugate(r) - r.exp() * record.score(r)
+    equal = record.f(r.exp()) + conjugate - r.exp() * record.score(r)
     torch.testing.assert_close(equal, torch.zeros_like(r), rtol=0, atol=1e-11)
 
 
@@ -107,15 +163,16 @@ def test_float32_value_and_gradient_over_the_whole_range(name, gamma, function):
     representable = (exact.abs() < 3e38) & (exact_slope.abs() < 3e38)
     assert representable.all() or (name, function) == ("neyman", "score")  # e^{160} is beyond float32
     value, slope = evaluate(r)[representable], slope_of(evaluate, r)[representable]
-    torch.testing.assert_close(value.double(), exact[representable], rtol=1e-4, atol=3e-7)
-    # relative, however small: alpha = 409600 multiplies it; below 1e-37 float32 has no digits left
+    # relative, however small: alpha = 1e12 multiplies it; below 1e-37 float32 has no digits left
+    absolute = 1e-37 if function == "conjugate" and name in TAILS else 3e-7
+    torch.testing.assert_close(value.double(), exact[representable], rtol=1e-4, atol=absolute)
     torch.testing.assert_close(slope.double(), exact_slope[representable], rtol=1e-4, atol=1e-37)
 
 
 def test_expm1_of_torch_alone_would_lose_the_gradient():
     r = torch.tensor([-13.0, -18.0])
     assert slope_of(torch.expm1, r)[1] == 0
-    torch.testing.assert_close(slope_of(DIVERGENCES["kl"].conjugate, r), r.exp())
+    torch.testing.assert_close(slope_of(expm1, r), r.exp())
 
 
 def test_tsallis_contains_its_neighbours():
@@ -143,6 +200,18 @@ def test_from_convex(name):
     for function in ("score", "conjugate"):
         expected = slope_of(getattr(DIVERGENCES[name], function), r)
         torch.testing.assert_close(slope_of(getattr(record, function), r), expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", TAILS.keys() - {"vlc_as_printed"})
+@pytest.mark.parametrize("written", ["as textbooks do", "without constant"])
+def test_from_convex_is_accurate_far_out(name, written):
+    """Relative to the closed forms, where (u - 1)^2 - 1 has no digit left."""
+    record, f = DIVERGENCES[name], DIVERGENCES[name].f
+    zero = f(torch.zeros((), dtype=torch.float64))
+    mine = FDivergence.from_convex(f if written == "as textbooks do" else lambda u: f(u) - zero.to(u), name)
+    r = torch.cat([torch.linspace(-80 / TAILS[name], 0, 201), torch.tensor([1.0])])
+    torch.testing.assert_close(mine.conjugate(r), record.conjugate(r), rtol=2e-5, atol=1e-37)
+    torch.testing.assert_close(slope_of(mine.conjugate, r), slope_of(record.conjugate, r), rtol=2e-5, atol=1e-37)
 
 
 def test_from_convex_normalizes_and_keeps_the_dtype():
@@ -193,9 +262,10 @@ def test_convex_conjugate_is_infinite_beyond_the_range_of_the_slope():
     assert convex_conjugate(DIVERGENCES["sh"], torch.tensor([1.0])).item() == float("inf")
 
 
-def test_expm1_can_be_differentiated_twice():
+@pytest.mark.parametrize("function", [exp, expm1, FDivergence.from_convex(DIVERGENCES["kl"].f).conjugate])
+def test_exponentials_can_be_differentiated_twice(function):
     r = torch.linspace(-60, 2, 50, dtype=torch.float64, requires_grad=True)
-    (first,) = torch.autograd.grad(expm1(r).sum(), r, create_graph=True)
+    (first,) = torch.autograd.grad(function(r).sum(), r, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), r)
     torch.testing.assert_close(first, r.exp())
     torch.testing.assert_close(second, r.exp())

@@ -76,11 +76,11 @@ def pairs_of(x, y, hard, negatives, ids):
 
 
 def laplace_kl(x, y, hard, negatives, ids):
-    """f-MICL with f = KL: score r, conjugate e^r - 1."""
+    """f-MICL with f = KL: score r, conjugate e^r."""
     positive, negative = pairs_of(x, y, hard, negatives, ids)
     r = [-0.8 * math.sqrt(2 - 2 * p) for _, p in negative]
     attraction = sum(-0.8 * math.sqrt(2 - 2 * p) for p in positive) / len(positive)
-    return -attraction + 7.0 * sum(math.exp(v) - 1 for v in r) / len(r)
+    return -attraction + 7.0 * sum(math.exp(v) for v in r) / len(r)
 
 
 def angular_pearson(x, y, hard, negatives, ids):

@@ -103,12 +103,14 @@ def test_no_gradient_along_a_row(loss, batch, block_size):
 
 @given(LOSSES, st.integers(2, 6), st.integers(1, 5), st.booleans())
 def test_a_collapsed_batch(loss, n, d, with_hard):
-    """0 for f-MICL and alignment + uniformity; log(number of candidates) for InfoNCE; inner products 1 for spectral."""
+    """alpha f(0) for f-MICL (0 if that is infinite) and 0 for alignment + uniformity; log(number of candidates) for
+    InfoNCE; inner products 1 for spectral."""
     x = torch.ones(n, d, dtype=torch.float64)
     candidates = (n - 1) * (2 if loss.negatives == "both" else 1) + n * with_hard
     expected = {InfoNCELoss: math.log(1 + candidates), SpectralLoss: getattr(loss, "alpha", 0) - 2}.get(type(loss), 0.0)
-    if loss.hyperparameters.get("divergence") == "vlc_as_printed":
-        expected = loss.alpha
+    if isinstance(loss, FMICLLoss):
+        at_zero = {"js": math.log(2), "vlc_as_printed": 2, "jeffrey": 0, "rkl": 0, "neyman": 0}
+        expected = loss.alpha * at_zero.get(loss.divergence.name, 1)
     assert loss(x, 2 * x, 3 * x if with_hard else None).item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 

@@ -286,7 +286,7 @@ def test_hyperparameters_that_change_later_have_effect(bert_folder, tmp_path):
         (lambda args: args.set_dataloader(train_batch_size=9), "dataloader_drop_last=False is not supported"),
         (lambda args: args.set_testing(), "do_predict=True is not supported"),
         (lambda args: args.set_push_to_hub("a/b", token="secret"), "hub_token is not accepted"),
-        (lambda args: setattr(args, "alpha", -1.0), "alpha must be a finite number > 0"),
+        (lambda args: setattr(args, "alpha", -1.0), "alpha must be auto or a finite number > 0"),
         (lambda args: setattr(args, "label_smoothing_factor", 0.1), "label_smoothing_factor=0.1 is not supported"),
         (lambda args: setattr(args, "mini_batch_size", 9), "mini_batch_size must be from 1 to the batch size 8"),
         (lambda args: setattr(args, "bf16", True), "bf16=True was set later, without effect"),

@@ -232,7 +232,7 @@ def broken(folder, trial):
         ({"hp_space": lambda trial: {"early_stopping_patience": 2, "load_best_model_at_end": True}}, "no effect now"),
         ({"hp_space": lambda trial: {"alhpa": 1.0}}, "hp_space sets alhpa, which is not an argument"),
         ({"hp_space": lambda trial: {"output_dir": "x"}}, "hp_space sets output_dir"),
-        ({"hp_space": lambda trial: {"alpha": -1.0}}, r"trial 0: alpha must be a finite number > 0, got -1\.0"),
+        ({"hp_space": lambda trial: {"alpha": -1.0}}, r"trial 0: alpha must be auto or a finite number > 0, got -1\.0"),
         ({"hp_space": lambda trial: {"per_device_train_batch_size": 65}}, "64 training examples are fewer"),
         ({"hp_space": lambda trial: {"temperature": 0.1}}, "trial 0: temperature=0.1 does not apply"),
     ],
