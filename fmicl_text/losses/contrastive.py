@@ -509,29 +509,26 @@ class FMICLLoss(ContrastiveLoss):
         text_ids: Tensor | None = None,
         queue: Tensor | None = None,
     ) -> Tensor:
-        """A lower bound of the mutual information of the two views in nats, the same for all f: E_p[r + log alpha] -
-        alpha E_q[e^r] + 1 (Nguyen, Wainwright and Jordan, arXiv 0809.0853), over positive and over negative pairs.
+        """A lower bound of the mutual information of the two views in nats: E_p[r] - log E_q[e^r] (Donsker and
+        Varadhan), over positive and over negative pairs.
 
-        At the optimum of f-MICL, alpha u is the density ratio for every f, and this is the mutual information. While
-        alpha is "auto", it is that of the batch. A scalar in float64; see `ContrastiveLoss.mutual_information`.
+        At the optimum of f-MICL, alpha e^r is the density ratio for every f, and this is the mutual information. It is
+        the largest over c of the bounds E_p[r + log c] - c E_q[e^r] + 1 of Nguyen, Wainwright and Jordan (arXiv
+        0809.0853). That of c = alpha is far below if the tail exponent k is above 1: alpha is the weight of e^(kr).
+        A scalar in float64; see `ContrastiveLoss.mutual_information`.
         """
-        batch, alpha = (x, y, hard_negatives, text_ids, queue), self.alpha
-        if is_auto(alpha):
-            balance = self.balance(*batch)
-            alpha = balance.alpha if balance.positive else math.nan
-        log_alpha = math.log(alpha)
 
         def log_density_ratio(similarities: Tensor) -> Tensor:
             if self.similarity.is_log_ratio:
-                return similarities + log_alpha
-            return log_ratio_of_score(self.divergence, similarities)[0] + log_alpha + 0 * similarities
+                return similarities
+            return log_ratio_of_score(self.divergence, similarities)[0] + 0 * similarities
 
         tiny = torch.finfo(torch.float64).tiny  # 0 is left for batches without negative pairs
         objective = PairObjective(
             log_density_ratio, lambda r: log_density_ratio(r).exp(), lambda mean: mean.clamp_min(tiny)
         )
-        found = ReadOut(self, objective).measure(*batch)
-        return (1 - found.positive - found.negative).where(found.negative != 0, torch.nan)
+        found = ReadOut(self, objective).measure(x, y, hard_negatives, text_ids, queue)
+        return (-found.positive - found.negative.log()).where(found.negative != 0, torch.nan)
 
     @property
     def objective_name(self) -> str:
