@@ -34,8 +34,8 @@ class FMICLLoss(losses.FMICLLoss):
         self,
         model: SentenceTransformer,
         divergence: str | FDivergence = "kl",
-        gamma: float = 20.0,
-        alpha: float = 409600.0,
+        gamma: float | str = "auto",
+        alpha: float | str = "auto",
         negatives: str | None = None,
         similarity: str | Similarity = "gaussian",
         gather_across_devices: bool = False,
@@ -63,10 +63,12 @@ class FMICLLoss(losses.FMICLLoss):
                 name that :func:`fmicl_text.load_divergence` accepts; or an :class:`fmicl_text.FDivergence`, e.g.
                 ``FDivergence.from_convex(lambda u: u**1.5)``.
             gamma: Scale of the squared distance, greater than 0. A higher gamma puts more emphasis on close pairs. On
-                normalized embeddings, ``scale = 2 * gamma`` in :class:`MultipleNegativesRankingLoss`. The paper uses 20
+                normalized embeddings, ``scale = 2 * gamma`` in :class:`MultipleNegativesRankingLoss`. "auto" is 20 for
+                "kl" and "js", 10 for "pearson" and "vlc", 40 for "sh" and 20 / order for "tsallis". The paper uses 20
                 for text.
-            alpha: Weight of the negative pairs, greater than 0. The paper uses 409600 for text with gamma 20. The best
-                alpha depends on gamma, because the negative pairs of a high gamma have a small gradient.
+            alpha: Weight of the negative pairs, greater than 0. "auto" is measured on the first batch, as the weight at
+                which the attraction of positives and the repulsion of negatives balance. The paper uses 409600 for text
+                with gamma 20. The best alpha depends on the model and on gamma: from 1e5 to 1e13 for gamma 20.
             negatives: Which pairs of different examples are negatives. By default "same_view" for one column of texts
                 and "cross_view" for pairs, triplets and n-tuples. Options:
 
@@ -109,7 +111,6 @@ class FMICLLoss(losses.FMICLLoss):
             - Use ``BatchSamplers.NO_DUPLICATES`` (:class:`docs <sentence_transformers.base.sampler.BatchSamplers>`) to
               fill batches with different texts. Duplicates are no negatives of each other, so they are harmless, but a
               batch has fewer negative pairs.
-            - Compare alphas in factors of 10 on a development set.
 
         Relations:
             - :class:`CachedFMICLLoss` is equivalent to this loss, but it uses caching that allows for much higher batch
@@ -130,7 +131,7 @@ class FMICLLoss(losses.FMICLLoss):
                     "anchor": ["It's nice weather outside today.", "He drove to work."],
                     "positive": ["It's so sunny.", "He took the car to the office."],
                 })
-                loss = FMICLLoss(model, divergence="js", gamma=10, alpha=4096)
+                loss = FMICLLoss(model, divergence="js")
 
                 trainer = SentenceTransformerTrainer(
                     model=model,
@@ -234,8 +235,8 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
         self,
         model: SentenceTransformer,
         divergence: str | FDivergence = "kl",
-        gamma: float = 20.0,
-        alpha: float = 409600.0,
+        gamma: float | str = "auto",
+        alpha: float | str = "auto",
         negatives: str | None = None,
         similarity: str | Similarity = "gaussian",
         mini_batch_size: int = 32,
@@ -313,7 +314,7 @@ class CachedFMICLLoss(CachedLossMixin, FMICLLoss):
                     "anchor": ["It's nice weather outside today.", "He drove to work."],
                     "positive": ["It's so sunny.", "He took the car to the office."],
                 })
-                loss = CachedFMICLLoss(model, divergence="js", gamma=10, alpha=4096, mini_batch_size=64)
+                loss = CachedFMICLLoss(model, divergence="js", mini_batch_size=64)
 
                 trainer = SentenceTransformerTrainer(
                     model=model,

@@ -377,19 +377,20 @@ class FMICLLoss(ContrastiveLoss):
     >>> round(loss(x, x).item(), 4)                        # 40 log(1 + e^-2)
     5.0771
 
-    With `alpha="auto"`, the first call measures alpha on its own batch, of all processes, each of which must make that
-    call. At this weight, a constant added to every r does not change the loss (see `Balance`). `loss.alpha` is then the
-    number.
+    By default, the first call measures alpha on its own batch, of all processes, each of which must make that call. At
+    this weight, a constant added to every r does not change the loss (see `Balance`). `loss.alpha` is then the number.
+    `FMICLTrainer` measures it on several batches before the first step.
 
-    >>> loss = FMICLLoss(divergence="js", gamma="auto", alpha="auto")
+    >>> loss = FMICLLoss(divergence="js")
     >>> loss.gamma, loss.alpha, loss(x, x).item() > 0, round(math.log(loss.alpha), 4)      # log(e^40/2)
     (20.0, 'auto', True, 39.3069)
 
     Args:
         divergence: A name, see `load_divergence`; or an `FDivergence`, e.g. `FDivergence.from_convex(f)` for any f.
-        gamma: 1/(2 sigma^2), finite, > 0; the paper uses 20 for text, 1 for vision. `auto` is 20 / k, where k is the
-            divergence's `tail_exponent`. Unused by `cosine`.
-        alpha: Weight of the negative term, finite, > 0; the paper uses 409600 for text, 40 for vision; or `auto`.
+        gamma: 1/(2 sigma^2), finite, > 0. `auto` is 20 / k, where k is the divergence's `tail_exponent`; the paper uses
+            20 for text, 1 for vision. Unused by `cosine`.
+        alpha: Weight of the negative term, finite, > 0. `auto` is measured at the first call; the paper uses 409600 for
+            text, 40 for vision.
         negatives: `same_view` as in the paper, `cross_view`, `both` or `queue`; see `ContrastiveLoss`.
         similarity: `gaussian`, the f-Gaussian similarity f'(e^r); `cosine`, the paper's baseline, which replaces
             f'(u) with x.y and the conjugate with f*(x.y), inf where x.y is above the range of f'; or a `Similarity`.
@@ -409,8 +410,8 @@ class FMICLLoss(ContrastiveLoss):
     def __init__(
         self,
         divergence: str | FDivergence = "kl",
-        gamma: float | str = 20.0,
-        alpha: float | str = 409600.0,
+        gamma: float | str = "auto",
+        alpha: float | str = "auto",
         negatives: str = "same_view",
         similarity: str | Similarity = "gaussian",
         block_size: int | None = None,

@@ -118,18 +118,18 @@ class FMICLTrainingArguments(TrainingArguments):
     tsallis_order: float | None = field(
         default=None, metadata={"help": "Order of the Tsallis divergence, > 0 (default 3)."}
     )
-    gamma: float | None = field(
+    gamma: float | str | None = field(
         default=None,
         metadata={
             "help": "Inverse width 1/(2 sigma^2) of the Gaussian similarity, > 0; like an InfoNCE temperature of "
-            "1/(2 gamma). Default 20; 5 to 10 suit small encoders."
+            "1/(2 gamma). Default auto: 20 / tail exponent of the divergence."
         },
     )
-    alpha: float | None = field(
+    alpha: float | str | None = field(
         default=None,
         metadata={
-            "help": "Weight of the negative (repulsion) term, > 0. Default 409600, the paper's for BERT-base; 4096 "
-            "suits small encoders."
+            "help": "Weight of the negative (repulsion) term, > 0. Default auto: measured before training. The paper's "
+            "for BERT-base is 409600."
         },
     )
     temperature: float | None = field(default=None, metadata={"help": "InfoNCE temperature, > 0 (default 0.05)."})
@@ -201,6 +201,8 @@ class FMICLTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.choices: dict[str, tuple[Any, Any]] = {}
+        for name in ("gamma", "alpha"):
+            setattr(self, name, as_number(getattr(self, name)))
         if self.hub_token == HIDDEN_TOKEN:
             self.hub_token = None
         self.check_installed()
@@ -392,3 +394,11 @@ class FMICLTrainingArguments(TrainingArguments):
         if self.gamma is not None and self.similarity is not None and not SIMILARITIES[self.similarity].uses_gamma:
             raise ValueError(f"gamma={self.gamma} does not apply to similarity={self.similarity}")
         return loss_class(**kwargs)
+
+
+def as_number(value: Any) -> Any:
+    """A number, for text that is one. The command line gives text for arguments that are numbers or a word."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

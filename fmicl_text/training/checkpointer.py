@@ -8,7 +8,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.report import float32_products, library_versions
+from fmicl_text.losses.balance import AUTO, is_auto
 from fmicl_text.losses.contrastive import ContrastiveLoss
 from fmicl_text.losses.objectives import PairObjective
 from fmicl_text.training.checkpoint import (
@@ -107,6 +108,8 @@ class Checkpointer:
         """
         checkpoint, skipped = on_main_process(lambda: find_checkpoint(self.output_dir, resume_from_checkpoint))
         on_main_process(self.prepare_output_dir)
+        if checkpoint is not None:
+            self.take_automatic_values(on_main_process(lambda: saved_run(checkpoint)))
         self.run = on_main_process(self.trainer.resume_signature)
         self.resumed_from, self.changes = checkpoint, {}
         if checkpoint is not None:
@@ -154,10 +157,9 @@ class Checkpointer:
         """Everything that a resumed run must share with this one to end with the same weights."""
         trainer, args, rows = self.trainer, self.trainer.args, self.trainer.train_dataset
         run: dict[str, Any] = {name: getattr(args, name, None) for name in (*RESUME_KEYS, *HARMLESS_KEYS)}
-        run |= {"objective_name": trainer.loss.objective_name} | trainer.loss.hyperparameters
+        run |= loss_signature(trainer.loss)
         accelerator: Any = args.accelerator_config
         run |= {name: getattr(accelerator, name) for name in ACCELERATOR_KEYS}
-        run |= {"loss_class": class_name(trainer.loss), "objective_values": objective_values(trainer.loss)}
         run |= {"processes": args.world_size, "precision": trainer.accelerator.mixed_precision}
         run |= {"device": args.device.type, "float32_products": float32_products(args.device.type)}
         run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
@@ -168,6 +170,24 @@ class Checkpointer:
             run |= getattr(part, "describe", dict)()
         run |= trainer.model.describe_training() | getattr(trainer.views, "describe", dict)()
         return dict(json.loads(json.dumps(run, default=str)))  # as read from a manifest
+
+    def take_automatic_values(self, saved: dict[str, Any]) -> None:
+        """Use the alpha that was measured when the run began, and its gamma, where they are "auto" and the objective is
+        the same."""
+        trainer, loss = self.trainer, cast(Any, self.trainer.loss)
+        now = loss_signature(loss)
+        if any(saved.get(name) != now.get(name) for name in ("objective_name", "similarity", "negatives")):
+            return
+        if "gamma" in now and not trainer.loss_is_given and trainer.args.gamma in (None, AUTO):
+            loss.gamma = saved.get("gamma", loss.gamma)
+        same_gamma = saved.get("gamma") == loss.hyperparameters.get("gamma")
+        if is_auto(now.get("alpha")) and same_gamma and saved.get("alpha") is not None:
+            loss.alpha = saved["alpha"]
+
+    def update_loss_signature(self) -> None:
+        """Note the number that was measured, if alpha was "auto"."""
+        if is_auto(self.run.get("alpha")):
+            self.run |= json.loads(json.dumps(loss_signature(self.trainer.loss), default=str))
 
     def callback_settings(self) -> dict[str, dict[str, Any]]:
         """Constructor arguments of the callbacks whose state is stored in checkpoints, by class name."""
@@ -283,6 +303,7 @@ class Checkpointer:
                     raise InputError(
                         f"process {rank} wrote to a different folder; output_dir must be shared by all machines"
                     )
+        self.update_loss_signature()  # alpha may have been measured on the first batch
         write_manifest(folder, self.run | {"pass_start": self.pass_start})
         move_into_place(folder, place)
         limit = args.save_total_limit or sys.maxsize
@@ -322,6 +343,12 @@ class Checkpointer:
         else:
             warnings.warn(f"{best} is corrupted ({problem}): using the last weights instead of the best", stacklevel=2)
             state.best_global_step = state.global_step
+
+
+def loss_signature(loss: ContrastiveLoss) -> dict[str, Any]:
+    """Everything that two runs must share to have the same loss."""
+    signature: dict[str, Any] = {"objective_name": loss.objective_name} | loss.hyperparameters
+    return signature | {"loss_class": class_name(loss), "objective_values": objective_values(loss)}
 
 
 def class_name(loss: ContrastiveLoss) -> str:

@@ -28,12 +28,14 @@ from fmicl_text.files import DISK_FULL, is_disk_full, move_files
 from fmicl_text.hub.model_card import write_card
 from fmicl_text.hub.run_record import run_record, scores_at
 from fmicl_text.hub.upload import BackgroundPush, create_repository, push
+from fmicl_text.losses.balance import Balance
 from fmicl_text.losses.contrastive import ContrastiveLoss
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.processes import check_processes
 from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training.cached_step import cached_step
+from fmicl_text.training.calibration import CalibrationCallback
 from fmicl_text.training.callbacks import (
     ClearCallback,
     CollapseMonitor,
@@ -91,8 +93,8 @@ class FMICLTrainer(Trainer):
 
     Logged with each loss, as means since the last log: loss_positive and loss_negative (their sum is the loss, over the
     rows of all processes unless global_batch is none), and for this process's batches, with dropout, after the head:
-    alignment, uniformity, effective_rank and mean_cosine (on the first 512 rows; the last two for the last batch), the
-    throughput, and the number of skipped steps, if any.
+    alignment, uniformity, mutual_information (a lower bound in nats), effective_rank and mean_cosine (on the first 512
+    rows; the last three for the last batch), the throughput, and the number of skipped steps, if any.
 
     `train(resume_from_checkpoint=...)` takes a folder, or True or "auto" for the latest valid checkpoint ("auto" starts
     from scratch if there is none). On SIGTERM, SIGINT and SIGHUP all processes finish the same step, save a checkpoint
@@ -199,6 +201,7 @@ class FMICLTrainer(Trainer):
                 ClearCallback(self),
                 SetEpochCallback(self),
                 ResumeCallback(self),
+                CalibrationCallback(self),
                 FiniteCheckCallback(self),
                 SkippedStepsCallback(),
             ),
@@ -540,8 +543,23 @@ class FMICLTrainer(Trainer):
         self.last_views = x.detach(), y.detach()
         self.check_views(x, y)
         if not self.args.skip_nonfinite or terms.loss.isfinite():
-            self.metrics.add(terms, x, y)
+            self.metrics.add(terms, x, y, text_ids)
         return terms.loss
+
+    def balance(self, model: nn.Module, inputs: dict[str, Tensor], past: list[Tensor]) -> Balance:
+        """The `Balance` of an f-MICL loss at one batch of views, without gradient, from which alpha is measured.
+
+        Args:
+            model: As for `compute_loss`.
+            inputs: As for `compute_loss`.
+            past: Empty at the first batch; for what later batches need, such as negatives of a queue.
+        """
+        loss: Any = self.loss
+        text_ids = inputs.pop("text_ids", None)
+        size = self.args.mini_batch_size or self.args.train_batch_size
+        parts = zip(*(value.split(size) for value in inputs.values()), strict=True)
+        x, y, *hard = torch.cat([self.embed(model, dict(zip(inputs, part, strict=True))) for part in parts]).unbind(1)
+        return loss.balance(x, y, torch.stack(hard, dim=1) if hard else None, text_ids)
 
     def check_views(self, x: Tensor, y: Tensor) -> None:
         """Warn once, at the first batch, if the two views are identical: positives then have no gradient."""
@@ -582,7 +600,7 @@ class FMICLTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As in the base class, with the training metrics next to the loss."""
         if "loss" in logs:
-            logs |= self.metrics.take() | self.skipped_steps.counts()
+            logs |= self.metrics.take(self.loss) | self.skipped_steps.counts()
         super().log(logs, start_time)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

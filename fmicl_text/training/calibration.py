@@ -1,0 +1,155 @@
+"""alpha="auto" in the trainer: measured before the first step, on batches of the training data, at the encoder as it
+comes."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Generator
+from contextlib import closing, contextmanager, suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
+
+from fmicl_text.errors import InputError
+from fmicl_text.losses.balance import Balance, is_auto
+from fmicl_text.losses.contrastive import FMICLLoss
+
+if TYPE_CHECKING:
+    from fmicl_text.training.trainer import FMICLTrainer
+
+MIN_BATCHES, MAX_BATCHES = 4, 32
+STABLE = 0.05  # relative standard error of alpha
+# Below this ratio of repulsion and attraction, a constant added to every similarity changes only the positive term.
+LITTLE_REPULSION = 0.05
+# Arguments of a loader without workers, which would start for a few batches.
+WORKERS = {
+    "dataloader_num_workers": 0,
+    "dataloader_persistent_workers": False,
+    "dataloader_prefetch_factor": None,
+    "dataloader_multiprocessing_context": None,
+}
+
+
+class CalibrationCallback(TrainerCallback):
+    """Before the first step, measures alpha if it is "auto", logs it with its relative standard error, and warns of a
+    given alpha that has almost no effect at this encoder.
+
+    A run that is resumed has the alpha of its checkpoint; see `Checkpointer.choose`.
+    """
+
+    def __init__(self, trainer: FMICLTrainer) -> None:
+        self.trainer = trainer
+        self.measured: float | None = None  # in an earlier training; another one may start from other weights
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer, loss = self.trainer, self.trainer.loss
+        if not isinstance(loss, FMICLLoss) or not can_balance(loss) or not is_repeatable(trainer.train_dataset):
+            return
+        is_resumed = trainer.checkpointer.resumed_from is not None
+        if not is_resumed and loss.alpha == self.measured:
+            loss.alpha = "auto"
+        if is_auto(loss.alpha):
+            self.choose_alpha(loss, measure_balance(trainer, kwargs["model"]))
+        elif not is_resumed:
+            warn_of_little_repulsion(loss, measure_balance(trainer, kwargs["model"], MIN_BATCHES))
+
+    def choose_alpha(self, loss: FMICLLoss, balance: Balance) -> None:
+        """Set and log alpha.
+
+        Raises:
+            InputError: No finite alpha balances attraction and repulsion.
+        """
+        try:
+            self.measured = loss.alpha = balance.alpha
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        spread = balance.relative_error
+        self.trainer.log({"alpha": balance.alpha} | ({} if spread is None else {"alpha_relative_error": spread}))
+        self.trainer.checkpointer.update_loss_signature()
+
+
+def warn_of_little_repulsion(loss: FMICLLoss, balance: Balance) -> None:
+    """Warn if the given alpha and gamma leave almost no repulsion."""
+    with suppress(ValueError):  # there is no finite alpha
+        if loss.alpha < LITTLE_REPULSION * balance.alpha:
+            warnings.warn(
+                f"alpha={loss.alpha:g} with gamma={loss.gamma:g} leaves almost no repulsion at this encoder, "
+                f"{loss.alpha / balance.alpha:.1g} times the attraction; alpha=auto would be {balance.alpha:.2g}",
+                stacklevel=2,
+            )
+
+
+def can_balance(loss: FMICLLoss) -> bool:
+    """Whether attraction and repulsion balance at some alpha."""
+    try:
+        loss.require_finite_alpha()
+    except ValueError:
+        return False
+    return True
+
+
+def is_repeatable(rows: Any) -> bool:
+    """Whether reading some rows leaves all rows for training. A stream of the user may be read only once; alpha is then
+    measured by the loss, on the first batch."""
+    return not isinstance(rows, IterableDataset) or hasattr(rows, "fingerprint")
+
+
+def measure_balance(trainer: FMICLTrainer, model: nn.Module, max_batches: int = MAX_BATCHES) -> Balance:
+    """The `Balance` of the trainer's loss over the first batches of the training data, in training mode and without
+    gradient: until the relative standard error of alpha is below `STABLE`, but at least `MIN_BATCHES`.
+
+    Every process must call this. Random states, and the weights and buffers of the model, are as before.
+    """
+    total, past = Balance(), list[Tensor]()
+    with torch.no_grad(), unchanged(trainer, model), closing(first_batches(trainer)) as batches:
+        model.train()
+        for trainer.micro_step, batch in enumerate(islice(batches, max_batches)):
+            inputs = trainer.make_views(trainer._prepare_inputs(batch))
+            trainer.seed_dropout()
+            total += trainer.balance(model, inputs, past)
+            error = total.relative_error
+            if len(total.positive) >= MIN_BATCHES and error is not None and error < STABLE:
+                break
+    return total
+
+
+def first_batches(trainer: FMICLTrainer) -> Generator[Any, None, None]:
+    """The batches of the first epoch, from a loader of their own without workers."""
+    loaders = trainer.accelerator._dataloaders
+    count, sampler = len(loaders), trainer.length_sampler
+    args: Any = trainer.args
+    before = {name: getattr(args, name) for name in WORKERS}
+    vars(args).update(WORKERS)
+    try:
+        loader: Any = trainer.get_train_dataloader()
+    finally:
+        vars(args).update(before)
+        del loaders[count:]
+        trainer.length_sampler = sampler
+    try:
+        yield from loader
+    finally:
+        if hasattr(loader, "end"):
+            loader.end()  # accelerate would take it for the loader of the training
+
+
+@contextmanager
+def unchanged(trainer: FMICLTrainer, model: nn.Module) -> Generator[None, None, None]:
+    """After this context, random states, the buffers and the mode of the model are as before."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    was_training, python, numpy = model.training, random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+    model.train(was_training)
+    trainer.micro_step = 0
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
