@@ -17,6 +17,7 @@ from fmicl_text.evaluation.report import write_json
 from fmicl_text.files import content_hash, matching, move_files
 from fmicl_text.hub.model_card import CARD, write_card, wrote_card
 from fmicl_text.hub.run_record import run_record
+from fmicl_text.losses.balance import is_auto
 from fmicl_text.training.args import FMICLTrainingArguments
 from fmicl_text.training.checkpoint import UNFINISHED, checkpoints_in
 from fmicl_text.training.output_dir import (
@@ -103,6 +104,8 @@ def is_finished(
     if not results:
         return False
     saved, now = results["settings"], json.loads(json.dumps(dict(settings)))
+    measured = with_measured(results, saved)  # of settings.yaml
+    saved = saved | {name: value for name, value in measured.items() if now.get(name) == value}
     known = [name for name in defaults if name not in INCIDENTAL and not name.startswith(INCIDENTAL_PREFIXES)]
     same = all(same_setting(saved.get(name, defaults[name]), now.get(name, defaults[name])) for name in known)
     same = same and processes in (None, results.get("processes", processes))
@@ -206,7 +209,7 @@ def write_record(trainer: FMICLTrainer, after: Mapping[str, float], files: Path)
     if not trainer.is_world_process_zero():
         return
     folder, args, run = Path(str(trainer.args.output_dir)), trainer.args, run_record(trainer, after)
-    (files / SETTINGS_FILE).write_text(settings_text(run["settings"]), encoding="utf-8")
+    (files / SETTINGS_FILE).write_text(settings_text(with_measured(run, run["settings"])), encoding="utf-8")
     chosen = f"eval_{args.metric_for_best_model}".replace("eval_eval_", "eval_")  # the metric that selects
     score = chosen if chosen in after else next(iter(after), None)
     plot_training_curve(
@@ -221,6 +224,13 @@ def write_record(trainer: FMICLTrainer, after: Mapping[str, float], files: Path)
     (folder / REPLACED).unlink(missing_ok=True)
     move_files(folder / COMPLETE, folder)
     shutil.rmtree(folder / UNFINISHED)
+
+
+def with_measured(run: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the numbers that a run measured for those that are "auto"."""
+    return {
+        name: run["hyperparameters"].get(name, value) if is_auto(value) else value for name, value in settings.items()
+    }
 
 
 def finished_message(args: FMICLTrainingArguments) -> str:

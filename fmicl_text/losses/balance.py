@@ -83,8 +83,8 @@ def require_tail(argument: str, divergence: FDivergence) -> float:
     k = divergence.tail_exponent
     if not (math.isfinite(k) and k > 0):
         raise ValueError(
-            f"{argument}=auto needs a divergence whose repulsion ends with distance (tail exponent > 0); "
-            f"that of {divergence.name} is {k:g}: pass a number, or another divergence"
+            f"{argument}=auto needs a divergence whose repulsion ends with distance (tail exponent > 0), but that of "
+            f"{divergence.name} is {k:g}: pass gamma and alpha (the paper's for text: gamma=20, alpha=409600)"
         )
     return k
 

@@ -3,8 +3,8 @@ comes."""
 
 from __future__ import annotations
 
+import logging
 import random
-import warnings
 from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from itertools import islice
@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from fmicl_text.errors import InputError
 from fmicl_text.losses.balance import Balance, is_auto
 from fmicl_text.losses.contrastive import FMICLLoss
+from fmicl_text.training.interface import is_overridden
 
 if TYPE_CHECKING:
     from fmicl_text.training.trainer import FMICLTrainer
@@ -27,6 +28,7 @@ MIN_BATCHES, MAX_BATCHES = 4, 32
 STABLE = 0.05  # relative standard error of alpha
 # Below this ratio of repulsion and attraction, a constant added to every similarity changes only the positive term.
 LITTLE_REPULSION = 0.05
+logger = logging.getLogger(__name__)
 # Arguments of a loader without workers, which would start for a few batches.
 WORKERS = {
     "dataloader_num_workers": 0,
@@ -49,14 +51,15 @@ class CalibrationCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, loss = self.trainer, self.trainer.loss
-        if not isinstance(loss, FMICLLoss) or not can_balance(loss) or not is_repeatable(trainer.train_dataset):
+        readable = is_repeatable(trainer.train_dataset) and not is_replaced(trainer)
+        if not isinstance(loss, FMICLLoss) or not can_balance(loss) or not readable:
             return
         is_resumed = trainer.checkpointer.resumed_from is not None
         if not is_resumed and loss.alpha == self.measured:
             loss.alpha = "auto"
         if is_auto(loss.alpha):
             self.choose_alpha(loss, measure_balance(trainer, kwargs["model"]))
-        elif not is_resumed:
+        elif not is_resumed and trainer.is_world_process_zero():
             warn_of_little_repulsion(loss, measure_balance(trainer, kwargs["model"], MIN_BATCHES))
 
     def choose_alpha(self, loss: FMICLLoss, balance: Balance) -> None:
@@ -75,13 +78,13 @@ class CalibrationCallback(TrainerCallback):
 
 
 def warn_of_little_repulsion(loss: FMICLLoss, balance: Balance) -> None:
-    """Warn if the given alpha and gamma leave almost no repulsion."""
+    """Log a warning if the given alpha and gamma leave almost no repulsion."""
     with suppress(ValueError):  # there is no finite alpha
         if loss.alpha < LITTLE_REPULSION * balance.alpha:
-            warnings.warn(
-                f"alpha={loss.alpha:g} with gamma={loss.gamma:g} leaves almost no repulsion at this encoder, "
-                f"{loss.alpha / balance.alpha:.1g} times the attraction; alpha=auto would be {balance.alpha:.2g}",
-                stacklevel=2,
+            logger.warning(
+                "alpha=%g with gamma=%g leaves almost no repulsion at this encoder, %.1g times the attraction; "
+                "alpha=auto would be %.2g",
+                *(loss.alpha, loss.gamma, loss.alpha / balance.alpha, balance.alpha),
             )
 
 
@@ -98,6 +101,12 @@ def is_repeatable(rows: Any) -> bool:
     """Whether reading some rows leaves all rows for training. A stream of the user may be read only once; alpha is then
     measured by the loss, on the first batch."""
     return not isinstance(rows, IterableDataset) or hasattr(rows, "fingerprint")
+
+
+def is_replaced(trainer: FMICLTrainer) -> bool:
+    """Whether a subclass embeds batches in its own way without a `balance` to match. Its loss then measures alpha."""
+    owner = next(one for one in type(trainer).__mro__ if "balance" in vars(one))
+    return any(is_overridden(type(trainer), owner, name) for name in ("training_step", "compute_loss", "embed"))
 
 
 def measure_balance(trainer: FMICLTrainer, model: nn.Module, max_batches: int = MAX_BATCHES) -> Balance:

@@ -146,7 +146,7 @@ def test_masked_pairs_get_no_gradient():
 def test_a_collapsed_batch_has_loss_alpha_f_of_0(name):
     x = torch.ones(4, 3, dtype=torch.float64)
     at_zero = {"js": math.log(2), "jeffrey": 0, "rkl": 0, "neyman": 0}.get(name, 1)
-    assert FMICLLoss(name, alpha=30.0)(x, 2 * x).item() == pytest.approx(30 * at_zero, abs=1e-6)
+    assert FMICLLoss(name, 20.0, 30.0)(x, 2 * x).item() == pytest.approx(30 * at_zero, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -346,7 +346,7 @@ def test_custom_divergence():
 @pytest.mark.filterwarnings("default")
 def test_warning_if_the_uniformity_condition_fails(name):
     with pytest.warns(UserWarning, match=f"divergence '{name}' with gamma 20 .* kl, js, pearson"):
-        FMICLLoss(name)
+        FMICLLoss(name, 20.0, 409600.0)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_names():
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_formula_of_fmicl(name, similarity):
-    formula = FMICLLoss(name, similarity=similarity).formula
+    formula = FMICLLoss(name, 20.0, 409600.0, similarity=similarity).formula
     f, score, conjugate = DIVERGENCES[name].formulas
     if similarity == "cosine":
         score, conjugate = "cosine", "f*(cosine)"
@@ -428,10 +428,11 @@ CHANGES = [
 @pytest.mark.parametrize(("make", "name", "value"), [(make, *item) for make, new in CHANGES for item in new.items()])
 def test_a_changed_hyperparameter_acts_at_the_next_call(make, name, value):
     x, y, _ = batch()
-    loss = make(negatives="same_view")
+    given = {"negatives": "same_view"} | ({"alpha": 2.0, "gamma": 1.0} if make is FMICLLoss else {})
+    loss = make(**given)
     before = loss(x, y).item()
     setattr(loss, name, value)
-    expected = make(**({"negatives": "same_view"} | {name: value}))
+    expected = make(**(given | {name: value}))
     assert loss(x, y).item() == expected(x, y).item() != before
     assert loss.hyperparameters == expected.hyperparameters
 

@@ -209,8 +209,8 @@ def test_formula_of_a_custom_divergence_and_similarity():
 
 
 def test_the_uniformity_condition_applies_to_the_gaussian_only(recwarn):
-    FMICLLoss("rkl", similarity=LAPLACE)
-    FMICLLoss("rkl", similarity="cosine")
+    FMICLLoss("rkl", 1.0, 2.0, similarity=LAPLACE)
+    FMICLLoss("rkl", 1.0, 2.0, similarity="cosine")
     assert not recwarn.list
 
 

@@ -26,16 +26,17 @@ def test_means_rank_and_pace(monkeypatch):
         log.add(terms[-1], x, y)
     with log.pause():
         now[0] += 60.0
-    found = log.take()
+    found = log.take(loss)
+    assert found["mutual_information"] == loss.mutual_information(*batches[1]).item()
     assert found["tokens_per_second"] == 2 * 60 / 2.0
     assert found["loss_positive"] == pytest.approx(sum(term.positive.item() for term in terms) / 2)
     rows = normalize(batches[1][0].double(), dim=1)
     shares = torch.linalg.eigvalsh(rows.T @ rows / 6)
     assert found["effective_rank"] == pytest.approx(torch.exp(-(shares * shares.log()).sum()).item(), rel=1e-6)
-    assert log.take() == {}
+    assert log.take(loss) == {}
     log.count_inputs("images", torch.tensor(6))
     now[0] += 2.0
-    assert log.take() == {"images_per_second": 3.0}
+    assert log.take(loss) == {"images_per_second": 3.0}
 
 
 def test_tensorboard_shows_all_of_it(bert_folder, tmp_path):
@@ -46,7 +47,7 @@ def test_tensorboard_shows_all_of_it(bert_folder, tmp_path):
     (file,) = tmp_path.rglob("events.out.tfevents.*")
     events = EventAccumulator(str(file)).Reload()
     wanted = {"loss", "loss_positive", "loss_negative", "alignment", "uniformity", "effective_rank", "learning_rate",
-              "tokens_per_second", "grad_norm"}  # fmt: skip
+              "mutual_information", "tokens_per_second", "grad_norm"}  # fmt: skip
     assert {f"train/{name}" for name in wanted} | {"eval/sts_spearman"} <= set(events.Tags()["scalars"])
     ranks = events.Scalars("train/effective_rank")
     assert [event.step for event in ranks] == [1, 2, 3, 4] and all(1 <= event.value <= 32 for event in ranks)

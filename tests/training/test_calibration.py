@@ -1,0 +1,269 @@
+"""alpha=auto in the trainer: the number, and that measuring it changes nothing else."""
+
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import IterableDataset
+
+from fmicl_text import FMICLTrainer, FMICLTrainingArguments, InputError, build_text_encoder
+from fmicl_text.cli.vision import VisionTrainingArguments
+from fmicl_text.hub.run_record import run_record
+from fmicl_text.losses import FDivergence, FMICLLoss
+from fmicl_text.text.data import load_training_text
+from fmicl_text.text.tokenization import training_rows
+from fmicl_text.training import calibration
+from fmicl_text.training.checkpoint import saved_run
+from fmicl_text.vision.data import Images, TrainingRows, collate_images
+from fmicl_text.vision.encoder import new_image_encoder
+from fmicl_text.vision.model import ImageContrastiveModel
+from fmicl_text.vision.views import ImageViews
+from tests.support import (
+    PAIR_COLUMNS,
+    SAVING,
+    make_momentum_trainer,
+    make_trainer,
+    padded_pairs,
+    run_trainers,
+    same,
+    sentences,
+    tiny_small_image_resnet,
+    weights,
+)
+
+AUTO = {"alpha": "auto", "gamma": "auto"}
+
+
+def unit(rows):
+    return [[value / math.hypot(*row) for value in row] for row in rows.double().tolist()]
+
+
+def balances(x, y, gamma, slope, score_slope=lambda r: 1.0):
+    """Means of the two derivatives over the pairs (x_i, y_i) and (x_i, x_j), by loops in float64."""
+    xs, ys = unit(x), unit(y)
+    r = [[-gamma * sum((a - b) ** 2 for a, b in zip(xs[i], xs[j], strict=True)) for j in range(len(xs))] for i in
+         range(len(xs))]  # fmt: skip
+    positive = [
+        score_slope(-gamma * sum((a - b) ** 2 for a, b in zip(u, v, strict=True))) for u, v in zip(xs, ys, strict=True)
+    ]
+    negative = [slope(r[i][j]) for i in range(len(xs)) for j in range(len(xs)) if i != j]
+    return sum(positive) / len(positive), sum(negative) / len(negative)
+
+
+def recording(trainer):
+    """The embeddings of every batch that the loss measures."""
+    seen, measure = [], trainer.loss.balance
+
+    def balance(x, y, *more, **named):
+        seen.append((x, y))
+        return measure(x, y, *more, **named)
+
+    object.__setattr__(trainer.loss, "balance", balance)
+    return seen
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize(
+    "divergence, slope, score_slope",
+    [
+        ("kl", math.exp, lambda r: 1.0),
+        ("pearson", lambda r: 2 * math.exp(2 * r), lambda r: 2 * math.exp(r)),
+        ("js", lambda r: 1 / (1 + math.exp(-r)), lambda r: 1 / (1 + math.exp(r))),
+    ],
+)
+def test_alpha_is_the_ratio_of_the_two_means(bert_folder, tmp_path, divergence, slope, score_slope):
+    trainer = make_trainer(bert_folder, tmp_path, divergence=divergence, max_steps=1, alpha="auto")
+    seen = recording(trainer)
+    trainer.train()
+    assert 4 <= len(seen) <= 8 and seen[0][0].shape == (8, 32)
+    means = [balances(x, y, 2.0, slope, score_slope) for x, y in seen]
+    alpha = sum(positive for positive, _ in means) / sum(negative for _, negative in means)
+    assert trainer.loss.alpha == pytest.approx(alpha, rel=1e-9)
+    assert logged(trainer, "alpha") == [trainer.loss.alpha] and logged(trainer, "alpha_relative_error")[0] > 0
+    assert run_record(trainer, {})["hyperparameters"]["alpha"] == trainer.loss.alpha
+
+
+def test_a_user_defined_divergence_and_a_given_loss(bert_folder, tmp_path):
+    """f(u) = u log u by its values alone, in a loss that is passed to the trainer."""
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    alphas = []
+    for divergence in ("kl", FDivergence.from_convex(lambda u: u * u.log(), "mine")):
+        args = FMICLTrainingArguments(str(tmp_path), per_device_train_batch_size=8, max_steps=1, save_strategy="no",
+                                      use_cpu=True, learning_rate=0.0)  # fmt: skip
+        loss = FMICLLoss(divergence, "auto", "auto")
+        FMICLTrainer(encoder, args, train_dataset=sentences(64), loss=loss).train()
+        alphas.append((loss.gamma, loss.alpha))
+    assert alphas[1] == pytest.approx(alphas[0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mini_batch_size": 3},
+        {"gradient_accumulation_steps": 2},
+        {"train_sampling_strategy": "group_by_length"},
+        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+    ],
+    ids=str,
+)
+def test_measuring_does_not_change_training(bert_folder, tmp_path, settings):
+    """With the measured number given, weights and log are the same bit by bit; with dropout, over two epochs."""
+
+    def run(folder, **more):
+        encoder = build_text_encoder(bert_folder, pooling="mean")
+        rows, collator, _ = training_rows(
+            load_training_text(train_file=write(tmp_path)), encoder.tokenizer, max_seq_length=32
+        )
+        args = FMICLTrainingArguments(str(tmp_path / folder), per_device_train_batch_size=8, num_train_epochs=2.0,
+                                      learning_rate=1e-3, logging_steps=1, save_strategy="no", use_cpu=True,
+                                      **(settings | more))  # fmt: skip
+        trainer = FMICLTrainer(encoder, args, train_dataset=rows, data_collator=collator)
+        trainer.train()
+        return trainer
+
+    first = run("a", alpha="auto")
+    second = run("b", alpha=first.loss.alpha)
+    assert same(weights(first), weights(second))
+    for name in ("loss", "mutual_information", "effective_rank"):
+        assert logged(first, name) == logged(second, name) != []
+
+
+def write(folder):
+    path = folder / "text.txt"
+    path.write_text("\n".join(sentences(40)) + "\n")
+    return str(path)
+
+
+def image_trainer(folder, **settings):
+    """A small ResNet, which has batch statistics, on random views of 48 random images."""
+    args = VisionTrainingArguments(str(folder), per_device_train_batch_size=8, max_steps=3, use_cpu=True,
+                                   logging_steps=1, eval_strategy="no", **settings)  # fmt: skip
+    torch.manual_seed(0)
+    model = ImageContrastiveModel(new_image_encoder(tiny_small_image_resnet()), 32, head_dim=8)
+    pixels = torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8)
+    images = Images(torch.arange(48) % 3, ("a", "b", "c"), 3, "noise", np.arange(48, dtype=np.uint64), pixels=pixels)
+    rows, views = TrainingRows(images, 32, None, seed=0), ImageViews("cifar", 32, [0.5] * 3, [0.25] * 3)
+    return FMICLTrainer(model, args, train_dataset=rows, data_collator=collate_images, views=views)
+
+
+def test_batch_statistics_are_those_of_training_alone(tmp_path):
+    first = image_trainer(tmp_path / "a", alpha="auto")
+    first.train()
+    second = image_trainer(tmp_path / "b", alpha=first.loss.alpha)
+    second.train()
+    assert any("running_mean" in name for name in weights(first)) and same(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("method", [{"queue_size": 16}, {"predictor": True}], ids=["moco", "mocov3"])
+def test_momentum_encoders_and_queues_are_measured_with_real_keys(bert_folder, tmp_path, method):
+    """The queue begins with random directions, at which alpha would be e^(2 gamma)."""
+    trainer = make_momentum_trainer(bert_folder, tmp_path / "a", method, alpha="auto", gamma=20.0)
+    trainer.train()
+    assert 1 < trainer.loss.alpha < 1e12
+    again = make_momentum_trainer(bert_folder, tmp_path / "b", method, alpha=trainer.loss.alpha, gamma=20.0)
+    again.train()
+    assert same(weights(trainer), weights(again))
+
+
+def test_a_resumed_run_takes_the_recorded_number(bert_folder, tmp_path, monkeypatch):
+    whole = make_trainer(bert_folder, tmp_path / "a", **SAVING | {"alpha": "auto"})
+    whole.train()
+    half = make_trainer(bert_folder, tmp_path / "a", **SAVING | {"alpha": "auto"})
+    checkpoint = min((tmp_path / "a").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert saved_run(checkpoint)["alpha"] == whole.loss.alpha
+    monkeypatch.setattr(calibration, "measure_balance", lambda *_: pytest.fail("measured again"))
+    half.train(resume_from_checkpoint=str(checkpoint))
+    assert half.loss.alpha == whole.loss.alpha and same(weights(half), weights(whole))
+    assert json.loads((checkpoint / "trainer_state.json").read_text())["log_history"][0]["alpha"] == whole.loss.alpha
+
+
+def test_a_second_training_measures_again_and_a_changed_number_stays(bert_folder, tmp_path):
+    trainer = make_trainer(bert_folder, tmp_path, alpha="auto", learning_rate=0.1)
+    trainer.train()
+    first = trainer.loss.alpha
+    trainer.train()
+    assert trainer.loss.alpha != first
+    trainer.loss.alpha = 7.0
+    trainer.train()
+    assert trainer.loss.alpha == 7.0
+
+
+def test_several_processes_have_one_alpha(no_dropout_folder, tmp_path):
+    (one,) = [alpha_of(no_dropout_folder, tmp_path, per_device_train_batch_size=16)]
+    for strategy in ("gather", "ring"):
+        for two in run_trainers(2, no_dropout_folder, tmp_path, function=alpha_of, global_batch=strategy):
+            assert two == pytest.approx(one, rel=1e-9)
+    first, second = run_trainers(2, no_dropout_folder, tmp_path, function=alpha_of, global_batch="none")
+    assert first == second
+
+
+def alpha_of(folder, output_dir, **settings):
+    trainer = make_trainer(
+        folder, output_dir, columns=PAIR_COLUMNS, dataset=padded_pairs(64), max_steps=1, alpha="auto",
+        train_sampling_strategy="sequential", **settings,
+    )  # fmt: skip
+    trainer.model.to(torch.float64)
+    trainer.train()
+    return trainer.loss.alpha
+
+
+class Once(IterableDataset):
+    """A stream that can be read only once."""
+
+    def __init__(self, rows):
+        self.rows = iter(rows)
+
+    def __iter__(self):
+        return self.rows
+
+
+def test_a_stream_that_can_be_read_once_loses_no_rows(bert_folder, tmp_path):
+    rows = [{"text": text} for text in sentences(32)]
+    trainer = make_trainer(bert_folder, tmp_path, dataset=Once(rows), alpha="auto", max_steps=4)
+    trainer.train()
+    assert trainer.state.global_step == 4 and isinstance(trainer.loss.alpha, float)
+
+
+def test_an_alpha_without_effect_is_reported(bert_folder, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "fmicl_text"):
+        make_trainer(bert_folder, tmp_path, gamma=20.0, alpha=1.0).train()
+    (line,) = [record.getMessage() for record in caplog.records if "repulsion" in record.getMessage()]
+    assert line.startswith("alpha=1 with gamma=20 leaves almost no repulsion at this encoder, ")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "fmicl_text"):
+        make_trainer(bert_folder, tmp_path, gamma=20.0, alpha="auto").train()
+        make_trainer(bert_folder, tmp_path, objective="infonce", gamma=None, alpha=None).train()
+    assert not [record for record in caplog.records if "repulsion" in record.getMessage()]
+
+
+@pytest.mark.parametrize("name", ["rkl", "jeffrey", "neyman"])
+def test_no_alpha_without_a_tail(tmp_path, name):
+    for settings in ({}, AUTO, {"gamma": 20.0}):
+        with pytest.raises(ValueError, match=f"=auto needs a divergence .*that of {name} is .*: pass gamma and alpha"):
+            FMICLTrainingArguments(str(tmp_path), divergence=name, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:no negative pair")
+def test_batches_without_negatives_are_one_line(bert_folder, tmp_path):
+    """Every batch of two is one text twice."""
+    texts = [text for text in sentences(8) for _ in range(2)]
+    trainer = make_trainer(bert_folder, tmp_path, dataset=Dataset.from_dict({"text": texts}), alpha="auto",
+                           per_device_train_batch_size=2, train_sampling_strategy="sequential")  # fmt: skip
+    with pytest.raises(InputError, match="alpha=auto: no batch has a negative pair"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("value", ["automatic", "nan", "0", "-1", -1.0, True])
+def test_only_positive_numbers_and_auto(tmp_path, value):
+    for name in ("alpha", "gamma"):
+        with pytest.raises(ValueError, match=f"{name} must be auto or a finite number > 0, got "):
+            FMICLTrainingArguments(str(tmp_path), **{name: value})
+    assert FMICLTrainingArguments(str(tmp_path), alpha="4e5", gamma="20").build_loss().alpha == 4e5
