@@ -47,7 +47,7 @@ class CalibrationCallback(TrainerCallback):
 
     def __init__(self, trainer: FMICLTrainer) -> None:
         self.trainer = trainer
-        self.measured: float | None = None  # in an earlier training; another one may start from other weights
+        self.measured: dict[str, float] = {}  # in an earlier training; another one may start from other weights
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, loss = self.trainer, self.trainer.loss
@@ -55,12 +55,21 @@ class CalibrationCallback(TrainerCallback):
         if not isinstance(loss, FMICLLoss) or not can_balance(loss) or not readable:
             return
         is_resumed = trainer.checkpointer.resumed_from is not None
-        if not is_resumed and loss.alpha == self.measured:
-            loss.alpha = "auto"
-        if is_auto(loss.alpha):
-            self.choose_alpha(loss, measure_balance(trainer, kwargs["model"]))
+        for name, value in self.measured.items():
+            if not is_resumed and getattr(loss, name) == value:
+                setattr(loss, name, "auto")
+        needs_gamma, needs_alpha = loss.gamma_is_auto, is_auto(loss.alpha)
+        if not needs_alpha and is_resumed and not needs_gamma:
+            return
+        balance = measure_balance(trainer, kwargs["model"], MAX_BATCHES if needs_alpha else MIN_BATCHES)
+        if needs_gamma and not loss.gamma_is_auto:
+            self.measured["gamma"] = loss.gamma
+            trainer.log({"gamma": loss.gamma})
+        if needs_alpha:
+            self.choose_alpha(loss, balance)
         elif not is_resumed and trainer.is_world_process_zero():
-            warn_of_little_repulsion(loss, measure_balance(trainer, kwargs["model"], MIN_BATCHES))
+            warn_of_little_repulsion(loss, balance)
+        trainer.checkpointer.update_loss_signature()
 
     def choose_alpha(self, loss: FMICLLoss, balance: Balance) -> None:
         """Set and log alpha.
@@ -69,12 +78,11 @@ class CalibrationCallback(TrainerCallback):
             InputError: No finite alpha balances attraction and repulsion.
         """
         try:
-            self.measured = loss.alpha = balance.alpha
+            self.measured["alpha"] = loss.alpha = balance.alpha
         except ValueError as error:
             raise InputError(str(error)) from error
         spread = balance.relative_error
         self.trainer.log({"alpha": balance.alpha} | ({} if spread is None else {"alpha_relative_error": spread}))
-        self.trainer.checkpointer.update_loss_signature()
 
 
 def warn_of_little_repulsion(loss: FMICLLoss, balance: Balance) -> None:
