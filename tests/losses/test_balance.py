@@ -300,7 +300,9 @@ def test_the_first_balance_measures_gamma(negatives):
     queue = {"queue": y.roll(1, 0)} if negatives == "queue" else {}
     loss = FMICLLoss("js", "auto", "auto", negatives)
     found = loss.balance(x, y, **queue)
-    assert loss.gamma == pytest.approx(5) and found == FMICLLoss("js", loss.gamma, 1.0, negatives).balance(x, y, **queue)
+    assert loss.gamma == pytest.approx(5) and found == FMICLLoss("js", loss.gamma, 1.0, negatives).balance(
+        x, y, **queue
+    )
     loss.balance(*at_distance(0.6), **queue)
     assert loss.gamma == pytest.approx(5) and loss.alpha == "auto"
 
