@@ -423,7 +423,7 @@ class FMICLLoss(ContrastiveLoss):
         width: Any = auto_gamma(divergence, similarity) if is_auto(gamma) else gamma
         super().__init__(width, negatives, similarity, block_size, global_batch)
         self.divergence = divergence
-        self.gamma = gamma
+        self.gamma: Any = gamma
         self.alpha: Any = alpha
         if self.similarity.uniformity_condition and not uniformity_holds(divergence, width):
             holds = [name for name, record in DIVERGENCES.items() if uniformity_holds(record, width)]

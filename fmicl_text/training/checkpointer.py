@@ -174,7 +174,7 @@ class Checkpointer:
     def take_automatic_values(self, saved: dict[str, Any]) -> None:
         """Use the alpha that was measured when the run began, and its gamma, where they are "auto" and the objective is
         the same."""
-        trainer, loss = self.trainer, cast(Any, self.trainer.loss)
+        loss = cast(Any, self.trainer.loss)
         now = loss_signature(loss)
         if any(saved.get(name) != now.get(name) for name in ("objective_name", "similarity", "negatives")):
             return

@@ -169,8 +169,8 @@ def test_gamma_is_that_of_the_positive_pairs(tmp_path, alpha):
     first = image_trainer(tmp_path / "a", divergence="pearson", gamma="auto", alpha=alpha)
     seen = recording(first)
     first.train()
-    rows = [zip(unit(x), unit(y), strict=True) for x, y in seen[:1]][0]
-    distances = [sum((a - b) ** 2 for a, b in zip(u, v, strict=True)) for u, v in rows]
+    views = (unit(rows) for rows in seen[0])
+    distances = [sum((a - b) ** 2 for a, b in zip(u, v, strict=True)) for u, v in zip(*views, strict=True)]
     assert first.loss.gamma == pytest.approx(3 * len(distances) / sum(distances), rel=1e-6) and first.loss.gamma < 10
     assert logged(first, "gamma") == [first.loss.gamma]
     assert run_record(first, {})["hyperparameters"]["gamma"] == first.loss.gamma
