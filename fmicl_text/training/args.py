@@ -122,14 +122,14 @@ class FMICLTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Inverse width 1/(2 sigma^2) of the Gaussian similarity, > 0; like an InfoNCE temperature of "
-            "1/(2 gamma). Default auto: 20 / tail exponent of the divergence."
+            "1/(2 gamma). Default auto: by the divergence."
         },
     )
     alpha: float | str | None = field(
         default=None,
         metadata={
-            "help": "Weight of the negative (repulsion) term, > 0. Default auto: measured before training. The paper's "
-            "for BERT-base is 409600."
+            "help": "Weight of the negative (repulsion) term, > 0. Default auto: measured before training; the paper's "
+            "for text is 409600."
         },
     )
     temperature: float | None = field(default=None, metadata={"help": "InfoNCE temperature, > 0 (default 0.05)."})

@@ -28,14 +28,13 @@ from fmicl_text.files import DISK_FULL, is_disk_full, move_files
 from fmicl_text.hub.model_card import write_card
 from fmicl_text.hub.run_record import run_record, scores_at
 from fmicl_text.hub.upload import BackgroundPush, create_repository, push
-from fmicl_text.losses.balance import Balance
 from fmicl_text.losses.contrastive import ContrastiveLoss
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.processes import check_processes
 from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training.cached_step import cached_step
-from fmicl_text.training.calibration import CalibrationCallback
+from fmicl_text.training.calibration import CalibrationCallback, warn_of_little_repulsion
 from fmicl_text.training.callbacks import (
     ClearCallback,
     CollapseMonitor,
@@ -176,6 +175,7 @@ class FMICLTrainer(Trainer):
         self.finite_loss = torch.zeros((), device=args.device)
         self.micro_step = 0
         self.views_checked = False
+        self.measured_alpha: float | None = None
         self.optimizer_is_given = optimizers[0] is not None
         new_folders = create_folder(args.output_dir)  # the base class would fail for a link to a missing folder
         try:
@@ -539,31 +539,38 @@ class FMICLTrainer(Trainer):
             queue: Negatives [K, D], for MoCo.
         """
         x, y, *hard = views
-        terms = self.loss.terms(x, y, torch.stack(hard, dim=1) if hard else None, text_ids, queue)
+        negatives = torch.stack(hard, dim=1) if hard else None
+        terms = self.loss.terms(x, y, negatives, text_ids, queue)
         self.last_views = x.detach(), y.detach()
-        self.check_views(x, y)
+        if not self.views_checked:
+            self.check_views(x, y)
+            if getattr(self.loss, "alpha", None) != self.measured_alpha:
+                warn_of_little_repulsion(self.loss, x, y, negatives, text_ids, queue)
+            self.views_checked = True
         if not self.args.skip_nonfinite or terms.loss.isfinite():
             self.metrics.add(terms, x, y, text_ids)
         return terms.loss
 
-    def balance(self, model: nn.Module, inputs: dict[str, Tensor], past: list[Tensor]) -> Balance:
-        """The `Balance` of an f-MICL loss at one batch of views, without gradient, from which alpha is measured.
+    def loss_arguments(
+        self, model: nn.Module, inputs: dict[str, Tensor], past: list[Tensor]
+    ) -> list[tuple[Tensor | None, ...]]:
+        """The arguments (x, y, hard_negatives, text_ids, queue) of each call of the loss in one training step, without
+        gradient, from which gamma and alpha are measured.
 
         Args:
             model: As for `compute_loss`.
             inputs: As for `compute_loss`.
             past: Empty at the first batch; for what later batches need, such as negatives of a queue.
         """
-        loss: Any = self.loss
         text_ids = inputs.pop("text_ids", None)
         size = self.args.mini_batch_size or self.args.train_batch_size
         parts = zip(*(value.split(size) for value in inputs.values()), strict=True)
         x, y, *hard = torch.cat([self.embed(model, dict(zip(inputs, part, strict=True))) for part in parts]).unbind(1)
-        return loss.balance(x, y, torch.stack(hard, dim=1) if hard else None, text_ids)
+        return [(x, y, torch.stack(hard, dim=1) if hard else None, text_ids, None)]
 
     def check_views(self, x: Tensor, y: Tensor) -> None:
-        """Warn once, at the first batch, if the two views are identical: positives then have no gradient."""
-        if not self.views_checked and torch.equal(x, y):
+        """Warn if the two views of the first batch are identical: positives then have no gradient."""
+        if torch.equal(x, y):
             reason = (
                 "both views of every text are identical because the model has no dropout (ModernBERT's default, for "
                 "example): set dropout=0.1 in build_text_encoder or in the recipe, or train on pairs of texts"
@@ -574,7 +581,6 @@ class FMICLTrainer(Trainer):
                     "the augmentation does not change them"
                 )
             warnings.warn(reason, stacklevel=2)
-        self.views_checked = True
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Record the norm for `FiniteCheckCallback`, because clipping hides an overflow before callbacks run."""

@@ -37,14 +37,14 @@ def test_configurations_are_found_by_name():
     assert (model.model_name_or_path, args.divergence) == ("google-bert/bert-base-uncased", "js")
 
 
-def test_defaults_with_a_model_are_the_papers():
+def test_defaults_with_a_model_are_the_papers_without_its_alpha():
     model, data, args = parse_args(MODEL)
     assert (args.learning_rate, args.per_device_train_batch_size, args.num_train_epochs) == (3e-5, 64, 1)
     assert (data.max_seq_length, model.pooling, data.sts_dev_file) == (32, None, None)
     assert args.build_loss().hyperparameters == {
         "divergence": "kl",
         "gamma": 20.0,
-        "alpha": 409600.0,
+        "alpha": "auto",
         "negatives": "same_view",
         "similarity": "gaussian",
         "global_batch": "gather",
@@ -113,7 +113,7 @@ def mistake(argv):
         (["--alpha=-1"], r"--alpha .* -1\.0"),
         (["--gamma", "inf"], "--gamma .* inf"),
         (["--gamma", "nan"], "--gamma .* nan"),
-        (["--gamma", "x"], "argument --gamma: .*'x'"),
+        (["--gamma", "x"], "--gamma must be auto or a finite number > 0, got 'x'"),
         (["--divergence", "tsallis", "--tsallis_order", "0"], r".*order .* 0\.0"),
         (["--tsallis_order", "2"], r"--tsallis_order 2\.0 .*--divergence tsallis"),
         (["--objective", "infonce", "--divergence", "js"], "--divergence js .*--objective infonce"),
