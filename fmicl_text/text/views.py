@@ -310,7 +310,7 @@ def word_tables(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     The pieces of WordPiece that continue a word have a mark (##); of SentencePiece and byte-level BPE, those that begin
     one (▁, Ġ); of older BPE, those that end one (</w>) or do not (@@). Without marks, a token that is a space begins a
     word (bytes, characters); without spaces, every token is a word. So is a character of a script without spaces.
-    Punctuation belongs to the word before.
+    Where the marks do not tell whether there is a space, punctuation belongs to the word before.
     """
     vocabulary = tokenizer.get_vocab()
     mark = word_mark(vocabulary)
@@ -321,7 +321,7 @@ def word_tables(tokenizer: PreTrainedTokenizerBase) -> Tensor:
         text = text.removeprefix("##").lstrip("▁ ").removesuffix("</w>").removesuffix("@@")
         tables[0, i] = MARKS[mark](piece) or WITHOUT_SPACES.match(text) is not None
         tables[1, i] = mark in ENDS and ENDS[mark](piece)
-        tables[2, i] = PUNCTUATION.fullmatch(text) is not None
+        tables[2, i] = mark not in SPACES and PUNCTUATION.fullmatch(text) is not None
     return torch.from_numpy(tables)
 
 
@@ -344,6 +344,7 @@ MARKS: dict[str, Callable[[str], bool]] = {
     "space": lambda piece: piece[:1].isspace() or piece[:1] == "▁",
     "none": lambda piece: True,
 }
+SPACES = ("▁", "Ġ", "space")  # the marks are spaces
 ENDS: dict[str, Callable[[str], bool]] = {
     "</w>": lambda piece: piece.endswith("</w>"),
     "@@": lambda piece: not piece.endswith("@@"),
