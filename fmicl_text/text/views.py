@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fmicl_text.errors import InputError
 from fmicl_text.text.checks import has_dropout
-from fmicl_text.text.collator import check_max_seq_length
+from fmicl_text.text.collator import check_max_seq_length, empty_ids
 from fmicl_text.text.data import TextData
 
 CROP_SHARES = (0.1, 0.5)  # lengths of the crops of a text, as in Contriever (arXiv 2112.09118)
@@ -120,8 +120,8 @@ class TextViews:
         read_length: The number of tokens that a text must be read up to, the `max_seq_length` of the collator.
 
     Raises:
-        InputError: An unknown name, one that is given twice, `dropout` with others, or a length beyond the model's
-            maximum.
+        InputError: An unknown name, one that is given twice, `dropout` with others, a length beyond the model's
+            maximum, or a prompt that leaves no token for the text.
     """
 
     def __init__(
@@ -133,6 +133,7 @@ class TextViews:
     ) -> None:
         check_views(views)
         check_max_seq_length(tokenizer, max_seq_length)
+        empty_ids(tokenizer, max_seq_length, [prompt] if prompt else [])
         self.views, self.max_seq_length, self.prompt = tuple(views), max_seq_length, prompt
         self.read_length = max(CROP_READ, 2 * max_seq_length) if "crops" in views else max_seq_length
         self.tables = word_tables(tokenizer)

@@ -1,15 +1,19 @@
 """Views of texts: which tokens they contain, for every kind of vocabulary and both padding sides."""
 
 import re
+from functools import cache
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import ByT5Tokenizer, CanineTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
+from fmicl_text.errors import InputError
+from fmicl_text.quickstart import ENCODER
+from fmicl_text.text import views as views_module
 from fmicl_text.text.collator import TextViewCollator
 from fmicl_text.text.views import TextViews, fixed_tokens
-from tests.support import tiny_tokenizer
+from tests.support import WORDS, tiny_tokenizer
 
 TEXTS = [
     "Unbelievable aardvarks of southern Australia sing melodiously in winter, and they eat antediluvian porridge.",
@@ -35,6 +39,7 @@ def own_ids(batch):
     return [ids[mask].tolist() for ids, mask in pairs]
 
 
+@cache
 def trained_tokenizer(kind, **settings):
     """A tokenizer with pieces of words, trained on `TEXTS`, in the form of a family."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -114,7 +119,7 @@ def test_words_of_a_vocabulary_of_words():
 def test_characters_of_scripts_without_spaces_are_words():
     """In WordPiece they are tokens of their own; in SentencePiece, the whole sentence follows one mark."""
     text = "\u732b\u5728\u7761\u89c9\u3002 a"
-    tokenizer = trained_tokenizer("sentencepiece")
+    tokenizer = trained_tokenizer("sentencepiece", model_input_names=["input_ids", "attention_mask"])
     tokenizer.add_tokens(list("\u732b\u5728\u7761\u89c9"))
     assert spelled(tokenizer, text)[:3] == list("\u732b\u5728\u7761")
 
@@ -139,10 +144,9 @@ def test_special_tokens_and_prompt(kind, prompt):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("names", [["crops"], ["repeat"], ["delete"], ["crops", "delete"], ["repeat", "crops"]])
-@pytest.mark.parametrize("prompt", ["", "query: "])
-def test_views_keep_special_tokens_prompt_length_and_padding(side, kind, names, prompt):
-    tokenizer = trained_tokenizer(kind, padding_side=side)
+@pytest.mark.parametrize("names", [["crops"], ["delete"], ["repeat", "crops"]])
+def test_views_keep_special_tokens_prompt_length_and_padding(side, kind, names):
+    tokenizer, prompt = trained_tokenizer(kind, padding_side=side), "query: " if names == ["delete"] else ""
     make = TextViews(tokenizer, names, 20, prompt)
     batch = batch_of(tokenizer, TEXTS, make, prompt)
     fixed = make.prefix.tolist()
@@ -165,3 +169,198 @@ def test_views_keep_special_tokens_prompt_length_and_padding(side, kind, names, 
             assert len(ids) > len(fixed) + 1
             assert 3 not in ids[:-1]
             assert set(ids) <= set(tokenizer(prompt + text)["input_ids"])
+
+
+def many(names, texts, max_seq_length=32, draws=400, tokenizer=None, **settings):
+    """The words of `draws` views of texts of a word per token, without special tokens, as lists."""
+    tokenizer = tokenizer or tiny_tokenizer(model_max_length=512)
+    make = TextViews(tokenizer, names, max_seq_length, **settings)
+    batch = batch_of(tokenizer, texts * (draws // 2), make)
+    return [tokenizer.decode(ids[1:-1]).split() for ids in own_ids(make(batch, seeded()))]
+
+
+TEN = "a the one two three small big red blue old"
+
+
+def test_crops_are_spans_of_every_length_and_place():
+    """A text of 10 words gives spans of 1 to 5 words, each place equally often. ceil(10 share) of a share in
+    [0.1, 0.5] is 2, 3, 4 or 5 with probability 1/4, and 1 only at the end of the interval."""
+    text = TEN.split()
+    crops = many(["crops"], [TEN], draws=20_000)
+    spans = {tuple(text[start : start + length]) for length in (2, 3, 4, 5) for start in range(11 - length)}
+    assert {tuple(crop) for crop in crops} == spans
+    lengths = torch.tensor(list(map(len, crops))).bincount(minlength=6) / len(crops)
+    assert torch.allclose(lengths, torch.tensor([0, 0, 0.25, 0.25, 0.25, 0.25]), atol=0.02)
+    starts = torch.tensor([text.index(crop[0]) for crop in crops if len(crop) == 2]).bincount() / lengths[2] / 20_000
+    assert torch.allclose(starts, torch.full((9,), 1 / 9), atol=0.02)
+
+
+def test_the_two_crops_of_a_text_are_independent():
+    crops = [" ".join(crop) for crop in many(["crops"], [TEN], draws=20_000)]
+    pairs = list(zip(crops[::2], crops[1::2], strict=True))
+    first = [one == "a the" for one, _ in pairs]
+    both = sum(one == other == "a the" for one, other in pairs) / len(pairs)
+    assert both == pytest.approx((sum(first) / len(pairs)) ** 2, abs=0.003)
+
+
+def test_crops_come_from_beyond_the_length_of_a_view():
+    """40 words, views of 6 tokens: each is 4 words, from anywhere."""
+    words = tuple(WORDS[:40])
+    crops = many(["crops"], [" ".join(words)], max_seq_length=6, draws=2000)
+    assert {tuple(crop) for crop in crops} == {words[i : i + 4] for i in range(37)}
+
+
+def test_a_crop_has_whole_words():
+    """Of a text of long words, each view has one: two do not fit into 5 tokens of the text."""
+    tokenizer = trained_tokenizer("byte-level")
+    text = "zqxj" + " zqxj" * 5
+    assert len(tokenizer.tokenize(text)) == 29
+    for words in many(["crops"], [text], 7, tokenizer=tokenizer):
+        assert words == ["zqxj"]
+
+
+def test_a_crop_of_a_single_long_word_is_a_part_of_it():
+    tokenizer = trained_tokenizer("byte-level")
+    views = many(["crops"], ["q" * 12], 8, tokenizer=tokenizer)  # one word
+    assert set(map(tuple, views)) == {("q" * 6,)}
+    views = many(["crops"], ["".join(f"{i}" for i in range(10)) * 5], 8, tokenizer=tokenizer)  # 50 tokens
+    assert {len(view[0]) for view in views} == {6}
+    assert {view[0][0] for view in views} == set("0123456789")
+
+
+def test_repeated_words_follow_their_word():
+    """Up to 32 % of the words, at least 2, twice. Of 10 words 0, 1, 2 or 3 are."""
+    views = many(["repeat"], [TEN], draws=20_000)
+    for view in views:
+        assert [word for i, word in enumerate(view) if i == 0 or view[i - 1] != word] == TEN.split()
+    numbers = torch.tensor([len(view) - 10 for view in views]).bincount() / len(views)
+    assert torch.allclose(numbers, torch.full((4,), 0.25), atol=0.02)
+    place = [[i for i in range(1, len(view)) if view[i] == view[i - 1]] for view in views if len(view) == 11]
+    places = torch.tensor([i[0] - 1 for i in place]).bincount() / len(place)
+    assert torch.allclose(places, torch.full((10,), 0.1), atol=0.02)
+
+
+def test_a_repeated_word_of_several_tokens_is_repeated_whole():
+    tokenizer = trained_tokenizer("byte-level")
+    views = {" ".join(view) for view in many(["repeat"], ["zq xj"], tokenizer=tokenizer)}
+    assert views == {"zq xj", "zqzq xj", "zq xj xj", "zqzq xj xj"}
+
+
+def test_repetition_breaks_the_link_of_positive_pairs_and_length():
+    """Without it, the two views of a text have the same length, and a model can find them by their length."""
+    texts = [" ".join(WORDS[:n]) for n in range(2, 30)] * 30
+    tokenizer = tiny_tokenizer(model_max_length=512)
+    make = TextViews(tokenizer, ["repeat"], 64)
+    lengths = make(batch_of(tokenizer, texts, make), seeded())["attention_mask"].sum(2).float()
+    same = (lengths[:, 0] == lengths[:, 1]).float().mean()
+    assert 0.1 < same < 0.4
+    assert torch.corrcoef(lengths.T)[0, 1] < 0.98
+
+
+def test_words_are_deleted_independently():
+    views = many(["delete"], [TEN], draws=20_000)
+    kept = sum(map(len, views)) / len(views) / 10
+    assert kept == pytest.approx(1 - views_module.DELETED, abs=0.005)
+    first, second = (torch.tensor([word in view for view in views]).float() for word in ("a", "old"))
+    assert torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.03
+    assert all(view == [word for word in TEN.split() if word in view] for view in views)
+
+
+def test_a_view_is_never_empty(monkeypatch):
+    monkeypatch.setattr(views_module, "DELETED", 1.0)
+    views = many(["delete"], [TEN], draws=20_000)
+    assert set(map(len, views)) == {1}
+    shares = torch.tensor([TEN.split().index(view[0]) for view in views]).bincount() / len(views)
+    assert torch.allclose(shares, torch.full((10,), 0.1), atol=0.02)
+    assert {tuple(view) for names in (["crops"], ["delete"], ["crops", "delete"]) for view in many(names, ["a"])} == {
+        ("a",)
+    }
+
+
+def test_several_views_are_composed_in_their_order():
+    """A crop of 2 to 5 words of which up to 2 are twice, or a crop of a text in which up to 3 words are twice."""
+    composed = many(["crops", "repeat"], [TEN], draws=2000)
+    assert max(map(len, composed)) == 7
+    assert {len(set(view)) for view in composed} == {2, 3, 4, 5}
+    for view in composed:
+        start = TEN.split().index(view[0])
+        assert list(dict.fromkeys(view)) == TEN.split()[start : start + len(set(view))]
+
+
+def test_dropout_keeps_the_text():
+    assert set(map(tuple, many(["dropout"], [TEN]))) == {tuple(TEN.split())}
+
+
+def test_a_long_view_is_cut_as_the_tokenizer_truncates():
+    tokenizer = tiny_tokenizer(model_max_length=512)
+    views = many(["repeat"], [TEN], 7, tokenizer=tokenizer)
+    assert max(map(len, views)) == 5
+    assert {view[0] for view in views} == {"a"}
+    tokenizer.truncation_side = "left"
+    views = many(["repeat"], [TEN], 7, tokenizer=tokenizer)
+    assert {view[-1] for view in views} == {"old"}
+
+
+def test_a_truncated_prompt_is_not_expected():
+    """A tokenizer that truncates on the left cuts the prompt of a long text."""
+    tokenizer = tiny_tokenizer(model_max_length=512)
+    tokenizer.truncation_side = "left"
+    make = TextViews(tokenizer, ["repeat"], 8, "red boat ")
+    long, short = own_ids(make(batch_of(tokenizer, [TEN, "a dog"], make, "red boat "), seeded()))[::2]
+    assert len(long) == 8
+    assert tokenizer.decode(short[1:3]) == "red boat"
+
+
+def test_the_same_generator_gives_the_same_views():
+    tokenizer = tiny_tokenizer(model_max_length=512)
+    make = TextViews(tokenizer, ["crops", "delete"])
+    batch = batch_of(tokenizer, [TEN] * 8, make)
+    first, again, other = (make(batch, seeded(seed))["input_ids"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert first.shape != other.shape or not torch.equal(first, other)
+
+
+def test_padding_of_a_batch_does_not_matter():
+    """The views of a text are the same whatever the other texts, if they are drawn alike."""
+    tokenizer = tiny_tokenizer(model_max_length=512)
+    make = TextViews(tokenizer, ["crops"])
+    batch = batch_of(tokenizer, [TEN, "a dog"], make)
+    wider = {name: torch.nn.functional.pad(value, (0, 7)) for name, value in batch.items()}
+    first, second = make(batch, seeded()), make(wider, seeded())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_token_types_are_kept():
+    tokenizer = AutoTokenizer.from_pretrained(
+        ENCODER, model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+    )
+    make = TextViews(tokenizer, ["delete"])
+    batch = batch_of(tokenizer, TEXTS, make)
+    batch["token_type_ids"] = batch["input_ids"] % 7
+    made = make(batch, seeded())
+    own = made["attention_mask"] == 1
+    assert torch.equal(made["token_type_ids"][own], made["input_ids"][own] % 7)
+    assert (made["token_type_ids"][~own] == tokenizer.pad_token_type_id).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "views must be one or more of dropout, crops, repeat, delete; got none"),
+        (["crop"], "views must be one or more of dropout, crops, repeat, delete; got crop"),
+        (["crops", "crops"], "views=crops crops names one twice"),
+        (["crops", "dropout"], "views=crops dropout: dropout leaves both views as they are"),
+        (["auto"], "got auto"),
+    ],
+)
+def test_names_that_are_not_accepted(names, message):
+    with pytest.raises(InputError, match=message):
+        TextViews(tiny_tokenizer(), names)
+
+
+def test_lengths_that_are_not_accepted():
+    with pytest.raises(InputError, match="max_seq_length=41 exceeds the model's maximum of 40 tokens"):
+        TextViews(tiny_tokenizer(), ["crops"], 41)
+    assert TextViews(tiny_tokenizer(), ["crops"], 40).read_length == 256
+    with pytest.raises(InputError, match="prompts: 'a dog ' has 4 tokens, which leaves none of max_seq_length=4"):
+        TextViews(tiny_tokenizer(), ["crops"], 4, "a dog ")
