@@ -13,7 +13,7 @@ from fmicl_text.quickstart import ENCODER
 from fmicl_text.text import views as views_module
 from fmicl_text.text.collator import TextViewCollator
 from fmicl_text.text.views import TextViews, fixed_tokens
-from tests.support import WORDS, tiny_tokenizer
+from tests.support import WORDS, one_fast, tiny_tokenizer
 
 TEXTS = [
     "Unbelievable aardvarks of southern Australia sing melodiously in winter, and they eat antediluvian porridge.",
@@ -106,10 +106,9 @@ def test_words_of_every_kind_of_vocabulary(kind):
             assert spelled(tokenizer, text) == text.split()
 
 
-def test_words_of_bytes_and_characters():
-    text = "A dog runs."
-    assert spelled(ByT5Tokenizer(), text) == ["A", " dog", " runs."]
-    assert spelled(CanineTokenizer(model_max_length=64), text) == ["A", " dog", " runs."]
+@pytest.mark.parametrize("make", one_fast([ByT5Tokenizer, CanineTokenizer]))
+def test_words_of_bytes_and_characters(make):
+    assert spelled(make(model_max_length=64), "A dog runs.") == ["A", " dog", " runs."]
 
 
 def test_words_of_a_vocabulary_of_words():
@@ -119,7 +118,7 @@ def test_words_of_a_vocabulary_of_words():
 def test_characters_of_scripts_without_spaces_are_words():
     """In WordPiece they are tokens of their own; in SentencePiece, the whole sentence follows one mark."""
     text = "\u732b\u5728\u7761\u89c9\u3002 a"
-    tokenizer = trained_tokenizer("sentencepiece", model_input_names=["input_ids", "attention_mask"])
+    tokenizer = trained_tokenizer("sentencepiece", padding_side="right")  # a copy of its own
     tokenizer.add_tokens(list("\u732b\u5728\u7761\u89c9"))
     assert spelled(tokenizer, text)[:3] == list("\u732b\u5728\u7761")
 
@@ -186,21 +185,21 @@ def test_crops_are_spans_of_every_length_and_place():
     """A text of 10 words gives spans of 1 to 5 words, each place equally often. ceil(10 share) of a share in
     [0.1, 0.5] is 2, 3, 4 or 5 with probability 1/4, and 1 only at the end of the interval."""
     text = TEN.split()
-    crops = many(["crops"], [TEN], draws=20_000)
+    crops = many(["crops"], [TEN], draws=10_000)
     spans = {tuple(text[start : start + length]) for length in (2, 3, 4, 5) for start in range(11 - length)}
     assert {tuple(crop) for crop in crops} == spans
     lengths = torch.tensor(list(map(len, crops))).bincount(minlength=6) / len(crops)
-    assert torch.allclose(lengths, torch.tensor([0, 0, 0.25, 0.25, 0.25, 0.25]), atol=0.02)
-    starts = torch.tensor([text.index(crop[0]) for crop in crops if len(crop) == 2]).bincount() / lengths[2] / 20_000
-    assert torch.allclose(starts, torch.full((9,), 1 / 9), atol=0.02)
+    assert torch.allclose(lengths, torch.tensor([0, 0, 0.25, 0.25, 0.25, 0.25]), atol=0.03)
+    starts = torch.tensor([text.index(crop[0]) for crop in crops if len(crop) == 2]).bincount() / lengths[2] / 10_000
+    assert torch.allclose(starts, torch.full((9,), 1 / 9), atol=0.03)
 
 
 def test_the_two_crops_of_a_text_are_independent():
-    crops = [" ".join(crop) for crop in many(["crops"], [TEN], draws=20_000)]
+    crops = [" ".join(crop) for crop in many(["crops"], [TEN], draws=10_000)]
     pairs = list(zip(crops[::2], crops[1::2], strict=True))
     first = [one == "a the" for one, _ in pairs]
     both = sum(one == other == "a the" for one, other in pairs) / len(pairs)
-    assert both == pytest.approx((sum(first) / len(pairs)) ** 2, abs=0.003)
+    assert both == pytest.approx((sum(first) / len(pairs)) ** 2, abs=0.005)
 
 
 def test_crops_come_from_beyond_the_length_of_a_view():
@@ -230,14 +229,14 @@ def test_a_crop_of_a_single_long_word_is_a_part_of_it():
 
 def test_repeated_words_follow_their_word():
     """Up to 32 % of the words, at least 2, twice. Of 10 words 0, 1, 2 or 3 are."""
-    views = many(["repeat"], [TEN], draws=20_000)
+    views = many(["repeat"], [TEN], draws=10_000)
     for view in views:
         assert [word for i, word in enumerate(view) if i == 0 or view[i - 1] != word] == TEN.split()
     numbers = torch.tensor([len(view) - 10 for view in views]).bincount() / len(views)
-    assert torch.allclose(numbers, torch.full((4,), 0.25), atol=0.02)
+    assert torch.allclose(numbers, torch.full((4,), 0.25), atol=0.03)
     place = [[i for i in range(1, len(view)) if view[i] == view[i - 1]] for view in views if len(view) == 11]
     places = torch.tensor([i[0] - 1 for i in place]).bincount() / len(place)
-    assert torch.allclose(places, torch.full((10,), 0.1), atol=0.02)
+    assert torch.allclose(places, torch.full((10,), 0.1), atol=0.03)
 
 
 def test_a_repeated_word_of_several_tokens_is_repeated_whole():
@@ -258,7 +257,7 @@ def test_repetition_breaks_the_link_of_positive_pairs_and_length():
 
 
 def test_words_are_deleted_independently():
-    views = many(["delete"], [TEN], draws=20_000)
+    views = many(["delete"], [TEN], draws=10_000)
     kept = sum(map(len, views)) / len(views) / 10
     assert kept == pytest.approx(1 - views_module.DELETED, abs=0.005)
     first, second = (torch.tensor([word in view for view in views]).float() for word in ("a", "old"))
@@ -268,10 +267,10 @@ def test_words_are_deleted_independently():
 
 def test_a_view_is_never_empty(monkeypatch):
     monkeypatch.setattr(views_module, "DELETED", 1.0)
-    views = many(["delete"], [TEN], draws=20_000)
+    views = many(["delete"], [TEN], draws=10_000)
     assert set(map(len, views)) == {1}
     shares = torch.tensor([TEN.split().index(view[0]) for view in views]).bincount() / len(views)
-    assert torch.allclose(shares, torch.full((10,), 0.1), atol=0.02)
+    assert torch.allclose(shares, torch.full((10,), 0.1), atol=0.03)
     assert {tuple(view) for names in (["crops"], ["delete"], ["crops", "delete"]) for view in many(names, ["a"])} == {
         ("a",)
     }
