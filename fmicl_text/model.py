@@ -128,7 +128,7 @@ class ContrastiveModel(nn.Module):
         """
         try:
             self.backbone.activation_checkpointing_enable(**kwargs)
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise InputError(f"activation_checkpointing=True is not supported: {error}") from error
 
     def save_training_only(self, folder: str, state: dict[str, Tensor]) -> None:

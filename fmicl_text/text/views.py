@@ -19,6 +19,7 @@ from fmicl_text.errors import InputError
 from fmicl_text.text.checks import has_dropout
 from fmicl_text.text.collator import check_max_seq_length, empty_ids
 from fmicl_text.text.data import TextData
+from fmicl_text.text.static import tokenizer_of
 
 CROP_SHARES = (0.1, 0.5)  # lengths of the crops of a text, as in Contriever (arXiv 2112.09118)
 CROP_READ = 256  # tokens of a text that crops are taken from, as in Contriever, or twice the length of a view
@@ -265,14 +266,14 @@ def choose_views(
         return None, f"the columns {' '.join(data.columns)}"
     if views == ["auto"]:
         views, reason = chosen_views(encoder, data)
-    made = TextViews(encoder.tokenizer, views, max_seq_length, prompts[0] if prompts else "")
+    made = TextViews(tokenizer_of(encoder), views, max_seq_length, prompts[0] if prompts else "")
     return None if views == ["dropout"] else made, f"{' '.join(views)} ({reason})"
 
 
 def chosen_views(encoder: SentenceTransformer, data: TextData) -> tuple[list[str], str]:
     """The names that `auto` stands for, and why."""
     texts = [row[data.columns[0]] for row in islice(data.dataset, 1000)]
-    lengths = encoder.tokenizer(texts, truncation=True, max_length=CROP_READ)["input_ids"]
+    lengths = tokenizer_of(encoder)(texts, truncation=True, max_length=CROP_READ)["input_ids"]
     median = int(np.median(list(map(len, lengths))))
     size = f"a median of {median} tokens per text"
     if median >= PARAGRAPH:

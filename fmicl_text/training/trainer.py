@@ -554,7 +554,8 @@ class FMICLTrainer(Trainer):
         if not self.views_checked and torch.equal(x, y):
             reason = (
                 "both views of every text are identical because the model has no dropout (ModernBERT's default, for "
-                "example): set dropout=0.1 in build_text_encoder or in the recipe, or train on pairs of texts"
+                "example): set dropout=0.1 in build_text_encoder or in the recipe, use other views (crops, repeat, "
+                "delete), or train on pairs of texts"
             )
             if self.model.modality == "image":
                 reason = (

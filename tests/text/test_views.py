@@ -1,19 +1,25 @@
 """Views of texts: which tokens they contain, for every kind of vocabulary and both padding sides."""
 
 import re
+from dataclasses import replace
 from functools import cache
 
+import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, CanineTokenizer, PreTrainedTokenizerFast
 
+from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
 from fmicl_text.errors import InputError
 from fmicl_text.quickstart import ENCODER
 from fmicl_text.text import views as views_module
 from fmicl_text.text.collator import TextViewCollator
-from fmicl_text.text.views import TextViews, fixed_tokens
-from tests.support import WORDS, one_fast, tiny_tokenizer
+from fmicl_text.text.data import TextData
+from fmicl_text.text.tokenization import training_rows
+from fmicl_text.text.views import TextViews, choose_views, fixed_tokens
+from fmicl_text.training.momentum import MomentumModel, MomentumTrainer
+from tests.support import WORDS, one_fast, run_trainers, same, sentences, tiny_tokenizer, weights
 
 TEXTS = [
     "Unbelievable aardvarks of southern Australia sing melodiously in winter, and they eat antediluvian porridge.",
@@ -363,3 +369,173 @@ def test_lengths_that_are_not_accepted():
     assert TextViews(tiny_tokenizer(), ["crops"], 40).read_length == 256
     with pytest.raises(InputError, match="prompts: 'a dog ' has 4 tokens, which leaves none of max_seq_length=4"):
         TextViews(tiny_tokenizer(), ["crops"], 4, "a dog ")
+
+
+# ---- the choice
+
+
+def data_of(texts, columns=("text",)):
+    rows = datasets.Dataset.from_dict(dict.fromkeys(columns, texts))
+    return TextData(rows, columns, None, "train_file=a.txt")
+
+
+PARAGRAPHS = [" ".join(sentences(20, seed)) for seed in range(64)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("texts", "dropout", "names", "words"),
+    [
+        (sentences(64), 0.1, ["dropout"], "dropout (a median of 10 tokens per text, and the encoder has dropout)"),
+        (sentences(64), 0.0, ["delete"], "delete (a median of 10 tokens per text, and the encoder has no dropout)"),
+        (PARAGRAPHS, 0.1, ["crops"], "crops (a median of 163 tokens per text)"),
+        (PARAGRAPHS, 0.0, ["crops"], "crops (a median of 163 tokens per text)"),
+    ],
+)
+def test_views_are_chosen_from_texts_and_encoder(streaming, texts, dropout, names, words, bert_folder):
+    data = data_of(texts)
+    data = replace(data, dataset=data.dataset.to_iterable_dataset()) if streaming else data
+    encoder = build_text_encoder(bert_folder, pooling="mean", dropout=dropout)
+    encoder.train(dropout > 0)
+    views, reason = choose_views(encoder, data, 16)
+    assert reason == words
+    assert (["dropout"] if views is None else list(views.views)) == names
+    assert encoder.training is (dropout > 0)
+
+
+def test_given_views_are_used(bert_folder):
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    views, reason = choose_views(encoder, data_of(sentences(8)), 16, ("a dog ",), ["delete", "repeat"])
+    assert reason == "delete repeat (as given)"
+    assert views.describe() == {"views": ["delete", "repeat"], "max_seq_length": 16, "read_length": 16}
+    assert views.prompt == "a dog "
+    assert choose_views(encoder, data_of(sentences(8)), 16, (), ["dropout"]) == (None, "dropout (as given)")
+
+
+@pytest.mark.parametrize("names", [["crops"], ["dropout"]])
+def test_pairs_are_the_views(names, bert_folder):
+    encoder, data = build_text_encoder(bert_folder, pooling="mean"), data_of(sentences(8), ("sent0", "sent1"))
+    assert choose_views(encoder, data, 16) == (None, "the columns sent0 sent1")
+    with pytest.raises(InputError, match=f"views={names[0]} applies to one text column, got sent0 sent1"):
+        choose_views(encoder, data, 16, (), names)
+
+
+# ---- training
+
+
+def make_views_trainer(folder, output_dir, names=("crops", "delete"), streaming=False, momentum=False, **settings):
+    """A trainer of 4 steps of 8 of 64 texts of 20 sentences each, with views of at most 16 tokens."""
+    defaults = {
+        "per_device_train_batch_size": 8, "max_steps": 4, "learning_rate": 1e-3, "gamma": 2.0, "alpha": 4.0,
+        "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
+        "use_cpu": True, "disable_tqdm": True, "report_to": [],
+    }  # fmt: skip
+    args = FMICLTrainingArguments(str(output_dir), **(defaults | settings))
+    torch.manual_seed(3)
+    encoder = build_text_encoder(folder, pooling="mean")
+    data = data_of(PARAGRAPHS)
+    data = replace(data, dataset=data.dataset.to_iterable_dataset(num_shards=4)) if streaming else data
+    rows, collator, _ = training_rows(data, encoder.tokenizer, 16, None, TextViews(encoder.tokenizer, names, 16))
+    model = TextContrastiveModel(encoder)
+    if momentum:
+        return MomentumTrainer(MomentumModel(model, predictor=True), args, train_dataset=rows, data_collator=collator)
+    return FMICLTrainer(model, args, train_dataset=rows, data_collator=collator)
+
+
+def seen_by(trainer):
+    """The token ids of the batches that the encoder gets."""
+    batches, make = [], trainer.make_views
+
+    def recorded(inputs):
+        made = make(inputs)
+        batches.append(made["input_ids"].clone())
+        return made
+
+    trainer.make_views = recorded
+    return batches
+
+
+@pytest.mark.parametrize(
+    "settings",
+    one_fast([
+        {}, {"streaming": True}, {"momentum": True}, {"train_sampling_strategy": "group_by_length"},
+        {"gradient_accumulation_steps": 2}, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+    ]),
+)  # fmt: skip
+def test_a_resumed_run_makes_the_same_views(settings, bert_folder, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2} | settings
+    whole = make_views_trainer(bert_folder, tmp_path, **settings)
+    batches = seen_by(whole)
+    whole.train()
+    again = make_views_trainer(bert_folder, tmp_path, **settings)
+    resumed = seen_by(again)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert len(batches) == 2 * len(resumed) > 0
+    assert all(torch.equal(one, other) for one, other in zip(batches[len(resumed) :], resumed, strict=True))
+    assert not torch.equal(batches[0][:, 0, :4], batches[0][:, 1, :4])
+    assert all(batch.shape[1] == 2 and 3 < batch.shape[2] <= 16 for batch in batches)
+    assert same(weights(whole), weights(again))
+
+
+def test_mini_batches_get_the_views_of_the_batch(bert_folder, tmp_path):
+    whole, parts = (make_views_trainer(bert_folder, tmp_path / str(size), mini_batch_size=size) for size in (8, 4))
+    batches, others = seen_by(whole), seen_by(parts)
+    whole.train()
+    parts.train()
+    assert all(torch.equal(one, other) for one, other in zip(batches, others, strict=True))
+
+
+def test_processes_make_different_views(bert_folder, tmp_path):
+    first, second = run_trainers(2, bert_folder, str(tmp_path), function=views_of_one_process)
+    assert torch.equal(first[0], second[0])  # the same texts
+    assert first[1].shape != second[1].shape or not torch.equal(first[1], second[1])
+
+
+def views_of_one_process(folder, output_dir):
+    trainer = make_views_trainer(folder, output_dir)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    return batch["input_ids"].clone(), trainer.make_views(dict(batch))["input_ids"]
+
+
+def test_a_resumed_run_with_other_views_is_not_exact(bert_folder, tmp_path):
+    make_views_trainer(bert_folder, tmp_path, ["repeat"], save_strategy="steps", save_steps=2).train()
+    other = make_views_trainer(bert_folder, tmp_path, ["delete"], save_strategy="steps", save_steps=2)
+    with pytest.warns(UserWarning, match=r"resuming is not exact: .*views \['repeat'\] -> \['delete'\]"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_views_of_the_trainer(bert_folder, tmp_path, caplog):
+    """Without a collator, the trainer reads as much of the texts as its views need. By default they are chosen."""
+    args = FMICLTrainingArguments(str(tmp_path), eval_strategy="no", per_device_train_batch_size=8, use_cpu=True)
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    given = TextViews(encoder.tokenizer, ["crops"], 16)
+    trainer = FMICLTrainer(encoder, args, train_dataset=PARAGRAPHS, views=given)
+    assert trainer.views is given
+    assert max(map(len, (row[0] for row in trainer.train_dataset["input_ids"]))) > 100
+    assert trainer.resume_signature()["views"] == ["crops"]
+    chosen = FMICLTrainer(encoder, args, train_dataset=PARAGRAPHS)
+    assert chosen.views.describe() == {"views": ["crops"], "max_seq_length": 40, "read_length": 256}
+    assert "views of train_dataset: crops (a median of 163 tokens per text)" in caplog.text
+    dropout = FMICLTrainer(encoder, args, train_dataset=sentences(64))
+    assert dropout.views is None
+    assert dropout.resume_signature()["views"] == ["dropout"]
+
+
+def test_views_of_the_trainer_that_do_not_apply(bert_folder, tmp_path):
+    args = FMICLTrainingArguments(str(tmp_path), eval_strategy="no", per_device_train_batch_size=8, use_cpu=True)
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    views = TextViews(encoder.tokenizer, ["crops"], 16, "a dog ")
+    with pytest.raises(InputError, match="views are made for the prompt 'a dog '; the encoder has"):
+        FMICLTrainer(encoder, args, train_dataset=sentences(64), views=views)
+    pairs = list(zip(sentences(64), sentences(64, 1), strict=True))
+    with pytest.raises(InputError, match="views apply to one text column, got sent0 sent1"):
+        FMICLTrainer(encoder, args, train_dataset=pairs, views=TextViews(encoder.tokenizer, ["crops"], 16))
+
+
+def test_cropped_texts_are_read_beyond_the_length_of_the_encoder(bert_folder):
+    """Positions exist for 40 tokens only; views fit, whatever the texts."""
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    views, _ = choose_views(encoder, data_of(PARAGRAPHS), 40, (), ["crops"])
+    _, collator, data = training_rows(data_of(PARAGRAPHS), encoder.tokenizer, 40, None, views)
+    assert data.truncated_share == 0
+    assert collator.describe()["read_length"] == 256
