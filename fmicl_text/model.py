@@ -36,8 +36,8 @@ class ContrastiveModel(nn.Module):
     Attributes:
         modality: Name of the modality in run records and model cards.
         unit: Unit of the logged throughput, in the plural.
-        view_input: Name of the tensor in a batch from which `FMICLTrainer(views=...)` makes the views; None if the
-            collator makes them.
+        view_input: Name of the tensor in a batch from which `FMICLTrainer(views=...)` makes the views; None if
+            `make_views` makes them from the whole batch, or the collator makes them.
         model_input: Name under which the encoder receives these views.
     """
 

@@ -234,7 +234,8 @@ def build_text_encoder(
     if is_static(encoder):
         if given := next((name for name, value in {"pooling": pooling, "lora_rank": lora_rank}.items() if value), None):
             raise InputError(f"{given} does not apply to {source}, a StaticEmbedding")
-        encoder[0].name_or_path = model_name_or_path
+        static: Any = encoder[0]
+        static.name_or_path = model_name_or_path
         return encoder.float()
     if pooling or not specifies_pooling(encoder):
         set_pooling(encoder, pooling or assumed_pooling(encoder))
@@ -383,7 +384,7 @@ def dropout_settings(
     if dropout and not settings:
         raise InputError(
             f"dropout={dropout}: the config of model_name_or_path={model_name_or_path} ({config.model_type}) has no "
-            "dropout probability; train with other views of a text (crops, repeat, delete), or on pairs of texts"
+            "dropout probability; train on pairs of texts, or with other views of a text (crops, repeat, delete)"
         )
     return settings
 
