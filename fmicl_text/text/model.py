@@ -116,7 +116,7 @@ class TextContrastiveModel(ContrastiveModel):
             raise InputError(f"views apply to one text column, got {text_ids.shape[1]}, which are views already")
         return {**views(inputs, generator), "text_ids": text_ids}
 
-    def prepare_data(self, train_dataset: Any, views: TextViews | None = None) -> tuple[Any, Any]:
+    def prepare_data(self, train_dataset: Any, views: Any = None) -> tuple[Any, Any]:
         """The tokens of texts, pairs or triplets, and their collator. Longer texts are truncated to the encoder's
         `max_seq_length`; its default prompt, if any, is prepended. A stream is repeated without end. Without `views`,
         `choose_views` chooses."""
@@ -130,9 +130,10 @@ class TextContrastiveModel(ContrastiveModel):
                 logger.warning("views of %s: %s", data.source, reason)
         elif len(data.columns) > 1:
             raise InputError(f"views apply to one text column, got {' '.join(data.columns)}")
-        elif views.prompt != (prompts[0] if prompts else ""):
+        elif isinstance(views, TextViews) and views.prompt != (prompts[0] if prompts else ""):
             raise InputError(f"views are made for the prompt {views.prompt!r}; the encoder has {list(prompts)}")
-        rows, collator, data = training_rows(data, tokenizer_of(self.encoder), length, prompts, views)
+        of_texts = views if isinstance(views, TextViews) else None
+        rows, collator, data = training_rows(data, tokenizer_of(self.encoder), length, prompts, of_texts)
         if data.num_skipped:
             logger.warning("%s: skipped %d rows with a text that has no tokens", data.source, data.num_skipped)
         return rows, collator

@@ -144,6 +144,22 @@ def test_special_tokens_and_prompt(kind, prompt):
     assert prefix.tolist() == tokenizer(prompt.rstrip())["input_ids"][:-1] if prompt else [2]
 
 
+def test_special_tokens_of_other_templates():
+    """T5 has none before a text, XLNet two after it."""
+    tokenizer = trained_tokenizer("sentencepiece", padding_side="left", truncation_side="right")
+    for template, first, num_last in (("$A [SEP]", [], 1), ("$A [SEP] [CLS]", [], 2), ("[CLS] [SEP] $A", [2, 3], 0)):
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        prefix, number = fixed_tokens(tokenizer, "")
+        assert (prefix.tolist(), number) == (first, num_last)
+        make = TextViews(tokenizer, ["crops"], 8)
+        for ids in own_ids(make(batch_of(tokenizer, TEXTS, make), seeded())):
+            assert ids[: len(first)] == first
+            assert set(ids[len(first) : len(ids) - num_last]).isdisjoint({2, 3})
+            assert len(first) + num_last < len(ids) <= 8
+
+
 # ---- views
 
 
@@ -519,6 +535,28 @@ def test_views_of_the_trainer(bert_folder, tmp_path, caplog):
     dropout = FMICLTrainer(encoder, args, train_dataset=sentences(64))
     assert dropout.views is None
     assert dropout.resume_signature()["views"] == ["dropout"]
+
+
+def test_views_of_the_users_own(bert_folder, tmp_path):
+    """A function of the batch of the collator, a dict of tokens [B, 2, T]."""
+
+    def last_token_removed(tokens, generator):
+        return {name: torch.stack([value[:, 0, :-1], value[:, 1, 1:]], 1) for name, value in tokens.items()}
+
+    settings = {"eval_strategy": "no", "per_device_train_batch_size": 8, "max_steps": 1, "use_cpu": True}
+    args = FMICLTrainingArguments(str(tmp_path), save_strategy="no", load_best_model_at_end=False, **settings)
+    encoder = build_text_encoder(bert_folder, pooling="mean")
+    trainer = FMICLTrainer(encoder, args, train_dataset=sentences(64), views=last_token_removed)
+    batches = seen_by(trainer)
+    trainer.train()
+    ids = batches[0]
+    assert torch.equal(ids[:, 0, 1:], ids[:, 1, :-1])
+    assert (ids[:, 0, 0] == 2).all()
+
+
+def test_tokens_of_views_are_not_counted(bert_folder, tmp_path):
+    with pytest.raises(InputError, match="include_num_input_tokens_seen=all does not apply to views"):
+        make_views_trainer(bert_folder, tmp_path, include_num_input_tokens_seen="all")
 
 
 def test_views_of_the_trainer_that_do_not_apply(bert_folder, tmp_path):
