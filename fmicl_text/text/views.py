@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from fmicl_text.errors import InputError
 from fmicl_text.text.checks import has_dropout
 from fmicl_text.text.collator import check_max_seq_length, empty_ids
-from fmicl_text.text.data import TextData
+from fmicl_text.text.data import TextData, reading_errors
 from fmicl_text.text.static import tokenizer_of
 
 CROP_SHARES = (0.1, 0.5)  # lengths of the crops of a text, as in Contriever (arXiv 2112.09118)
@@ -257,7 +257,7 @@ def choose_views(
         The views, None if the collator makes them; and the words.
 
     Raises:
-        InputError: See `TextViews`; or there are several columns, and `views` is not `auto`.
+        InputError: See `TextViews`; there are several columns, and `views` is not `auto`; or a row cannot be read.
     """
     views, reason = list(views), "as given"
     if len(data.columns) > 1:
@@ -272,7 +272,8 @@ def choose_views(
 
 def chosen_views(encoder: SentenceTransformer, data: TextData) -> tuple[list[str], str]:
     """The names that `auto` stands for, and why."""
-    texts = [row[data.columns[0]] for row in islice(data.dataset, 1000)]
+    with reading_errors(data.source):
+        texts = [row[data.columns[0]] for row in islice(data.dataset, 1000)]
     lengths = tokenizer_of(encoder)(texts, truncation=True, max_length=CROP_READ)["input_ids"]
     median = int(np.median(list(map(len, lengths))))
     size = f"a median of {median} tokens per text"

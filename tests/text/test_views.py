@@ -436,6 +436,17 @@ def test_pairs_are_the_views(names, bert_folder):
         choose_views(encoder, data, 16, (), names)
 
 
+def test_a_row_of_a_stream_that_cannot_be_read(bert_folder):
+    def rows():
+        yield from ({"text": text} for text in sentences(20))
+        raise ValueError("no more")
+
+    stream = datasets.IterableDataset.from_generator(rows)
+    data = TextData(stream, ("text",), None, "train_file=a.txt")
+    with pytest.raises(InputError, match=r"^train_file=a\.txt cannot be read: ValueError: no more"):
+        choose_views(build_text_encoder(bert_folder, pooling="mean"), data, 16)
+
+
 # ---- training
 
 
