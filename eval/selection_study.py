@@ -47,13 +47,13 @@ from fmicl_text.evaluation.unlabeled import (
     delete_words,
     find_documents,
     halves,
-    parts_of,
     random_crop,
 )
 from fmicl_text.files import read_json
 from fmicl_text.losses import AlignUniformLoss, ContrastiveLoss, FMICLLoss, InfoNCELoss
 from fmicl_text.losses.similarity import unit_rows
-from fmicl_text.text.data import content_hash, load_training_text
+from fmicl_text.text.data import load_training_text
+from fmicl_text.text.held_out import parts_of, text_hash
 
 OBJECTIVES = ("kl", "js", "pearson", "vlc", "sh", "tsallis", "infonce", "align_uniform")
 ALPHAS, GAMMAS = ("auto", "auto", 409600.0, 4096.0, 40.0), ("auto", "auto", 5.0, 80.0)
@@ -310,7 +310,7 @@ def texts_of(path: str, num_texts: int, num_rows: int) -> tuple[list[str], list[
     if len(data.columns) != 1:
         raise InputError(f"--text {path}: expected one text per row, got the columns {' '.join(data.columns)}")
     column = data.columns[0]
-    texts = sorted({text for text in data.dataset[column] if len(parts_of(text)[0]) >= 4}, key=content_hash)
+    texts = sorted({text for text in data.dataset[column] if len(parts_of(text)[0]) >= 4}, key=text_hash)
     if len(texts) < 2 * num_texts:
         raise InputError(f"--text {path}: {len(texts)} texts of four words or more, fewer than {2 * num_texts}")
     return texts[num_texts : num_texts + num_rows], texts[:num_texts]

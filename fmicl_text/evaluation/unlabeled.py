@@ -10,22 +10,10 @@ import torch
 from torch import Tensor
 
 from fmicl_text.losses.similarity import unit_rows
+from fmicl_text.text.held_out import parts_of
 
 BLOCK = 512  # rows of cosines at a time
 TIE = 1e-6  # cosines that differ by less are equal; embeddings of one text differ by up to this between batches
-LONGEST_WORD = 25  # texts with longer words on average are written without spaces
-
-
-def parts_of(text: str) -> tuple[list[str], str]:
-    """The words of a text, or its characters if it is written without spaces, and what joins them.
-
-    >>> parts_of("two words")
-    (['two', 'words'], ' ')
-    """
-    words = text.split()
-    if len(words) > 1 and sum(map(len, words)) <= LONGEST_WORD * len(words):
-        return words, " "
-    return list(text.strip()), ""
 
 
 def halves(text: str) -> tuple[str, str]:
