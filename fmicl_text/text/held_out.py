@@ -126,6 +126,5 @@ def divisible_rows(sample: Any, columns: Sequence[str], order: NDArray[Any], wan
 
 def without_texts(batch: dict[str, list[str]], columns: Sequence[str], known: NDArray[np.uint64]) -> list[bool]:
     """Which rows contain none of the texts with the hashes `known`."""
-    hashes = text_hashes(batch, columns)
-    kept: list[bool] = (~np.isin(hashes, known).any(axis=1)).tolist()
-    return kept
+    hashes, held_out = text_hashes(batch, columns).tolist(), set(known.tolist())
+    return [held_out.isdisjoint(row) for row in hashes]

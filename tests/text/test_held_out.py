@@ -35,7 +35,10 @@ def split(rows, limit=2000, names=("text",), **options):
 def test_parts_of_a_text():
     assert parts_of("  a  dog\nruns ") == (["a", "dog", "runs"], " ")
     assert parts_of("我们在公园里散步") == (list("我们在公园里散步"), "")  # written without spaces
-    assert parts_of("我们在公园里散步，然后回家吃饭，之后我们一起看电视。 天气很好，大家都非常高兴，明天我们还会再来。")[1] == ""
+    assert (
+        parts_of("我们在公园里散步，然后回家吃饭，之后我们一起看电视。 天气很好，大家都非常高兴，明天我们还会再来。")[1]
+        == ""
+    )
     assert parts_of("word") == (list("word"), "")
 
 
@@ -56,7 +59,9 @@ def test_the_choice_does_not_depend_on_order_or_copies():
     assert {text.lower() for (text,) in found.rows} == {text.lower() for text in held}
     spelled = {" ".join(text.lower().split()) for (text,) in kept}
     assert spelled.isdisjoint(text.lower() for text in held)  # neither copies nor other spellings are trained on
-    assert found.num_repeats == 150 + sum(text in held for text in TEXTS[:300]) and len(kept) + found.num_repeats == 3150
+    assert (
+        found.num_repeats == 150 + sum(text in held for text in TEXTS[:300]) and len(kept) + found.num_repeats == 3150
+    )
 
 
 def test_the_hash_is_the_same_on_every_machine():
