@@ -6,12 +6,17 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from transformers.trainer_utils import IntervalStrategy
+
 from fmicl_text.cli.parser import check_needs_dataset, check_optimizer, parse_groups
 from fmicl_text.errors import InputError
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
+from fmicl_text.text.held_out import check_limit
 from fmicl_text.text.model import HEADS, POOLINGS
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
+from fmicl_text.training.trainer import MEASURED_SCHEDULES
 
+STSB = "stsb"  # the --sts_dev_file that is downloaded
 PAPER_COMMAND = "fmicl-text train --config bert-base-kl"
 DESCRIPTION = (
     "Train a sentence encoder with f-MICL. Without --model_name_or_path, the bundled small BERT is trained on the "
@@ -76,7 +81,8 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Training text, and the data that select the checkpoint: sentence pairs with scores, or search data."""
+    """Training text, and the data that select the checkpoint: sentence pairs with scores, search data, or a part of the
+    training text."""
 
     train_file: list[str] | None = field(
         default=None,
@@ -112,7 +118,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Sentence pairs with scores (columns sentence1, sentence2, score) that select the best "
-            "checkpoint. If omitted, STS-B dev is downloaded."
+            f"checkpoint; {STSB} downloads STS-B dev. If omitted, a part of the training text does."
         },
     )
     retrieval_dev_folder: str | None = field(
@@ -122,8 +128,16 @@ class DataArguments:
             "qrels.tsv in BEIR's format."
         },
     )
+    held_out: int = field(
+        default=2000,
+        metadata={
+            "help": "Without such data: number of texts, at most a tenth, that are not trained on. They select the "
+            "best checkpoint: half of a text has to find the other half, in pairs one text the other. 0: no selection."
+        },
+    )
 
     def __post_init__(self) -> None:
+        check_limit(self.held_out)
         if self.sts_dev_file and self.retrieval_dev_folder:
             raise ValueError(
                 f"sts_dev_file={self.sts_dev_file} and retrieval_dev_folder={self.retrieval_dev_folder} are mutually "
@@ -132,17 +146,23 @@ class DataArguments:
         if self.max_seq_length < 3:  # [CLS], one token, [SEP]
             raise ValueError(f"max_seq_length must be at least 3, got {self.max_seq_length}")
 
+    @property
+    def is_graded(self) -> bool:
+        """Whether other data than the training text select the checkpoint."""
+        return bool(self.sts_dev_file or self.retrieval_dev_folder)
+
 
 SAVE_STEPS = 125  # SimCSE's
 STS_METRIC = "sts_spearman"
+PRIMARY_METRIC = "loss"  # stands for the primary metric of the evaluator
 
 
 @dataclass
 class TextTrainingArguments(FMICLTrainingArguments):
-    """`FMICLTrainingArguments` with SimCSE's model selection: evaluation on STS pairs every 125 steps, and the best
-    checkpoint is loaded at the end."""
+    """`FMICLTrainingArguments` with SimCSE's model selection: evaluation every 125 steps, and the best checkpoint is
+    loaded at the end."""
 
-    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate on STS pairs: no, steps or epoch."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
     eval_steps: float | None = field(default=125, metadata={"help": "Evaluate every N steps."})
     save_steps: float = field(
         default=SAVE_STEPS, metadata={"help": "Save a checkpoint every N steps, a multiple of --eval_steps."}
@@ -185,8 +205,8 @@ def parse_args(
         check_needs_dataset(namespace, dataset_config=None, dataset_split="train")
         if namespace.streaming and namespace.max_steps <= 0:
             raise InputError(f"--streaming needs --max_steps (the length is unknown), got {namespace.max_steps}")
-        if namespace.retrieval_dev_folder and namespace.metric_for_best_model == STS_METRIC:
-            namespace.metric_for_best_model = "loss"  # the evaluator's primary metric
+        if namespace.metric_for_best_model in (STS_METRIC, PRIMARY_METRIC):
+            namespace.metric_for_best_model = STS_METRIC if namespace.sts_dev_file else PRIMARY_METRIC
         strategy = namespace.train_sampling_strategy
         if strategy in LENGTH_STRATEGIES and namespace.streaming:
             raise InputError(
@@ -236,3 +256,27 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: TextTra
         f"seed {args.seed} -> {args.output_dir}"
     )
     return "\n".join(lines)
+
+
+def without_evaluation(args: TextTrainingArguments, reason: str) -> None:
+    """Train without evaluations and selection of a checkpoint.
+
+    Args:
+        args: Changed.
+        reason: Why there is nothing to evaluate on.
+
+    Raises:
+        InputError: An option needs evaluations.
+    """
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    metric = args.metric_for_best_model
+    for name, value, needed in (
+        ("save_strategy", "best", args.save_strategy == "best"),
+        ("lr_scheduler_type", schedule, schedule in MEASURED_SCHEDULES),
+        ("early_stopping_patience", args.early_stopping_patience, args.early_stopping_patience is not None),
+        ("eval_on_start", True, args.eval_on_start),
+        ("metric_for_best_model", metric, metric not in (None, PRIMARY_METRIC)),
+    ):
+        if needed:
+            raise InputError(f"{name}={value} needs evaluations: pass sts_dev_file ({reason})")
+    args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from fmicl_text.cli.parser import FLAGS, add_dashes, resolved_settings
-from fmicl_text.cli.text import announce, parse_args
+from fmicl_text.cli.text import announce, parse_args, without_evaluation
 from fmicl_text.errors import InputError
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
 
@@ -49,7 +49,7 @@ def test_defaults_with_a_model_are_the_papers():
         "similarity": "gaussian",
         "global_batch": "gather",
     }
-    assert args.metric_for_best_model == "sts_spearman" and args.load_best_model_at_end
+    assert args.load_best_model_at_end and data.held_out == 2000 and not data.is_graded
 
 
 def test_command_line_wins_over_the_file(tmp_path):
@@ -175,6 +175,47 @@ def test_search_data_selects_by_their_primary_metric():
     message = mistake([*MODEL, "--retrieval_dev_folder", "dev", "--sts_dev_file", "dev.tsv"])
     assert "mutually exclusive" in message and "--sts_dev_file" in message
     assert parse_args(["--retrieval_dev_folder", "dev"])[1].sts_dev_file is None  # bundled sentences, other evaluation
+
+
+def test_the_data_decide_the_metric(tmp_path):
+    """Also over that of a settings.yaml of a run on other data. A metric that is named stays."""
+    file = tmp_path / "settings.yaml"
+    file.write_text("metric_for_best_model: loss")
+    for config in ([], ["--config", str(file)]):
+        assert parse_args([*MODEL, *config])[2].metric_for_best_model == "loss"  # the evaluator's primary metric
+        assert parse_args([*MODEL, *config, "--sts_dev_file", "stsb"])[2].metric_for_best_model == "sts_spearman"
+    assert parse_args([])[2].metric_for_best_model == "sts_spearman"  # bundled pairs
+    named = [*MODEL, "--metric_for_best_model", "held_out_recall@1"]
+    assert parse_args(named)[2].metric_for_best_model == "held_out_recall@1"
+
+
+@pytest.mark.parametrize("number", ["1", "99", "-1"])
+def test_too_few_held_out_texts(number):
+    assert f"--held_out must be 0 or at least 100, got {number}" in mistake([*MODEL, "--held_out", number])
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--early_stopping_patience", "3"], "early_stopping_patience=3"),
+        (["--save_strategy", "best"], "save_strategy=best"),
+        (["--lr_scheduler_type", "reduce_lr_on_plateau"], "lr_scheduler_type=reduce_lr_on_plateau"),
+        (["--eval_on_start", "True"], "eval_on_start=True"),
+        (["--metric_for_best_model", "sts_pearson"], "metric_for_best_model=sts_pearson"),
+    ],
+)
+def test_options_that_need_evaluations(flags, named):
+    _, _, args = parse_args([*MODEL, *flags])
+    with pytest.raises(InputError) as error:
+        without_evaluation(args, "held_out=0")
+    assert str(error.value) == f"{named} needs evaluations: pass sts_dev_file (held_out=0)"
+    assert args.eval_strategy == "steps"
+
+
+def test_a_run_without_evaluation():
+    _, _, args = parse_args(MODEL)
+    without_evaluation(args, "held_out=0")
+    assert (args.eval_strategy, args.load_best_model_at_end) == ("no", False)
 
 
 def test_length_grouping_needs_lengths():
