@@ -17,6 +17,7 @@ from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that ta
 # isort: split
 
 import argparse
+import math
 import random
 import tempfile
 import warnings
@@ -60,7 +61,8 @@ ALPHAS, GAMMAS = ("auto", "auto", 409600.0, 4096.0, 40.0), ("auto", "auto", 5.0,
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 VIEWS = ("dropout", "dropout", "crops")
 LOWER_IS_BETTER = ("uniformity", "alignment of halves", "alignment of dropout views", "alignment + uniformity")
-NUM_COSINES, NUM_DROPOUT, BATCH = 2000, 150, 32
+NUM_COSINES, NUM_DROPOUT, BATCH = 2000, 100, 32
+GAMMA_GRID = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,8 +73,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the results")
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
     number = partial(whole_number, lowest=1)
-    parser.add_argument("--num_texts", type=number, default=400, help="texts to score on (default: 400)")
-    parser.add_argument("--steps", type=number, default=18, help="training steps (default: 18)")
+    parser.add_argument("--num_texts", type=number, default=300, help="texts to score on (default: 300)")
+    parser.add_argument("--steps", type=number, default=12, help="training steps (default: 12)")
     parser.add_argument("--max_seq_length", type=number, default=32, help="tokens per text (default: 32)")
     parser.add_argument("--seed", type=partial(whole_number, lowest=0), default=0, help="seed (default: 0)")
     args = parser.parse_args()
@@ -176,11 +178,13 @@ def unlabeled_scores(encoder: Any, texts: Sequence[str], whole: Tensor, came: Te
     first, second = zip(*map(halves, texts), strict=True)
     odd, even = zip(*map(alternate_words, texts), strict=True)
     crops, deleted = list(map(random_crop, texts)), list(map(delete_words, texts))
+    few = [delete_words(text, 0.75) for text in texts]
     views: dict[str, tuple[Any, Any, Tensor, Tensor]] = {
         "halves": (first, second, encode(list(first)), encode(list(second))),
         "alternate words": (odd, even, encode(list(odd)), encode(list(even))),
         "crop": (crops, texts, encode(crops), whole),
         "half of the words": (deleted, texts, encode(deleted), whole),
+        "quarter of the words": (few, texts, encode(few), whole),
     }
     scores = {}
     for name, (queries, documents, x, y) in views.items():
@@ -188,6 +192,8 @@ def unlabeled_scores(encoder: Any, texts: Sequence[str], whole: Tensor, came: Te
         scores[f"recall@1, {name}"] = 100 * float(found.first.mean())
         scores[f"MRR, {name}"] = 100 * float(found.reciprocal_rank.mean())
         scores[f"nats, {name}"] = nats(x, y)
+        scores[f"nats at best gamma, {name}"] = max(nats(x, y, gamma) for gamma in GAMMA_GRID)
+        scores[f"InfoNCE at best gamma, {name}"] = max(infonce_bound(x, y, gamma) for gamma in GAMMA_GRID)
     some = list(texts[:NUM_DROPOUT])
     x, y = encode_dropout_views(encoder, some, progress=False)
     scores["nats, dropout views"] = nats(x, y)
@@ -200,9 +206,15 @@ def unlabeled_scores(encoder: Any, texts: Sequence[str], whole: Tensor, came: Te
     return scores
 
 
-def nats(x: Tensor, y: Tensor) -> float:
-    """The mutual information of pairs, by the Donsker-Varadhan bound at gamma 20."""
-    return float(FMICLLoss("kl", 20.0, 1.0, "cross_view").mutual_information(x, y))
+def nats(x: Tensor, y: Tensor, gamma: float = 20.0) -> float:
+    """The mutual information of pairs, by the Donsker-Varadhan bound."""
+    return float(FMICLLoss("kl", gamma, 1.0, "cross_view").mutual_information(x.double(), y.double()))
+
+
+def infonce_bound(x: Tensor, y: Tensor, gamma: float) -> float:
+    """The mutual information of pairs, by the bound of InfoNCE."""
+    logits = 2 * gamma * unit_rows(x.double()) @ unit_rows(y.double()).T
+    return float((logits.diagonal() - logits.logsumexp(1)).mean()) + math.log(len(x))
 
 
 def sufficiency(x: Tensor, y: Tensor, penalty: float = 0.1) -> float:
@@ -234,7 +246,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for one in runs:
         groups.setdefault((one["model"], one["text"]), []).append(one)
-    groups = {group: members for group, members in groups.items() if any(one["settings"] is None for one in members)}
+    groups = {group: members for group, members in groups.items() if len(members) > 1}
     values: dict[str, dict[str, list[float]]] = {}
     for (model, text), members in sorted(groups.items()):
         (start,) = next(one["checkpoints"] for one in members if one["settings"] is None)
