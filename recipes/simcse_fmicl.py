@@ -78,7 +78,7 @@ def main() -> None:
             data_args.max_train_samples,
             shuffle_seed=args.seed,
             at_least=args.train_batch_size * args.world_size,
-            held_out=0 if data_args.is_graded else data_args.held_out,
+            held_out=data_args.num_held_out,
         )
         prompts = training_prompts(encoder, len(data.columns), given, bool(data_args.retrieval_dev_folder))
         rows, collator, data = training_rows(data, encoder.tokenizer, data_args.max_seq_length, prompts)
@@ -132,10 +132,9 @@ def make_evaluator(data_args: DataArguments, data: TextData, progress: bool) -> 
     rows = data.held_out.rows
     if not rows:
         return None, scored_on("no evaluation data")
-    texts = [row[0] if len(row) == 1 else row for row in rows]
     options: dict[str, Any] = {"max_seq_length": data_args.max_seq_length, "prompts": data.prompts}
     name = f"{len(rows):,} held-out {'texts' if len(rows[0]) == 1 else 'pairs'} of the training data"
-    return UnlabeledEvaluator(texts, progress=progress, **options), scored_on(name)
+    return UnlabeledEvaluator(rows, progress=progress, **options), scored_on(name)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from fmicl_text.text.model import HEADS, POOLINGS
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training.trainer import MEASURED_SCHEDULES
 
+HELD_OUT = 2000
 STSB = "stsb"  # the --sts_dev_file that is downloaded
 PAPER_COMMAND = "fmicl-text train --config bert-base-kl"
 DESCRIPTION = (
@@ -52,9 +53,7 @@ class ModelArguments:
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={
-            "help": "Train only LoRA adapters of this rank, for large models; merged into the weights when saving."
-        },
+        metadata={"help": "Train only LoRA adapters of this rank; merged into the weights when saving."},
     )
     load_in_4bit: bool = field(
         default=False, metadata={"help": "Quantize frozen weights to 4 bits. Needs --lora_rank."}
@@ -105,7 +104,7 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
     max_seq_length: int = field(
         default=32,
-        metadata={"help": "Tokens per text in training; longer texts are truncated. Raise it for passages."},
+        metadata={"help": "Tokens per text in training; longer texts are truncated."},
     )
     prompts: list[str] | None = field(
         default=None,
@@ -118,7 +117,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Sentence pairs with scores (columns sentence1, sentence2, score) that select the best "
-            f"checkpoint; {STSB} downloads STS-B dev. If omitted, a part of the training text does."
+            f"checkpoint; {STSB} downloads STS-B dev."
         },
     )
     retrieval_dev_folder: str | None = field(
@@ -128,16 +127,19 @@ class DataArguments:
             "qrels.tsv in BEIR's format."
         },
     )
-    held_out: int = field(
-        default=2000,
+    held_out: int | None = field(
+        default=None,
         metadata={
-            "help": "Without such data: number of texts, at most a tenth, that are not trained on. They select the "
-            "best checkpoint: half of a text has to find the other half, in pairs one text the other. 0: no selection."
+            "help": "Without such data, number of texts that are not trained on and select the best checkpoint: "
+            f"{HELD_OUT:,}, at most a tenth; 0: no selection."
         },
     )
 
     def __post_init__(self) -> None:
-        check_limit(self.held_out)
+        check_limit(self.num_held_out)
+        if self.is_graded and self.held_out:
+            name = "sts_dev_file" if self.sts_dev_file else "retrieval_dev_folder"
+            raise ValueError(f"held_out={self.held_out} has no effect with {name}={getattr(self, name)}")
         if self.sts_dev_file and self.retrieval_dev_folder:
             raise ValueError(
                 f"sts_dev_file={self.sts_dev_file} and retrieval_dev_folder={self.retrieval_dev_folder} are mutually "
@@ -150,6 +152,11 @@ class DataArguments:
     def is_graded(self) -> bool:
         """Whether other data than the training text select the checkpoint."""
         return bool(self.sts_dev_file or self.retrieval_dev_folder)
+
+    @property
+    def num_held_out(self) -> int:
+        """Maximum number of texts that are not trained on."""
+        return 0 if self.is_graded else HELD_OUT if self.held_out is None else self.held_out
 
 
 SAVE_STEPS = 125  # SimCSE's
@@ -231,7 +238,7 @@ def fill_bundled(namespace: Namespace) -> None:
         if model_named:
             raise InputError("--model_name_or_path needs training data: --train_file FILE or --dataset_name NAME")
         namespace.train_file = [str(SENTENCES)]
-        if not namespace.retrieval_dev_folder:
+        if not (namespace.retrieval_dev_folder or namespace.held_out):
             namespace.sts_dev_file = namespace.sts_dev_file or str(PAIRS)
 
 

@@ -40,8 +40,8 @@ class UnlabeledEvaluator:
     - held_out_effective_rank: of both sides.
 
     Args:
-        texts: N >= 2 texts of two words or more (characters, if written without spaces), or N tuples whose first two
-            entries are the pair.
+        texts: N >= 2 texts of two words or more (characters, if written without spaces), or N pairs. Of
+            longer tuples, only the first two texts are used.
         batch_size: Texts per forward pass.
         progress: Show a progress bar while encoding.
         max_seq_length: Tokens per query and document, at most the encoder's maximum, its default.
@@ -65,7 +65,8 @@ class UnlabeledEvaluator:
     def __post_init__(self) -> None:
         if len(self.texts) < 2:
             raise InputError(f"texts: at least 2 are needed, got {len(self.texts)}")
-        pairs = [halves(row) if isinstance(row, str) else tuple(row[:2]) for row in self.texts]
+        rows = [(row,) if isinstance(row, str) else tuple(row) for row in self.texts]
+        pairs = [halves(*row) if len(row) == 1 and isinstance(row[0], str) else row[:2] for row in rows]
         for number, pair in enumerate(pairs):
             if len(pair) < 2 or not all(isinstance(text, str) and text.strip() for text in pair):
                 kind = "a text of two words or more, or a pair of texts"

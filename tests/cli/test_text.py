@@ -49,7 +49,7 @@ def test_defaults_with_a_model_are_the_papers():
         "similarity": "gaussian",
         "global_batch": "gather",
     }
-    assert args.load_best_model_at_end and data.held_out == 2000 and not data.is_graded
+    assert args.load_best_model_at_end and data.num_held_out == 2000
 
 
 def test_command_line_wins_over_the_file(tmp_path):
@@ -187,6 +187,19 @@ def test_the_data_decide_the_metric(tmp_path):
     assert parse_args([])[2].metric_for_best_model == "sts_spearman"  # bundled pairs
     named = [*MODEL, "--metric_for_best_model", "held_out_recall@1"]
     assert parse_args(named)[2].metric_for_best_model == "held_out_recall@1"
+
+
+def test_held_out_texts_are_instead_of_other_data():
+    assert parse_args([*MODEL, "--held_out", "500"])[1].num_held_out == 500
+    assert parse_args([*MODEL, "--held_out", "0"])[1].num_held_out == 0
+    for flag, value in (("--sts_dev_file", "dev.tsv"), ("--retrieval_dev_folder", "dev")):
+        assert parse_args([*MODEL, flag, value])[1].num_held_out == 0
+        assert f"--held_out 500 has no effect with {flag} {value}" in mistake(
+            [*MODEL, flag, value, "--held_out", "500"]
+        )
+    assert parse_args([])[1].num_held_out == 0  # the bundled pairs
+    _, bundled, args = parse_args(["--held_out", "500"])
+    assert (bundled.sts_dev_file, bundled.num_held_out, args.metric_for_best_model) == (None, 500, "loss")
 
 
 @pytest.mark.parametrize("number", ["1", "99", "-1"])

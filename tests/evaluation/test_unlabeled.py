@@ -116,6 +116,7 @@ def test_the_metrics_are_those_of_the_definition(encoder):
     )
     assert {type(value) for value in metrics.values()} == {float}
     assert metrics == UnlabeledEvaluator(TEXTS, progress=False)(encoder)
+    assert metrics == UnlabeledEvaluator([(text,) for text in TEXTS], progress=False)(encoder)  # as held out
 
 
 def test_observations_give_the_primary_metric(encoder):
@@ -205,6 +206,8 @@ def test_a_collapsed_encoder_is_scored(encoder, monkeypatch):
         (["two words", "x"], "two words or more 'x' index 1"),
         (["two words", "  "], "index 1"),
         ([("a", "b"), ("c",)], "pair ('c',) index 1"),
+        ([("a", "b"), (None,)], "pair (None,) index 1"),
+        ([("a", "b"), ()], "pair () index 1"),
         ([("a", "b"), ("c", " ")], "pair index 1"),
         ([("a", "b"), ("c", None)], "pair index 1"),
     ],
