@@ -21,7 +21,7 @@ import math
 import random
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -64,6 +64,8 @@ LOWER_IS_BETTER = ("uniformity", "alignment of halves", "alignment of dropout vi
 NUM_COSINES, NUM_DROPOUT, BATCH = 2000, 100, 32
 GAMMA_GRID = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
+Pairs = tuple[Sequence[str], Sequence[str], Tensor, Tensor]
+
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser("selection_study.py", __doc__)
@@ -73,9 +75,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the results")
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
     number = partial(whole_number, lowest=1)
-    parser.add_argument("--num_texts", type=number, default=300, help="texts to score on (default: 300)")
+    parser.add_argument("--num_texts", type=number, default=400, help="texts to score on (default: 400)")
     parser.add_argument("--steps", type=number, default=12, help="training steps (default: 12)")
     parser.add_argument("--max_seq_length", type=number, default=32, help="tokens per text (default: 32)")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 mixed precision, in training and evaluation")
     parser.add_argument("--seed", type=partial(whole_number, lowest=0), default=0, help="seed (default: 0)")
     args = parser.parse_args()
     if not args.table and not (args.model and args.text and args.sts_dev_file):
@@ -124,17 +127,21 @@ def rows_of(texts: Sequence[str], views: str, seed: int) -> Any:
 class Scores:
     """An evaluator that collects the scores of every checkpoint of a run."""
 
-    def __init__(self, texts: Sequence[str], sts: STSEvaluator, came: Tensor | None) -> None:
-        self.texts, self.sts, self.came = texts, sts, came
+    def __init__(self, texts: Sequence[str], sts: STSEvaluator, came: Tensor | None, bf16: bool) -> None:
+        self.texts, self.sts, self.came, self.bf16 = texts, sts, came, bf16
         self.checkpoints: list[dict[str, Any]] = []
 
     def __call__(self, encoder: Any) -> dict[str, float]:
-        length, encoder.max_seq_length = encoder.max_seq_length, 128
-        sts = self.sts(encoder)["sts_spearman"]
-        encoder.max_seq_length = length
-        whole = encode_sentences(encoder, list(self.texts), progress=False)
-        self.came = whole if self.came is None else self.came
-        scores = unlabeled_scores(encoder, self.texts, whole, self.came)
+        length = encoder.max_seq_length
+        with torch.autocast(encoder.device.type, torch.bfloat16, enabled=self.bf16):
+            encoder.max_seq_length = 128
+            sts = self.sts(encoder)["sts_spearman"]
+            encoder.max_seq_length = length
+            whole = encode_sentences(encoder, list(self.texts), progress=False)
+            self.came = whole if self.came is None else self.came
+            pairs = pairs_of(encoder, self.texts, whole)
+            dropout = encode_dropout_views(encoder, list(self.texts[:NUM_DROPOUT]), progress=False)
+        scores = unlabeled_scores(pairs, dropout, whole, self.came)
         self.checkpoints.append({"sts": sts, "scores": scores, "cosines": some_cosines(whole)})
         return {"sts": sts}
 
@@ -145,7 +152,7 @@ def run(
     """Train a model with the settings, and score it at three steps; without settings, score it as it came."""
     encoder = build_text_encoder(path, pooling=None if (Path(path) / "modules.json").exists() else "mean")
     encoder.max_seq_length = args.max_seq_length
-    scores = Scores(texts, sts, came)
+    scores = Scores(texts, sts, came, args.bf16)
     if settings is None:
         scores(encoder.eval())
         return scores
@@ -164,6 +171,7 @@ def run(
             disable_tqdm=True,
             report_to="none",
             seed=args.seed,
+            bf16=args.bf16,
         )
         FMICLTrainer(encoder, arguments, train_dataset=rows, loss=loss_of(settings), evaluator=scores).train()
     return scores
@@ -172,33 +180,39 @@ def run(
 # ---- scores without labels
 
 
-def unlabeled_scores(encoder: Any, texts: Sequence[str], whole: Tensor, came: Tensor) -> dict[str, float]:
-    """The candidates. Embeddings of whole texts [N, D], now and of the encoder as it came."""
+def pairs_of(encoder: Any, texts: Sequence[str], whole: Tensor) -> dict[str, Pairs]:
+    """Queries and documents, as texts and as embeddings [N, D]. Embeddings `whole` of the texts are given."""
     encode = partial(encode_sentences, encoder, progress=False)
-    first, second = zip(*map(halves, texts), strict=True)
-    odd, even = zip(*map(alternate_words, texts), strict=True)
-    crops, deleted = list(map(random_crop, texts)), list(map(delete_words, texts))
-    few = [delete_words(text, 0.75) for text in texts]
-    views: dict[str, tuple[Any, Any, Tensor, Tensor]] = {
-        "halves": (first, second, encode(list(first)), encode(list(second))),
-        "alternate words": (odd, even, encode(list(odd)), encode(list(even))),
-        "crop": (crops, texts, encode(crops), whole),
-        "half of the words": (deleted, texts, encode(deleted), whole),
-        "quarter of the words": (few, texts, encode(few), whole),
+    pairs: dict[str, Pairs] = {}
+    for name, split in {"halves": halves, "alternate words": alternate_words}.items():
+        first, second = map(list, zip(*map(split, texts), strict=True))
+        pairs[name] = first, second, encode(first), encode(second)
+    changes: dict[str, Callable[[str], str]] = {
+        "crop": random_crop,
+        "half of the words": delete_words,
+        "quarter of the words": partial(delete_words, share=0.75),
     }
+    for name, change in changes.items():
+        queries = list(map(change, texts))
+        pairs[name] = queries, texts, encode(queries), whole
+    return pairs
+
+
+def unlabeled_scores(
+    pairs: Mapping[str, Pairs], dropout: tuple[Tensor, Tensor], whole: Tensor, came: Tensor
+) -> dict[str, float]:
+    """The candidates. Embeddings of whole texts [N, D], now and of the encoder as it came."""
     scores = {}
-    for name, (queries, documents, x, y) in views.items():
+    for name, (queries, documents, x, y) in pairs.items():
         found = find_documents(x, y, queries, documents)
         scores[f"recall@1, {name}"] = 100 * float(found.first.mean())
         scores[f"MRR, {name}"] = 100 * float(found.reciprocal_rank.mean())
         scores[f"nats, {name}"] = nats(x, y)
         scores[f"nats at best gamma, {name}"] = max(nats(x, y, gamma) for gamma in GAMMA_GRID)
         scores[f"InfoNCE at best gamma, {name}"] = max(infonce_bound(x, y, gamma) for gamma in GAMMA_GRID)
-    some = list(texts[:NUM_DROPOUT])
-    x, y = encode_dropout_views(encoder, some, progress=False)
-    scores["nats, dropout views"] = nats(x, y)
-    scores["alignment of dropout views"] = float(alignment(x, y))
-    scores["alignment of halves"] = float(alignment(*views["halves"][2:]))
+    scores["nats, dropout views"] = nats(*dropout)
+    scores["alignment of dropout views"] = float(alignment(*dropout))
+    scores["alignment of halves"] = float(alignment(*pairs["halves"][2:]))
     scores["uniformity"] = float(uniformity(whole))
     scores["alignment + uniformity"] = scores["alignment of halves"] + scores["uniformity"]
     scores["effective rank"] = float(effective_rank(direction_shares(whole)))
@@ -349,7 +363,8 @@ def main() -> None:
         given = rows_of(trained_on, settings["views"], args.seed) if settings else None
         scores = run(path, given, scored_on, sts, came.get((model, text)), settings, args)
         came.setdefault((model, text), scores.came)
-        facts = {"model": model, "text": text, "settings": settings, "num_texts": len(scored_on), "steps": args.steps}
+        facts = {"model": model, "text": text, "settings": settings, "num_texts": len(scored_on)}
+        facts |= {"steps": args.steps, "bf16": args.bf16}
         write_json(file, facts | {"checkpoints": scores.checkpoints})
     print_table(folder)
 
