@@ -19,9 +19,11 @@ from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that ta
 import argparse
 import math
 import random
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -33,6 +35,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PrinterCallback
 
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, build_text_encoder
 from fmicl_text.cli.checks import whole_number
@@ -55,6 +58,7 @@ from fmicl_text.losses import AlignUniformLoss, ContrastiveLoss, FMICLLoss, Info
 from fmicl_text.losses.similarity import unit_rows
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.held_out import parts_of, text_hash
+from fmicl_text.training.callbacks import NonFiniteError
 
 OBJECTIVES = ("kl", "js", "pearson", "vlc", "sh", "tsallis", "infonce", "align_uniform")
 ALPHAS, GAMMAS = ("auto", "auto", 409600.0, 4096.0, 40.0), ("auto", "auto", 5.0, 80.0)
@@ -74,12 +78,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sts_dev_file", type=Path, help="sentence pairs with scores")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the results")
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
-    number = partial(whole_number, lowest=1)
-    parser.add_argument("--num_texts", type=number, default=400, help="texts to score on (default: 400)")
-    parser.add_argument("--steps", type=number, default=12, help="training steps (default: 12)")
-    parser.add_argument("--max_seq_length", type=number, default=32, help="tokens per text (default: 32)")
+    for name, default, lowest, text in (
+        ("num_texts", 400, 2, "texts to score on"),
+        ("steps", 12, 3, "training steps"),
+        ("max_seq_length", 32, 3, "tokens per text"),
+        ("seed", 0, 0, "seed"),
+    ):
+        number = partial(whole_number, lowest=lowest)
+        parser.add_argument(f"--{name}", type=number, default=default, help=f"{text} (default: {default})")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 mixed precision, in training and evaluation")
-    parser.add_argument("--seed", type=partial(whole_number, lowest=0), default=0, help="seed (default: 0)")
     args = parser.parse_args()
     if not args.table and not (args.model and args.text and args.sts_dev_file):
         parser.error("--model, --text and --sts_dev_file are required without --table")
@@ -172,8 +179,12 @@ def run(
             report_to="none",
             seed=args.seed,
             bf16=args.bf16,
+            use_cpu=not torch.cuda.is_available(),
         )
-        FMICLTrainer(encoder, arguments, train_dataset=rows, loss=loss_of(settings), evaluator=scores).train()
+        trainer = FMICLTrainer(encoder, arguments, train_dataset=rows, loss=loss_of(settings), evaluator=scores)
+        trainer.remove_callback(PrinterCallback)
+        with suppress(NonFiniteError):  # the checkpoints before it count
+            trainer.train()
     return scores
 
 
@@ -256,50 +267,50 @@ def some_cosines(x: Tensor) -> list[float]:
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the table: for every score, the Spearman correlation with STS over the checkpoints of a model and a text,
-    and how far the checkpoint that it chooses is below the best, step 0 included."""
+    and how far the checkpoint that it chooses is below the best one: in a run and over all runs, step 0 included."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for one in runs:
         groups.setdefault((one["model"], one["text"]), []).append(one)
-    groups = {group: members for group, members in groups.items() if len(members) > 1}
-    values: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, list[float]]] = {}
+
+    def add(name: str, column: str, value: float) -> None:
+        found.setdefault(name, {}).setdefault(column, []).append(value)
+
     for (model, text), members in sorted(groups.items()):
-        (start,) = next(one["checkpoints"] for one in members if one["settings"] is None)
-        trained = [one["checkpoints"] for one in members if one["settings"] is not None]
-        everything = [start, *(checkpoint for one in trained for checkpoint in one)]
+        start = [one["checkpoints"][0] for one in members if one["settings"] is None]
+        trained = [start + one["checkpoints"] for one in members if one["settings"] is not None]
+        if not start or not trained:
+            continue
+        everything = start + [checkpoint for one in trained for checkpoint in one[1:]]
         add_agreement(everything)
         sts = [checkpoint["sts"] for checkpoint in everything]
         for name in everything[0]["scores"]:
-            sign = -1 if name in LOWER_IS_BETTER else 1
-            column = values.setdefault(name, {})
-            ranked = [sign * checkpoint["scores"][name] for checkpoint in everything]
-            column.setdefault(f"{model}, {text}", []).append(float(stats.spearmanr(ranked, sts).statistic))
+            scores = [signed(name, checkpoint) for checkpoint in everything]
+            constant = min(len(set(scores)), len(set(sts))) < 2
+            add(name, f"{model}, {text}", 0.0 if constant else float(stats.spearmanr(scores, sts).statistic))
+            add(name, "regret over all", max(sts) - max(everything, key=partial(signed, name))["sts"])
             for one in trained:
-                column.setdefault("regret in a run", []).append(regret([start, *one], name, sign))
-            column.setdefault("regret over all", []).append(regret(everything, name, sign))
-        for name, choose in (("(last checkpoint)", -1), ("(as it came)", 0)):
-            for one in trained:
-                best = max(checkpoint["sts"] for checkpoint in [start, *one])
-                values.setdefault(name, {}).setdefault("regret in a run", []).append(
-                    best - [start, *one][choose]["sts"]
-                )
-    rows = [
-        {"score": name, **{title: float(np.mean(found)) for title, found in columns.items()}}
-        | {"largest in a run": max(columns["regret in a run"])}
-        for name, columns in values.items()
-    ]
-    models = sorted({model for model, _ in groups})
-    for row in rows:
-        for model in models:
-            of_model = [row[f"{model}, {text}"] for name, text in groups if name == model and f"{model}, {text}" in row]
-            if of_model:
-                row[f"{model}, mean"] = float(np.mean(of_model))
-    return sorted(rows, key=lambda row: row["regret in a run"])
+                add(name, "regret in a run", best_of(one) - max(one, key=partial(signed, name))["sts"])
+        for one in trained:
+            add("(the last checkpoint)", "regret in a run", best_of(one) - one[-1]["sts"])
+            add("(the encoder as it came)", "regret in a run", best_of(one) - one[0]["sts"])
+    rows: list[dict[str, Any]] = []
+    for name, columns in found.items():
+        means = {column: float(np.mean(values)) for column, values in columns.items()}
+        correlations = [value for column, value in means.items() if not column.startswith("regret")]
+        mean = {"mean": float(np.mean(correlations))} if correlations else {}
+        rows.append({"score": name, **mean, **means, "largest regret in a run": max(columns["regret in a run"])})
+    return sorted(rows, key=lambda row: row.get("mean", -math.inf), reverse=True)
 
 
-def regret(checkpoints: Sequence[Mapping[str, Any]], name: str, sign: int) -> float:
-    """STS of the best checkpoint minus that of the one with the best score."""
-    chosen = max(checkpoints, key=lambda checkpoint: sign * checkpoint["scores"][name])
-    return float(max(checkpoint["sts"] for checkpoint in checkpoints) - chosen["sts"])
+def signed(name: str, checkpoint: Mapping[str, Any]) -> float:
+    """A score without labels, of which higher is better."""
+    return float(-checkpoint["scores"][name] if name in LOWER_IS_BETTER else checkpoint["scores"][name])
+
+
+def best_of(checkpoints: Sequence[Mapping[str, Any]]) -> float:
+    """The best STS score."""
+    return float(max(checkpoint["sts"] for checkpoint in checkpoints))
 
 
 def add_agreement(checkpoints: Sequence[Any]) -> None:
@@ -312,12 +323,17 @@ def add_agreement(checkpoints: Sequence[Any]) -> None:
         checkpoint["scores"]["agrees with the encoder as it came"] = own[0]
 
 
+def finished(folder: Path) -> dict[Path, Any]:
+    """The runs in the output folder, by file."""
+    return {path: read_json(path) for path in sorted(folder.glob("run-*.json"))}
+
+
 def print_table(folder: Path) -> None:
     """Print the table of the finished runs, and write it to selection.json."""
-    runs = [read_json(path) for path in sorted(folder.glob("run-*.json"))]
+    runs = list(finished(folder).values())
     rows = summary(runs)
     if not rows:
-        raise InputError(f"output_dir={folder}: no finished runs")
+        raise InputError(f"--output_dir {folder}: no finished runs of a model on a text")
     num_checkpoints = sum(len(one["checkpoints"]) for one in runs)
     write_json(
         folder / "selection.json", {"checkpoints": num_checkpoints, "rows": rows, "versions": library_versions()}
@@ -347,6 +363,10 @@ def main() -> None:
     folder = args.output_dir
     if args.table:
         return print_table(folder)
+    options = {name: getattr(args, name) for name in ("num_texts", "steps", "max_seq_length", "seed", "bf16")}
+    for path, one in finished(folder).items():
+        if one["options"] != options:
+            raise InputError(f"--output_dir {folder}: {path.name} is a run with other options, {one['options']}")
     folder.mkdir(parents=True, exist_ok=True)
     datasets.disable_progress_bars()
     sts = STSEvaluator(load_pairs(args.sts_dev_file), progress=False)
@@ -355,7 +375,7 @@ def main() -> None:
     cells = list(product((None, *OBJECTIVES), models, texts))
     came: dict[tuple[str, str], Tensor] = {}
     for objective, (model, path), (text, _) in tqdm(cells, desc="runs"):
-        file = folder / f"run-{model}-{text}-{objective or 'before'}.json"
+        file = folder / re.sub(r"[^\w.-]", "_", f"run-{model}-{text}-{objective or 'before'}.json")
         trained_on, scored_on = rows[text]
         settings = objective and settings_of(objective, model, text, args.seed)
         if file.exists() and objective:
@@ -363,8 +383,7 @@ def main() -> None:
         given = rows_of(trained_on, settings["views"], args.seed) if settings else None
         scores = run(path, given, scored_on, sts, came.get((model, text)), settings, args)
         came.setdefault((model, text), scores.came)
-        facts = {"model": model, "text": text, "settings": settings, "num_texts": len(scored_on)}
-        facts |= {"steps": args.steps, "bf16": args.bf16}
+        facts = {"model": model, "text": text, "settings": settings, "options": options}
         write_json(file, facts | {"checkpoints": scores.checkpoints})
     print_table(folder)
 
