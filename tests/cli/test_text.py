@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from fmicl_text.cli.parser import FLAGS, add_dashes, resolved_settings
-from fmicl_text.cli.text import announce, parse_args
+from fmicl_text.cli.text import announce, parse_args, without_evaluation
 from fmicl_text.errors import InputError
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
 
@@ -49,7 +49,7 @@ def test_defaults_with_a_model_are_the_papers_without_its_alpha():
         "similarity": "gaussian",
         "global_batch": "gather",
     }
-    assert args.metric_for_best_model == "sts_spearman" and args.load_best_model_at_end
+    assert args.load_best_model_at_end and data.num_held_out == 2000
 
 
 def test_command_line_wins_over_the_file(tmp_path):
@@ -192,6 +192,60 @@ def test_views_from_a_file(content, views, tmp_path):
     assert given[1].views == views
     config.write_text(yaml.safe_dump(resolved_settings(*given)))
     assert parse_args(["--config", str(config)])[1].views == views
+
+
+def test_the_data_decide_the_metric(tmp_path):
+    """Also over that of a settings.yaml of a run on other data. A metric that is named stays."""
+    file = tmp_path / "settings.yaml"
+    file.write_text("metric_for_best_model: loss")
+    for config in ([], ["--config", str(file)]):
+        assert parse_args([*MODEL, *config])[2].metric_for_best_model == "loss"  # the evaluator's primary metric
+        assert parse_args([*MODEL, *config, "--sts_dev_file", "stsb"])[2].metric_for_best_model == "sts_spearman"
+    assert parse_args([])[2].metric_for_best_model == "sts_spearman"  # bundled pairs
+    named = [*MODEL, "--metric_for_best_model", "held_out_recall@1"]
+    assert parse_args(named)[2].metric_for_best_model == "held_out_recall@1"
+
+
+def test_held_out_texts_are_instead_of_other_data():
+    assert parse_args([*MODEL, "--held_out", "500"])[1].num_held_out == 500
+    assert parse_args([*MODEL, "--held_out", "0"])[1].num_held_out == 0
+    for flag, value in (("--sts_dev_file", "dev.tsv"), ("--retrieval_dev_folder", "dev")):
+        assert parse_args([*MODEL, flag, value])[1].num_held_out == 0
+        assert f"--held_out 500 has no effect with {flag} {value}" in mistake(
+            [*MODEL, flag, value, "--held_out", "500"]
+        )
+    assert parse_args([])[1].num_held_out == 0  # the bundled pairs
+    _, bundled, args = parse_args(["--held_out", "500"])
+    assert (bundled.sts_dev_file, bundled.num_held_out, args.metric_for_best_model) == (None, 500, "loss")
+
+
+@pytest.mark.parametrize("number", ["1", "99", "-1"])
+def test_too_few_held_out_texts(number):
+    assert f"--held_out must be 0 or at least 100, got {number}" in mistake([*MODEL, "--held_out", number])
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--early_stopping_patience", "3"], "early_stopping_patience=3"),
+        (["--save_strategy", "best"], "save_strategy=best"),
+        (["--lr_scheduler_type", "reduce_lr_on_plateau"], "lr_scheduler_type=reduce_lr_on_plateau"),
+        (["--eval_on_start", "True"], "eval_on_start=True"),
+        (["--metric_for_best_model", "sts_pearson"], "metric_for_best_model=sts_pearson"),
+    ],
+)
+def test_options_that_need_evaluations(flags, named):
+    _, _, args = parse_args([*MODEL, *flags])
+    with pytest.raises(InputError) as error:
+        without_evaluation(args, "held_out=0")
+    assert str(error.value) == f"{named} needs evaluations: pass sts_dev_file (held_out=0)"
+    assert args.eval_strategy == "steps"
+
+
+def test_a_run_without_evaluation():
+    _, _, args = parse_args(MODEL)
+    without_evaluation(args, "held_out=0")
+    assert (args.eval_strategy, args.load_best_model_at_end) == ("no", False)
 
 
 def test_length_grouping_needs_lengths():

@@ -19,6 +19,8 @@ from fmicl_text.evaluation import plots
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.sts import load_pairs
+from fmicl_text.evaluation.unlabeled import UnlabeledEvaluator
+from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import build_text_encoder
 from tests.support import recipe_flags, sentences, words_missing, write_recipe_data
 
@@ -195,6 +197,90 @@ def test_search_data_selects_the_checkpoint(material, monkeypatch):
     assert settings["negatives"] is None  # so that --config chooses again
     assert "| prompts, in training | 'one ' 'two ' |" in (folder / "searched" / "README.md").read_text()
     assert SentenceTransformer(str(folder / "searched")).prompts == {"query": "one ", "document": "two "}
+
+
+def without_pairs(flags, train_file):
+    """The flags of a run without STS pairs, on another training file."""
+    argv = [flag for flag in flags if flag not in ("--sts_dev_file", "dev.tsv")]
+    argv[argv.index("--train_file") + 1] = train_file
+    return [*argv, "--max_steps", "6"]
+
+
+def run_in_process(folder, monkeypatch, *flags):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+@pytest.mark.slow
+def test_held_out_texts_select_the_checkpoint(material, monkeypatch, capsys):
+    """Without graded pairs, offline. They are not trained on, and the saved encoder has the best score."""
+    folder, flags = material
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    lines = [f"{text} {number}" for number, text in enumerate(sentences(1100))]
+    (folder / "many.txt").write_text("\n".join([*lines, *lines[:200]]))
+    run_in_process(folder, monkeypatch, *without_pairs(flags, "many.txt"), "--output_dir", "unlabeled")
+    printed = capsys.readouterr().out
+    assert "Evaluation: 110 held-out texts of the training data" in printed and "| held_out_mrr" in printed
+    out = folder / "unlabeled"
+    results = json.loads((out / "results.json").read_text())
+    assert results["data"]["rows held out"] == 110 and results["scored_on"]["name"] in printed
+    assert results["data"]["rows"] == 1300 - 110 - results["data"]["rows dropped with a held-out text"]
+    scores = {row["step"]: row["eval_held_out_mrr"] for row in results["log_history"] if "eval_held_out_mrr" in row}
+    assert len(scores) == 4  # before training and three evaluations
+    trained = {step: score for step, score in scores.items() if step}
+    assert results["best_step"] == max(trained, key=trained.get)
+    texts = [text for (text,) in load_training_text(folder / "many.txt", held_out=2000).held_out.rows]
+    evaluator = UnlabeledEvaluator(texts, progress=False, max_seq_length=32)
+    score = evaluator(SentenceTransformer(str(out), device="cpu"))["held_out_mrr"]
+    assert score == pytest.approx(results["after"]["eval_held_out_mrr"], abs=1e-6)
+    card = (out / "README.md").read_text()
+    assert "110 held-out texts of the training data: mean of 100/rank" in card and "held_out_mrr." in card
+
+
+@pytest.mark.slow
+def test_held_out_pairs_are_searched_with_their_prompts(material, monkeypatch, capsys):
+    folder, flags = material
+    pairs = zip(sentences(1000), sentences(1000, seed=1), strict=True)
+    rows = [{"query": f"{query} {i}", "answer": f"{answer} {i}"} for i, (query, answer) in enumerate(pairs)]
+    (folder / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    argv = [*without_pairs(flags, "many.jsonl"), "--prompts", "one ", "two ", "--output_dir", "unlabeled-pairs"]
+    seen, embed = [], UnlabeledEvaluator.embed
+    monkeypatch.setattr(UnlabeledEvaluator, "embed", lambda self, encoder: seen.append(self) or embed(self, encoder))
+    run_in_process(folder, monkeypatch, *argv)
+    assert "Evaluation: 100 held-out pairs of the training data" in capsys.readouterr().out
+    assert seen[0].prompts == ("one ", "two ") and len(seen[0].texts[0]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more, reason",
+    [
+        ([], "1,000 distinct rows are needed to hold out 100 of them, got 40"),
+        (["--held_out", "0"], "held_out=0"),
+    ],
+)
+def test_without_evaluation_the_last_weights_are_saved(material, monkeypatch, capsys, more, reason):
+    folder, flags = material
+    name = f"last-{len(more)}"
+    argv = [*without_pairs(flags, "train.txt"), *more, "--output_dir", name]
+    run_in_process(folder, monkeypatch, *argv)
+    printed = capsys.readouterr().out
+    assert f"No evaluation, the last weights are saved ({reason}). To evaluate, pass --sts_dev_file" in printed
+    results = json.loads((folder / name / "results.json").read_text())
+    assert (results["before"], results["after"], results["best_step"], results["steps"]) == ({}, {}, None, 6)
+    assert "Not evaluated." in (folder / name / "README.md").read_text()
+
+
+def test_the_word_stsb_downloads_the_pairs(material, monkeypatch, capsys):
+    """And nothing else does: without a network, the error names a way without one."""
+    folder, flags = material
+    argv = [*without_pairs(flags, "train.txt"), "--sts_dev_file", "stsb", "--output_dir", "word"]
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit) as stopped:
+        run_in_process(folder, monkeypatch, *argv)
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert stopped.value.code == 2 and not words_missing(line, "mteb/stsbenchmark-sts Hub --sts_dev_file"), line
 
 
 def test_the_configs_are_all_there():
