@@ -212,7 +212,7 @@ def view_retrieval(x: Tensor, y: Tensor) -> float:
 
 
 def nearest_shares(x: Tensor, y: Tensor) -> Tensor:
-    """The share [N] that every row of x adds to `view_retrieval`: 1/n if its positive is one of n nearest rows, or 0."""
+    """The terms [N] of `view_retrieval`, one per row of x: 1/n if its positive is one of n nearest rows, else 0."""
     x, y = unit_rows(x), functional.pad(unit_rows(y), (0, 0, 0, -len(y) % 64))  # see `NearestNeighbors.compare`
     shares = []
     for start, rows in zip(range(0, len(x), TEST_BLOCK), x.split(TEST_BLOCK), strict=True):
