@@ -38,6 +38,7 @@ from fmicl_text.training.callbacks import (
     ClearCallback,
     CollapseMonitor,
     FiniteCheckCallback,
+    LookCallback,
     NonFiniteError,
     PushCallback,
     ResumeCallback,
@@ -210,7 +211,7 @@ class FMICLTrainer(Trainer):
                 SkippedStepsCallback(),
                 ScoreRecord(),
             ),
-            *(CollapseMonitor(), PushCallback(self), self.graceful_stop),
+            *(CollapseMonitor(), LookCallback(self), PushCallback(self), self.graceful_stop),
         ):
             self.add_callback(callback)
         self.check_engine()

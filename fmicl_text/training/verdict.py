@@ -120,7 +120,10 @@ def give_verdict(trainer: FMICLTrainer, before: Scores, after: Scores, selects: 
     def decide() -> Verdict:
         verdict = compare(before, after, evaluator, selects)
         items = getattr(evaluator, "items", None) if verdict.num_items else None
-        parts = [f"{verdict.num_items:,} {items}" if items else "", name or ""]
+        parts = [
+            f"{verdict.num_items:,} {items}" if items else "",
+            "" if not name or name.partition(" ")[2].startswith(items or " ") else name,
+        ]
         advice = f"a smaller learning_rate (now {args.learning_rate:g})"
         if not args.load_best_model_at_end:
             advice = f"load_best_model_at_end=True, which keeps the better encoder, {advice}"

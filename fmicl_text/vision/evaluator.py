@@ -104,7 +104,7 @@ class ImageEvaluator:
                 raise InputError(f"{images.source}: at least 2 held-out images are needed, got {len(images)}")
         values = self.train.channels * self.preprocessing.size**2 * sum(map(len, (self.train, *held_out)))
         self.kept: dict[Any, Any] | None = {} if 4 * values <= MOST_KEPT else None
-        self.greater_is_better = True
+        self.greater_is_better, self.items = True, "held-out images"
         self.primary_metric = "knn_accuracy" if self.has_classes else "view_retrieval"
 
     def describe(self) -> dict[str, str]:
