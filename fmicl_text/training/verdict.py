@@ -223,6 +223,10 @@ class StepZeroCallback(TrainerCallback):
             }
             self.weights = {name: weight.detach().to("cpu", copy=True) for name, weight in kept.items()}
             self.digest = encoder_digest(model.encoder)
+            if "evaluation_data" in self.trainer.checkpointer.changes:
+                self.trainer.run_evaluator()
+                scores: Any = self.trainer.scores
+                self.known = {self.digest: scores}, self.trainer.evaluator
 
     def known_scores(self) -> dict[str, Any] | None:
         """The scores of the encoder before training, if it was evaluated just before."""
@@ -241,7 +245,8 @@ class StepZeroCallback(TrainerCallback):
             record.start = on_main_process(self.known_scores)
             if record.start is None:
                 trainer.run_evaluator()
-                record.start = vars(trainer.scores) | {"digest": self.digest}
+                record.start = dict(vars(trainer.scores))
+            record.start["digest"] = self.digest
 
     def scores_of(self, metrics: Mapping[str, float]) -> Scores:
         """The scores of the encoder that the evaluator has just evaluated."""
@@ -269,17 +274,20 @@ class StepZeroCallback(TrainerCallback):
         self.check(self.trainer.score_record)
 
     def check(self, record: ScoreRecord) -> None:
-        """After a resume: encoder and evaluation data must be those that the run began with, else the encoder before
-        training is no candidate."""
-        changed = "evaluation_data" in self.trainer.checkpointer.changes
-        same = not changed and (record.start or {}).get("digest") == self.digest
-        if self.weights and not on_main_process(lambda: same):
+        """After a resume: the encoder must be the one that the run began with, else it is no candidate. With other
+        evaluation data, the recorded scores are not used."""
+        if not self.weights:
+            return
+        if not on_main_process(lambda: record.start is not None and record.start["digest"] == self.digest):
             self.weights, record.start = {}, None
             warnings.warn(
-                f"{self.trainer.checkpointer.resumed_from} has no scores of this encoder before training on this data: "
-                "the run ends with its best checkpoint, even if that is worse",
+                f"{self.trainer.checkpointer.resumed_from} has no scores of this encoder before training: the run ends "
+                "with its best checkpoint, even if that is worse",
                 stacklevel=2,
             )
+        elif "evaluation_data" in self.trainer.checkpointer.changes:
+            found: Any = on_main_process(self.known_scores)
+            record.start, record.best = found | {"digest": self.digest}, None
 
     def conclude(self) -> None:
         """At the end of training: compare the weights that it ends with, and restore those before it if they are not
@@ -290,7 +298,7 @@ class StepZeroCallback(TrainerCallback):
             return
         if record.best is None or record.best["step"] != state.best_global_step:  # not evaluated, or its file is gone
             trainer.run_evaluator()
-            record.best = dict(vars(trainer.scores))
+            record.best = vars(trainer.scores) | {"step": state.best_global_step or state.global_step}
         give_verdict(trainer, Scores(**record.start), Scores(**record.best), selects=True)
         verdict: Any = trainer.verdict
         if verdict.saved_step == 0:

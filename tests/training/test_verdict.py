@@ -250,6 +250,24 @@ def test_another_encoder_at_a_resume_is_no_candidate(bert_folder, tmp_path, fini
     assert resumed.state.best_global_step == 4 and resumed.verdict is None
 
 
+def test_other_evaluation_data_at_a_resume_are_used_for_both(bert_folder, tmp_path):
+    """The encoder before training is evaluated again, and the best one too."""
+
+    class Described(Scripted):
+        def describe(self):
+            return {"evaluation_data": str(self.scores)}
+
+    trainer = selecting(bert_folder, tmp_path, Described(80.0, 79.0), save_total_limit=9)
+    trainer.add_callback(Signal(5))
+    with pytest.raises(Interrupted):
+        trainer.train()
+    resumed = selecting(bert_folder, tmp_path, Described(10.0, 5.0, 4.0, 30.0), save_total_limit=9)
+    with pytest.warns(UserWarning, match="evaluation_data"):
+        resumed.train(resume_from_checkpoint="auto")
+    assert resumed.evaluator.calls == 4 and (resumed.verdict.before, resumed.verdict.after) == (10.0, 30.0)
+    assert resumed.verdict.outcome == "better" and resumed.state.best_global_step == resumed.verdict.step == 2
+
+
 # ---- kinds of models
 
 
