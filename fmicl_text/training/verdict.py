@@ -105,7 +105,7 @@ def standard_error(before: Scores, after: Scores, evaluator: Any) -> float | Non
         return None
     old, new = (np.asarray(scores.observations, dtype=float) for scores in (before, after))
     known = [evaluator.metric_of(rows) for rows in (old, new)]
-    reported = [scores.metrics[after.metric] for scores in (before, after)]
+    reported = [scores.metrics.get(after.metric, math.nan) for scores in (before, after)]
     if len(old) < 2 or len(old) != len(new) or not np.allclose(known, reported):
         return None
     error = bootstrap_difference(old, new, evaluator.metric_of)[1]

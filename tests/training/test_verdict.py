@@ -1,5 +1,6 @@
 """The verdict of a run, and the encoder before training as a candidate for the best."""
 
+import json
 import math
 import shutil
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from fmicl_text.errors import Interrupted
-from fmicl_text.training.checkpoint import checkpoints_in
+from fmicl_text.training.checkpoint import checkpoints_in, saved_run, write_manifest
 from fmicl_text.training.verdict import Scores, Verdict, compare, describe, encoder_digest
 from tests.support import Signal, make_family_trainer, make_trainer, peft_or_skip, same, sts_pairs, trained, weights
 
@@ -73,6 +74,8 @@ def test_observations_of_another_metric_give_no_standard_error():
         scores(step, [value] * 10, one) for step, value, one in zip((0, 3), (0, 0.5), metrics, strict=True)
     )
     assert compare(before, after, MEAN, True).standard_error == 0
+    after.metric = "missing"
+    assert compare(before, after, MEAN, True).standard_error is None
     after.metric = "other"
     verdict = compare(before, after, MEAN, True)
     assert verdict.standard_error is None and verdict.num_items is None and verdict.outcome == "better"
@@ -248,6 +251,22 @@ def test_another_encoder_at_a_resume_is_no_candidate(bert_folder, tmp_path, fini
     with pytest.warns(UserWarning, match=r"checkpoint-\d has no scores of this encoder before training"):
         resumed.train(resume_from_checkpoint="auto")
     assert resumed.state.best_global_step == 4 and resumed.verdict is None
+
+
+def test_a_checkpoint_of_an_older_version_has_no_scores(bert_folder, tmp_path):
+    """A run that stopped early is still finished; the encoder before training is no candidate."""
+    settings = {"max_steps": 20, "early_stopping_patience": 2, "save_total_limit": 9}
+    evaluator = Scripted(80.0, 70.0, 69.0, 68.0)
+    whole = trained(selecting(bert_folder, tmp_path, evaluator, **settings))
+    assert whole.state.global_step == 6 and whole.state.best_global_step == 0
+    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    del state["stateful_callbacks"]["ScoreRecord"]
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text(json.dumps(state))
+    write_manifest(tmp_path / "checkpoint-6", saved_run(tmp_path / "checkpoint-6"))
+    again = selecting(bert_folder, tmp_path, evaluator, **settings)
+    with pytest.warns(UserWarning, match="checkpoint-6 has no scores of this encoder before training"):
+        again.train(resume_from_checkpoint="auto")
+    assert again.state.global_step == 6 and again.state.best_global_step == 2 and evaluator.calls == 4
 
 
 def test_other_evaluation_data_at_a_resume_are_used_for_both(bert_folder, tmp_path):
