@@ -24,7 +24,9 @@ from fmicl_text.cli.recipe import (
     end_together,
     finished_message,
     input_hashes,
+    judge_run,
     print_rank0,
+    print_verdict,
     run_training,
     save_run,
 )
@@ -106,15 +108,18 @@ def main() -> None:
         evaluator=evaluator,
     )
     before = trainer.run_evaluator() if evaluator else {}
+    start = trainer.scores
     trainer.metadata = {"settings": settings, "inputs": input_hashes(settings), "before": before}
     trainer.metadata |= {"data": data.metadata() | {"views": chosen_views}, "scored_on": scored}
     with trainer.hold_output_dir(args.resume_from_checkpoint):
         run_training(trainer)
         after = trainer.run_evaluator() if evaluator else {}
+        judge_run(trainer, start)
         save_run(trainer, after)
     if evaluator:
         print_rank0(args, before_after_table(before, after))
     print_rank0(args, f"Saved encoder, model card, settings, results and training curve to {args.output_dir}")
+    print_verdict(trainer)
     if args.push_to_hub:
         print_rank0(args, f"Pushed to the Hub: {trainer.push_to_hub()}")
     end_together(trainer)

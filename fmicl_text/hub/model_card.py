@@ -109,6 +109,7 @@ def model_card(run: Mapping[str, Any], name: str, curve: bool = True) -> str:
         curve=CURVE if curve else None,
         results_sentence=results_sentence(run),
         results=results_table(run),
+        verdict=verdict_sentence(run),
         limits=limits_of(text),
         citation=CITATION,
     )
@@ -202,7 +203,7 @@ def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
         "LoRA rank (merged)": settings.get("lora_rank"),
         "batch": settings["per_device_train_batch_size"] * run["processes"],
         "steps": run["steps"],
-        "best step (saved)": run["best_step"],
+        "best step (saved)": "0, the encoder before training" if run["best_step"] == 0 else run["best_step"],
         "learning rate": settings["learning_rate"],
         "precision": precision_of(run),
         "seed": run["seed"],
@@ -286,6 +287,14 @@ def results_table(run: Mapping[str, Any]) -> str:
         if scores
         else "Not evaluated."
     )
+
+
+def verdict_sentence(run: Mapping[str, Any]) -> str | None:
+    """Whether training made the encoder better; None if it was not measured, as in mid-training."""
+    if not (verdict := run.get("verdict")):
+        return None
+    text, _, _ = verdict["text"].partition(". Try ")
+    return f"{text[0].upper()}{text[1:]}. The number after +- is the standard error of the difference."
 
 
 def limits_of(text: bool) -> str:

@@ -39,6 +39,7 @@ from fmicl_text.training.callbacks import (
     ClearCallback,
     CollapseMonitor,
     FiniteCheckCallback,
+    LookCallback,
     NonFiniteError,
     PushCallback,
     ResumeCallback,
@@ -54,6 +55,7 @@ from fmicl_text.training.output_dir import REPLACED, OutputDir, create_folder, r
 from fmicl_text.training.sampler import SeededLengthSampler
 from fmicl_text.training.search import check_search, default_space, metric_objective, search_state, trial_state
 from fmicl_text.training.signals import GracefulStop
+from fmicl_text.training.verdict import ScoreRecord, Scores, StepZeroCallback, Verdict
 
 READ_ONCE = ("early_stopping_patience", "per_device_eval_batch_size")  # when the trainer is made
 MEASURED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # follow metric_for_best_model
@@ -102,6 +104,8 @@ class FMICLTrainer(Trainer):
 
     Attributes:
         metadata: Facts for the model card and the run record that the trainer cannot know; see `hub.run_record`.
+        scores: Those of the evaluator's last call.
+        verdict: Whether training made the encoder better; None without an evaluator or `load_best_model_at_end`.
     """
 
     # The base class would assume that a model whose forward accepts **kwargs scales its own loss, and would not divide
@@ -167,6 +171,9 @@ class FMICLTrainer(Trainer):
         self.trial_names: set[str] = set()
         self.evaluator = evaluator
         self.metadata: dict[str, Any] = {}
+        self.scores: Scores | None = None
+        self.verdict: Verdict | None = None
+        self.step_zero = StepZeroCallback(self, is_overridden(type(self), FMICLTrainer, "evaluate"))
         self.metrics = TrainingMetrics()
         self.checkpointer = Checkpointer(self)
         self.output_dir = OutputDir(args)
@@ -202,14 +209,16 @@ class FMICLTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         for callback in (
             *(
+                self.step_zero,
                 ClearCallback(self),
                 SetEpochCallback(self),
                 ResumeCallback(self),
                 CalibrationCallback(self),
                 FiniteCheckCallback(self),
                 SkippedStepsCallback(),
+                ScoreRecord(),
             ),
-            *(CollapseMonitor(), PushCallback(self), self.graceful_stop),
+            *(CollapseMonitor(), LookCallback(self), PushCallback(self), self.graceful_stop),
         ):
             self.add_callback(callback)
         self.check_engine()
@@ -224,6 +233,11 @@ class FMICLTrainer(Trainer):
     def skipped_steps(self) -> SkippedStepsCallback:
         """The counter; the base class replaces it when it resumes from a checkpoint."""
         return next(one for one in self.callback_handler.callbacks if isinstance(one, SkippedStepsCallback))
+
+    @property
+    def score_record(self) -> ScoreRecord:
+        """The scores for the verdict; replaced likewise."""
+        return next(one for one in self.callback_handler.callbacks if isinstance(one, ScoreRecord))
 
     def check_engine(self) -> None:
         """Raise `InputError` for a launcher configuration that this trainer or this machine does not support."""
@@ -377,6 +391,9 @@ class FMICLTrainer(Trainer):
     ) -> TrainOutput:
         """See `transformers.Trainer.train`. A finished run that is resumed only loads its final weights.
 
+        With `load_best_model_at_end` and an evaluator, the encoder before training is evaluated too, and the run ends
+        with it unless the best step is better by more than the noise; `best_global_step` is then 0. See `verdict`.
+
         Raises:
             InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data, batches or
                 processes, or to a finished run with other settings; the output folder contains another run, or another
@@ -385,6 +402,7 @@ class FMICLTrainer(Trainer):
             Interrupted: After a signal; a checkpoint was saved.
         """
         with trial_state(self, trial), self.hold_output_dir(resume_from_checkpoint):
+            self.verdict = None
             checkpoint = self.checkpointer.choose(resume_from_checkpoint)
             if checkpoint is not None:
                 max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
@@ -410,6 +428,7 @@ class FMICLTrainer(Trainer):
                 raise InputError(f"{checkpoint} cannot be read: a file is corrupted or contains code") from error
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
                 self.state.best_global_step = self.state.global_step  # its checkpoint is missing
+            self.step_zero.conclude()
             return output
 
     def hold_output_dir(self, resume_from_checkpoint: str | bool | None = None) -> AbstractContextManager[None]:
@@ -426,10 +445,12 @@ class FMICLTrainer(Trainer):
     def load_finished(self, checkpoint: Path) -> TrainOutput:
         """Load state and weights of the run that ended with this checkpoint, without training."""
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
-        self.model.load_checkpoint(str(checkpoint))
+        self._load_from_checkpoint(str(checkpoint))
+        self.step_zero.restore()
         self.checkpointer.locate_best()
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self.checkpointer.load_best()
+        self.step_zero.conclude()
         return TrainOutput(self.state.global_step, float("nan"), {})
 
     def get_train_dataloader(self) -> Any:
@@ -685,6 +706,7 @@ class FMICLTrainer(Trainer):
         if self.args.metric_for_best_model and f"{prefix}_{wanted}" not in metrics:
             known = ", ".join(name.removeprefix(f"{prefix}_") for name in metrics)
             raise InputError(f"metric_for_best_model={wanted} is not available; choose one of {known}")
+        self.scores = self.step_zero.scores_of(measured)
         return metrics
 
     @contextmanager
@@ -708,6 +730,7 @@ class FMICLTrainer(Trainer):
         is_new_best = super()._determine_best_metric(metrics, trial)
         if is_new_best and self.args.load_best_model_at_end:
             self.control.should_save = True
+            self.score_record.best = None if self.scores is None else dict(vars(self.scores))
         return is_new_best or self.graceful_stop.stopped_by != 0
 
     # Saving and loading
@@ -718,6 +741,7 @@ class FMICLTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load all weights. The base class expects a single state dict, which checkpoints do not contain."""
+        self.step_zero.keep_weights()
         self.model.load_checkpoint(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:

@@ -159,12 +159,22 @@ def test_bad_input_does_not_remove_the_run_to_be_overwritten(finished, material,
 
 
 def test_early_stopping_ends_the_run(material, monkeypatch, capsys):
-    """At learning rate 0 no evaluation is better than the first, at step 2: patience 2 ends it at step 6 of 40."""
+    """At learning rate 0 no evaluation is better than the first, at step 2: patience 2 ends it at step 6 of 40. Nor is
+    it better than the encoder before training, which is saved."""
     monkeypatch.chdir(material[0])
     argv = [*material[1], "--learning_rate", "0", "--max_steps", "40", "--early_stopping_patience", "2"]
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv, "--output_dir", "stopped"])
     runpy.run_path(str(RECIPE), run_name="__main__")
-    assert json.loads((material[0] / "stopped" / "results.json").read_text())["steps"] == 6
+    results = json.loads((material[0] / "stopped" / "results.json").read_text())
+    assert results["steps"] == 6 and results["best_step"] == 0 and results["before"] == results["after"]
+    verdict = results["verdict"]
+    assert verdict["outcome"] == "no better" and verdict["difference"] == verdict["standard_error"] == 0
+    assert (verdict["metric"], verdict["num_items"], verdict["saved_step"]) == ("sts_spearman", 12, 0)
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert line == f"Verdict: {verdict['text']}" and "on 12 pairs of dev.tsv); the encoder is saved as it came" in line
+    card = (material[0] / "stopped" / "README.md").read_text()
+    assert "| best step (saved) | 0, the encoder before training |" in card
+    assert "\nNo better than before training: sts_spearman" in card and "the encoder is saved as it came. The" in card
 
 
 def test_search_data_selects_the_checkpoint(material, monkeypatch):
@@ -190,7 +200,9 @@ def test_search_data_selects_the_checkpoint(material, monkeypatch):
     runpy.run_path(str(RECIPE), run_name="__main__")
     assert plotted == ["eval_cosine_ndcg@10"]
     results = json.loads((folder / "searched" / "results.json").read_text())
-    assert results["before"]["eval_cosine_ndcg@10"] <= 1 and results["best_step"] > 0
+    verdict = results["verdict"]
+    assert results["before"]["eval_cosine_ndcg@10"] == verdict["before"] <= 1 and verdict["num_items"] == 3
+    assert results["best_step"] == verdict["saved_step"] and "on 3 queries of search" in verdict["text"]
     assert results["scored_on"]["name"] == "search" and len(results["inputs"]["retrieval_dev_folder"]) == 64
     assert results["data"]["prompts"] == "'one ' 'two '" and results["hyperparameters"]["negatives"] == "cross_view"
     settings = yaml.safe_load((folder / "searched" / "settings.yaml").read_text())
