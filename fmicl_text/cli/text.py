@@ -110,9 +110,8 @@ class DataArguments:
     views: list[str] = field(
         default_factory=lambda: ["auto"],
         metadata={
-            "help": "How the two views of a text are made: dropout (equal texts), crops (two spans), repeat or delete "
-            "(random words); several are applied one after the other to each view. auto: crops for paragraphs; for "
-            "sentences dropout, or delete if the encoder has no dropout. Does not apply to pairs.",
+            "help": "How the two views of a text are made: dropout, crops (two spans), repeat, delete (random words); "
+            "several are applied in turn. Default auto: crops for paragraphs, dropout for sentences.",
             "choices": ["auto", *VIEWS],
         },
     )
@@ -140,8 +139,8 @@ class DataArguments:
     held_out: int | None = field(
         default=None,
         metadata={
-            "help": "Without such data, number of texts that are not trained on and select the best checkpoint: "
-            f"{HELD_OUT:,}, at most a tenth; 0: no selection."
+            "help": "Without such data, number of training texts that select the checkpoint instead "
+            f"(default: {HELD_OUT:,}, at most a tenth)."
         },
     )
 

@@ -123,22 +123,6 @@ class VisionTrainingArguments(FMICLTrainingArguments):
     encoder_momentum: float | None = field(
         default=None, metadata={"help": "Momentum of the momentum encoder. Default 0.99; mocov3 increases it to 1."}
     )
-    gamma: float | str | None = field(
-        default=None,
-        metadata={
-            "metavar": "FLOAT|auto",
-            "help": "Inverse width 1/(2 sigma^2) of the Gaussian similarity, > 0. Default auto: measured before "
-            "training; the paper's is 1.",
-        },
-    )
-    alpha: float | str | None = field(
-        default=None,
-        metadata={
-            "metavar": "FLOAT|auto",
-            "help": "Weight of the negative (repulsion) term, > 0. Default auto: measured before training; the paper's "
-            "is 40.",
-        },
-    )
     temperature: float | None = field(default=None, metadata={"help": "InfoNCE temperature, > 0 (default 0.5)."})
     negatives: str | None = field(
         default=None,

@@ -123,16 +123,14 @@ class FMICLTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "metavar": "FLOAT|auto",
-            "help": "Inverse width 1/(2 sigma^2) of the Gaussian similarity, > 0; like an InfoNCE temperature of "
-            "1/(2 gamma). Default auto: by the divergence.",
+            "help": "Inverse width of the Gaussian similarity, > 0; auto (default) measures it.",
         },
     )
     alpha: float | str | None = field(
         default=None,
         metadata={
             "metavar": "FLOAT|auto",
-            "help": "Weight of the negative (repulsion) term, > 0. Default auto: measured before training; the paper's "
-            "for text is 409600.",
+            "help": "Weight of the negative term, > 0; auto (default) measures it.",
         },
     )
     temperature: float | None = field(default=None, metadata={"help": "InfoNCE temperature, > 0 (default 0.05)."})
