@@ -36,8 +36,8 @@ class ContrastiveModel(nn.Module):
     Attributes:
         modality: Name of the modality in run records and model cards.
         unit: Unit of the logged throughput, in the plural.
-        view_input: Name of the tensor in a batch from which `FMICLTrainer(views=...)` makes the views; None if the
-            collator makes them.
+        view_input: Name of the tensor in a batch from which `FMICLTrainer(views=...)` makes the views; None if
+            `make_views` makes them from the whole batch, or the collator makes them.
         model_input: Name under which the encoder receives these views.
     """
 
@@ -70,6 +70,17 @@ class ContrastiveModel(nn.Module):
         """The Hugging Face model inside the encoder."""
         raise NotImplementedError
 
+    def make_views(self, views: Any, inputs: dict[str, Tensor], generator: Any) -> dict[str, Tensor]:
+        """A batch whose inputs [B, ...] are replaced by views [B, V, ...].
+
+        Args:
+            views: The `views` of the trainer.
+            inputs: A batch of the collator.
+            generator: A generator on the device of the batch.
+        """
+        rows = inputs.pop(str(self.view_input))
+        return inputs | {str(self.model_input): views(rows, generator)}
+
     def describe(self) -> dict[str, Any]:
         """Properties of the encoder for the run record and the model card: base_model, base_revision, pooling, size."""
         raise NotImplementedError
@@ -98,8 +109,11 @@ class ContrastiveModel(nn.Module):
         """Whether the encoder in a checkpoint stores this module's own weights, as opposed to merged ones."""
         return True
 
-    def prepare_data(self, train_dataset: Any) -> tuple[Any, Any]:
+    def prepare_data(self, train_dataset: Any, views: Any = None) -> tuple[Any, Any]:
         """The training data and the collator, if the trainer is given none; see `FMICLTrainer`.
+
+        Args:
+            train_dataset, views: Those of the trainer.
 
         Raises:
             InputError: This modality has no default collator.
@@ -114,7 +128,7 @@ class ContrastiveModel(nn.Module):
         """
         try:
             self.backbone.activation_checkpointing_enable(**kwargs)
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise InputError(f"activation_checkpointing=True is not supported: {error}") from error
 
     def save_training_only(self, folder: str, state: dict[str, Tensor]) -> None:

@@ -24,22 +24,27 @@ from fmicl_text.cli.recipe import (
     end_together,
     finished_message,
     input_hashes,
+    judge_run,
     print_rank0,
+    print_verdict,
     run_training,
     save_run,
 )
-from fmicl_text.cli.text import DataArguments, announce, parse_args
+from fmicl_text.cli.text import STSB, DataArguments, announce, parse_args, without_evaluation
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.report import before_after_table
 from fmicl_text.evaluation.retrieval import load_retrieval
 from fmicl_text.evaluation.sts import STSB_HUB_NAME, load_pairs, load_stsb
+from fmicl_text.evaluation.unlabeled import UnlabeledEvaluator
 from fmicl_text.hub.run_record import scored_on
 from fmicl_text.loading import hub_revision
 from fmicl_text.processes import check_processes
-from fmicl_text.text.data import load_training_text
+from fmicl_text.text.data import TextData, load_training_text
 from fmicl_text.text.model import pooling_source, set_prompts, training_prompts
 from fmicl_text.text.settings import prompt_text
+from fmicl_text.text.static import tokenizer_of
 from fmicl_text.text.tokenization import training_rows
+from fmicl_text.text.views import choose_views
 
 
 def main() -> None:
@@ -77,16 +82,24 @@ def main() -> None:
             data_args.max_train_samples,
             shuffle_seed=args.seed,
             at_least=args.train_batch_size * args.world_size,
+            held_out=data_args.num_held_out,
         )
         prompts = training_prompts(encoder, len(data.columns), given, bool(data_args.retrieval_dev_folder))
-        rows, collator, data = training_rows(data, encoder.tokenizer, data_args.max_seq_length, prompts)
+        views, chosen_views = choose_views(encoder, data, data_args.max_seq_length, prompts, data_args.views)
+        rows, collator, data = training_rows(data, tokenizer_of(encoder), data_args.max_seq_length, prompts, views)
     if len(data.columns) > 1:
         args.choose_negatives_of_pairs()
     facts = data.metadata() | {"negatives": args.build_loss().negatives}
     print_rank0(args, "Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    if len(set(prompts)) > 1 and not data_args.retrieval_dev_folder:
+    print_rank0(args, f"Views: {chosen_views}")
+    if len(set(prompts)) > 1 and data_args.sts_dev_file:
         print_rank0(args, "The STS pairs are encoded without the prompts of queries and documents")
-    evaluator, scored = make_evaluator(data_args, progress=args.process_index == 0 and not args.disable_tqdm)
+    evaluator, scored = make_evaluator(data_args, data, args.process_index == 0 and not args.disable_tqdm)
+    if evaluator is None:
+        without_evaluation(args, reason := data.held_out.reason or "held_out=0")
+        print_rank0(args, f"No evaluation, the last weights are saved ({reason}). To evaluate, pass --sts_dev_file")
+    else:
+        print_rank0(args, f"Evaluation: {scored['name']}")
     trainer = FMICLTrainer(
         model,
         args,
@@ -94,32 +107,43 @@ def main() -> None:
         data_collator=collator,
         evaluator=evaluator,
     )
-    before = trainer.run_evaluator()
+    before = trainer.run_evaluator() if evaluator else {}
+    start = trainer.scores
     trainer.metadata = {"settings": settings, "inputs": input_hashes(settings), "before": before}
-    trainer.metadata |= {"data": data.metadata(), "scored_on": scored}
+    trainer.metadata |= {"data": data.metadata() | {"views": chosen_views}, "scored_on": scored}
     with trainer.hold_output_dir(args.resume_from_checkpoint):
         run_training(trainer)
-        after = trainer.run_evaluator()
+        after = trainer.run_evaluator() if evaluator else {}
+        judge_run(trainer, start)
         save_run(trainer, after)
-    print_rank0(args, before_after_table(before, after))
+    if evaluator:
+        print_rank0(args, before_after_table(before, after))
     print_rank0(args, f"Saved encoder, model card, settings, results and training curve to {args.output_dir}")
+    print_verdict(trainer)
     if args.push_to_hub:
         print_rank0(args, f"Pushed to the Hub: {trainer.push_to_hub()}")
     end_together(trainer)
 
 
-def make_evaluator(data_args: DataArguments, progress: bool) -> tuple[Any, dict[str, Any]]:
-    """The evaluator that selects the checkpoint, and what the record says about its data."""
+def make_evaluator(data_args: DataArguments, data: TextData, progress: bool) -> tuple[Any, dict[str, Any]]:
+    """The evaluator that selects the checkpoint, and what the record says about its data; None if there are none."""
     if data_args.retrieval_dev_folder:
         folder = Path(data_args.retrieval_dev_folder)
         return load_retrieval(folder, progress=progress), scored_on(folder.name)
+    if data_args.sts_dev_file == STSB:
+        pairs = load_stsb("dev")
+        revision = hub_revision(pairs)
+        scored = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "STSBenchmark", "validation", revision)
+        return STSEvaluator(pairs, progress=progress), scored
     if data_args.sts_dev_file:
         file = Path(data_args.sts_dev_file)
         return STSEvaluator(load_pairs(str(file)), progress=progress), scored_on(file.name)
-    pairs = load_stsb("dev")
-    revision = hub_revision(pairs)
-    scored = scored_on("STS Benchmark, dev", STSB_HUB_NAME, "STSBenchmark", "validation", revision)
-    return STSEvaluator(pairs, progress=progress), scored
+    rows = data.held_out.rows
+    if not rows:
+        return None, scored_on("no evaluation data")
+    options: dict[str, Any] = {"max_seq_length": data_args.max_seq_length, "prompts": data.prompts}
+    name = f"{len(rows):,} held-out {'texts' if len(rows[0]) == 1 else 'pairs'} of the training data"
+    return UnlabeledEvaluator(rows, progress=progress, **options), scored_on(name)
 
 
 if __name__ == "__main__":

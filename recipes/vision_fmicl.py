@@ -25,7 +25,9 @@ from fmicl_text.cli.recipe import (
     end_together,
     finished_message,
     input_hashes,
+    judge_run,
     print_rank0,
+    print_verdict,
     run_training,
     save_run,
 )
@@ -97,7 +99,7 @@ def main() -> None:
         views=views,
         optimizer_cls_and_kwargs=args.optimizer_class_and_kwargs(),
     )
-    before = evaluate(trainer, "before training")
+    before, start = evaluate(trainer, "before training"), trainer.scores
     data = {"source": train.source, "rows": None if stream else len(train), "skipped": list(train.skipped)}
     trainer.metadata = {
         "settings": settings,
@@ -109,6 +111,7 @@ def main() -> None:
     with trainer.hold_output_dir(args.resume_from_checkpoint):
         run_training(trainer)
         after = evaluate(trainer, "after training")
+        judge_run(trainer, start)
         if stream is not None:
             data["images skipped in training"] = rows.num_skipped
         if evaluator and evaluator.table:
@@ -119,6 +122,7 @@ def main() -> None:
     elif evaluator:
         print_rank0(args, before_after_table(before, after))
     print_rank0(args, f"Saved encoder, model card, settings, results and training curve to {args.output_dir}")
+    print_verdict(trainer)
     if args.push_to_hub:
         print_rank0(args, f"Pushed to the Hub: {trainer.push_to_hub()}")
     end_together(trainer)

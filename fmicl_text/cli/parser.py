@@ -79,6 +79,7 @@ RENAMED = {
 }
 
 
+HYPERPARAMETERS = ("divergence", "tsallis_order", "gamma", "alpha", "temperature", "similarity", "negatives")
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer [")  # of gloo, with the address of the process
 
 
@@ -243,6 +244,8 @@ def parse_groups(
     from_file: list[str] = []
     if (name := on_command_line.config) is not None:
         from_file = yaml_flags(find_yaml(name, "configs/*"), known_flags(parser))
+        if any(word.partition("=")[0] == "--objective" for word in argv):
+            from_file = without_hyperparameters(from_file, on_command_line.objective, parser)
     check_filled(from_file)
     named, unknown = parser.parse_known_args([*from_file, *argv])
     if unknown:
@@ -261,6 +264,13 @@ def parse_groups(
         return parser.parse_dict(vars(namespace))
     except (ValueError, TypeError, ArithmeticError, ImportError, RuntimeError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+def without_hyperparameters(flags: list[str], objective: str, parser: ArgumentParser) -> list[str]:
+    """The flags of a file without the hyperparameters of its objective, if the objective of the run is another one."""
+    if parser.parse_known_args(flags)[0].objective == objective:
+        return flags
+    return [flag for flag in flags if flag.partition("=")[0].removeprefix("--") not in HYPERPARAMETERS]
 
 
 def find_own_modules(on_command_line: Namespace) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fmicl_text.cli.launcher import resume_command
+from fmicl_text.cli.parser import FLAGS, add_dashes, printable
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
@@ -34,6 +35,7 @@ from fmicl_text.training.output_dir import (
 )
 from fmicl_text.training.ranks import on_main_process
 from fmicl_text.training.trainer import FMICLTrainer
+from fmicl_text.training.verdict import Scores, give_verdict
 
 # Settings that do not affect the result of a run, and beginnings of their names.
 INCIDENTAL = ("output_dir", "block_size", "activation_checkpointing", "check_disk_space", "local_rank")
@@ -184,6 +186,24 @@ def end_together(trainer: FMICLTrainer) -> None:
     """Disconnect all processes at once: torch may abort if one exits while others are still communicating."""
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+
+
+def judge_run(trainer: FMICLTrainer, before: Scores | None) -> None:
+    """Compare the encoder after training, which was just evaluated, with the one before, unless the training did so
+    because it selects checkpoints.
+
+    Args:
+        trainer: After training, with its `metadata` set.
+        before: Scores before training; None without evaluation data.
+    """
+    if before is not None and trainer.scores is not None and not trainer.step_zero.is_candidate:
+        give_verdict(trainer, before, trainer.scores)
+
+
+def print_verdict(trainer: FMICLTrainer) -> None:
+    """Print the last line of a run, in the main process."""
+    if trainer.verdict is not None:
+        print_rank0(trainer.args, f"Verdict: {add_dashes(printable(trainer.verdict.text), FLAGS)}")
 
 
 def save_run(trainer: FMICLTrainer, after: Mapping[str, float]) -> None:

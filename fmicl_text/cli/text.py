@@ -6,12 +6,19 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from transformers.trainer_utils import IntervalStrategy
+
 from fmicl_text.cli.parser import check_needs_dataset, check_optimizer, parse_groups
 from fmicl_text.errors import InputError
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
+from fmicl_text.text.held_out import check_limit
 from fmicl_text.text.model import HEADS, POOLINGS
+from fmicl_text.text.views import VIEWS, check_views
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
+from fmicl_text.training.trainer import MEASURED_SCHEDULES
 
+HELD_OUT = 2000
+STSB = "stsb"  # the --sts_dev_file that is downloaded
 PAPER_COMMAND = "fmicl-text train --config bert-base-kl"
 DESCRIPTION = (
     "Train a sentence encoder with f-MICL. Without --model_name_or_path, the bundled small BERT is trained on the "
@@ -47,9 +54,7 @@ class ModelArguments:
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={
-            "help": "Train only LoRA adapters of this rank, for large models; merged into the weights when saving."
-        },
+        metadata={"help": "Train only LoRA adapters of this rank; merged into the weights when saving."},
     )
     load_in_4bit: bool = field(
         default=False, metadata={"help": "Quantize frozen weights to 4 bits. Needs --lora_rank."}
@@ -76,7 +81,8 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Training text, and the data that select the checkpoint: sentence pairs with scores, or search data."""
+    """Training text, and the data that select the checkpoint: sentence pairs with scores, search data, or a part of the
+    training text."""
 
     train_file: list[str] | None = field(
         default=None,
@@ -99,7 +105,15 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
     max_seq_length: int = field(
         default=32,
-        metadata={"help": "Tokens per text in training; longer texts are truncated. Raise it for passages."},
+        metadata={"help": "Tokens per text in training; longer texts are truncated."},
+    )
+    views: list[str] = field(
+        default_factory=lambda: ["auto"],
+        metadata={
+            "help": "How the two views of a text are made: dropout, crops (two spans), repeat, delete (random words); "
+            "several are applied in turn. Default auto: crops for paragraphs, dropout for sentences.",
+            "choices": ["auto", *VIEWS],
+        },
     )
     prompts: list[str] | None = field(
         default=None,
@@ -112,7 +126,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Sentence pairs with scores (columns sentence1, sentence2, score) that select the best "
-            "checkpoint. If omitted, STS-B dev is downloaded."
+            f"checkpoint; {STSB} downloads STS-B dev."
         },
     )
     retrieval_dev_folder: str | None = field(
@@ -122,8 +136,21 @@ class DataArguments:
             "qrels.tsv in BEIR's format."
         },
     )
+    held_out: int | None = field(
+        default=None,
+        metadata={
+            "help": "Without such data, number of training texts that select the checkpoint instead "
+            f"(default: {HELD_OUT:,}, at most a tenth)."
+        },
+    )
 
     def __post_init__(self) -> None:
+        if self.views != ["auto"]:
+            check_views(self.views)
+        check_limit(self.num_held_out)
+        if self.is_graded and self.held_out:
+            name = "sts_dev_file" if self.sts_dev_file else "retrieval_dev_folder"
+            raise ValueError(f"held_out={self.held_out} has no effect with {name}={getattr(self, name)}")
         if self.sts_dev_file and self.retrieval_dev_folder:
             raise ValueError(
                 f"sts_dev_file={self.sts_dev_file} and retrieval_dev_folder={self.retrieval_dev_folder} are mutually "
@@ -132,17 +159,28 @@ class DataArguments:
         if self.max_seq_length < 3:  # [CLS], one token, [SEP]
             raise ValueError(f"max_seq_length must be at least 3, got {self.max_seq_length}")
 
+    @property
+    def is_graded(self) -> bool:
+        """Whether other data than the training text select the checkpoint."""
+        return bool(self.sts_dev_file or self.retrieval_dev_folder)
+
+    @property
+    def num_held_out(self) -> int:
+        """Maximum number of texts that are not trained on."""
+        return 0 if self.is_graded else HELD_OUT if self.held_out is None else self.held_out
+
 
 SAVE_STEPS = 125  # SimCSE's
 STS_METRIC = "sts_spearman"
+PRIMARY_METRIC = "loss"  # stands for the primary metric of the evaluator
 
 
 @dataclass
 class TextTrainingArguments(FMICLTrainingArguments):
-    """`FMICLTrainingArguments` with SimCSE's model selection: evaluation on STS pairs every 125 steps, and the best
-    checkpoint is loaded at the end."""
+    """`FMICLTrainingArguments` with SimCSE's model selection: evaluation every 125 steps, and the best checkpoint is
+    loaded at the end."""
 
-    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate on STS pairs: no, steps or epoch."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
     eval_steps: float | None = field(default=125, metadata={"help": "Evaluate every N steps."})
     save_steps: float = field(
         default=SAVE_STEPS, metadata={"help": "Save a checkpoint every N steps, a multiple of --eval_steps."}
@@ -185,8 +223,8 @@ def parse_args(
         check_needs_dataset(namespace, dataset_config=None, dataset_split="train")
         if namespace.streaming and namespace.max_steps <= 0:
             raise InputError(f"--streaming needs --max_steps (the length is unknown), got {namespace.max_steps}")
-        if namespace.retrieval_dev_folder and namespace.metric_for_best_model == STS_METRIC:
-            namespace.metric_for_best_model = "loss"  # the evaluator's primary metric
+        if namespace.metric_for_best_model in (STS_METRIC, PRIMARY_METRIC):
+            namespace.metric_for_best_model = STS_METRIC if namespace.sts_dev_file else PRIMARY_METRIC
         strategy = namespace.train_sampling_strategy
         if strategy in LENGTH_STRATEGIES and namespace.streaming:
             raise InputError(
@@ -211,7 +249,7 @@ def fill_bundled(namespace: Namespace) -> None:
         if model_named:
             raise InputError("--model_name_or_path needs training data: --train_file FILE or --dataset_name NAME")
         namespace.train_file = [str(SENTENCES)]
-        if not namespace.retrieval_dev_folder:
+        if not (namespace.retrieval_dev_folder or namespace.held_out):
             namespace.sts_dev_file = namespace.sts_dev_file or str(PAIRS)
 
 
@@ -236,3 +274,27 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: TextTra
         f"seed {args.seed} -> {args.output_dir}"
     )
     return "\n".join(lines)
+
+
+def without_evaluation(args: TextTrainingArguments, reason: str) -> None:
+    """Train without evaluations and selection of a checkpoint.
+
+    Args:
+        args: Changed.
+        reason: Why there is nothing to evaluate on.
+
+    Raises:
+        InputError: An option needs evaluations.
+    """
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    metric = args.metric_for_best_model
+    for name, value, needed in (
+        ("save_strategy", "best", args.save_strategy == "best"),
+        ("lr_scheduler_type", schedule, schedule in MEASURED_SCHEDULES),
+        ("early_stopping_patience", args.early_stopping_patience, args.early_stopping_patience is not None),
+        ("eval_on_start", True, args.eval_on_start),
+        ("metric_for_best_model", metric, metric not in (None, PRIMARY_METRIC)),
+    ):
+        if needed:
+            raise InputError(f"{name}={value} needs evaluations: pass sts_dev_file ({reason})")
+    args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False

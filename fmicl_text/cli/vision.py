@@ -14,7 +14,6 @@ import torch
 from fmicl_text.cli.parser import check_needs_dataset, check_optimizer, parse_groups
 from fmicl_text.errors import InputError
 from fmicl_text.losses.contrastive import NEGATIVES
-from fmicl_text.losses.similarity import SIMILARITIES
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training.momentum import MomentumModel, MomentumTrainer
@@ -107,7 +106,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
     """`FMICLTrainingArguments` with the paper's settings for images.
 
     Changed defaults: batch 512; SGD with momentum 0.9, weight decay 5e-4, learning rate 0.1 with a cosine schedule; 800
-    epochs; gamma 1 and alpha 40 (InfoNCE: temperature 0.5); k-NN evaluation after every epoch; no checkpoints;
+    epochs; temperature 0.5 for InfoNCE; k-NN evaluation after every epoch; no checkpoints;
     `output_dir` runs/vision-<objective>, with MoCo runs/vision-<method>-<objective>.
     """
 
@@ -123,13 +122,6 @@ class VisionTrainingArguments(FMICLTrainingArguments):
     )
     encoder_momentum: float | None = field(
         default=None, metadata={"help": "Momentum of the momentum encoder. Default 0.99; mocov3 increases it to 1."}
-    )
-    gamma: float | None = field(
-        default=None,
-        metadata={"help": "Inverse width 1/(2 sigma^2) of the Gaussian similarity, > 0. Default 1 for fmicl."},
-    )
-    alpha: float | None = field(
-        default=None, metadata={"help": "Weight of the negative (repulsion) term, > 0. Default 40 for fmicl."}
     )
     temperature: float | None = field(default=None, metadata={"help": "InfoNCE temperature, > 0 (default 0.5)."})
     negatives: str | None = field(
@@ -162,6 +154,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.read_numbers()
         if self.load_best_model_at_end and self.eval_strategy == "no":
             raise ValueError("load_best_model_at_end=True needs eval_strategy=steps or epoch, got no")
         if self.save_strategy == "best" and self.metric_for_best_model is None:
@@ -170,11 +163,7 @@ class VisionTrainingArguments(FMICLTrainingArguments):
             self.greater_is_better = False
         if self.load_best_model_at_end and self.save_strategy == "no":
             self.save_strategy = self.eval_strategy  # checkpoints are saved at evaluations
-        if self.objective == "fmicl":
-            self.alpha = 40.0 if self.alpha is None else self.alpha
-            if self.gamma is None and SIMILARITIES[self.similarity or "gaussian"].uses_gamma:
-                self.gamma = 1.0
-        elif self.objective == "infonce" and self.temperature is None:
+        if self.objective == "infonce" and self.temperature is None:
             self.temperature = 0.5
         if self.mini_batch_size is not None:
             raise ValueError(

@@ -24,3 +24,4 @@ from .tasks import STS_TASKS as STS_TASKS
 from .tasks import SentEvalFiles as SentEvalFiles
 from .tasks import evaluate_task as evaluate_task
 from .tasks import load_task as load_task
+from .unlabeled import UnlabeledEvaluator as UnlabeledEvaluator

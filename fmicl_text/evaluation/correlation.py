@@ -80,6 +80,11 @@ def ranked_values(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {"cosine": cosine, "dot": (x * y).sum(dim=-1) / length**2, "euclidean": euclidean}
 
 
+def cosine_levels(x: Tensor, y: Tensor) -> np.ndarray:
+    """Integers [N] in the order of the cosines of x_i and y_i, [N, D] each: what `spearman_cosine` ranks."""
+    return tied(ranked_values(x.double(), y.double())["cosine"])
+
+
 def tied(values: Tensor) -> np.ndarray:
     """Integers [N] in the order of the values, 0 for the lowest. Each covers a range of at most `RESOLUTION`, which
     begins at a value, so that values are separated only where they are dense."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
@@ -16,7 +18,11 @@ CHUNK = 512
 
 @torch.no_grad()
 def encode_sentences(
-    encoder: SentenceTransformer, sentences: list[str], batch_size: int = 64, progress: bool = True
+    encoder: SentenceTransformer,
+    sentences: list[str],
+    batch_size: int = 64,
+    progress: bool = True,
+    prompt: str | None = None,
 ) -> Tensor:
     """Embeddings [N, D] of N sentences, in their order, on the CPU in float32, without dropout.
 
@@ -27,15 +33,15 @@ def encode_sentences(
         sentences: N >= 1 texts.
         batch_size: Sentences per forward pass.
         progress: Show a progress bar, removed at the end.
+        prompt: Prepended to the sentences. By default, the encoder's own default prompt, if any.
     """
     prepare_tokenizer(encoder, "encoder")
     order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
+    options: Any = {"prompt": prompt, "batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
     rows = []
     for start in tqdm(range(0, len(order), CHUNK), desc="encode", leave=False, disable=not progress):
         chunk = [sentences[i] for i in order[start : start + CHUNK]]
-        rows.append(
-            encoder.encode(chunk, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False).float().cpu()
-        )
+        rows.append(encoder.encode(chunk, **options).float().cpu())
     return torch.cat(rows)[torch.tensor(order).argsort()]
 
 

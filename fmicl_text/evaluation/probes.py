@@ -81,8 +81,17 @@ class NearestNeighbors:
         self, test_labels: Tensor, ks: Sequence[int], temperatures: Sequence[float] = (0.1,)
     ) -> dict[tuple[int, float], float]:
         """Accuracy in percent on the test rows, of classes [M], for every (k, temperature); see `knn_accuracies`."""
+        right = self.correct(test_labels, ks, temperatures)
+        return {which: 100 * int(rows.sum()) / len(self.keys) for which, rows in right.items()}
+
+    def correct(
+        self, test_labels: Tensor, ks: Sequence[int], temperatures: Sequence[float] = (0.1,)
+    ) -> dict[tuple[int, float], Tensor]:
+        """Whether each test row gets its own class, [M], for every (k, temperature); see `accuracies`."""
         self.compare()
-        right = {(k, temperature): 0 for k in ks for temperature in temperatures}
+        right: dict[tuple[int, float], list[Tensor]] = {
+            (k, temperature): [] for k in ks for temperature in temperatures
+        }
         for block, labels in zip(self.keys.split(VOTE_BLOCK), test_labels.split(VOTE_BLOCK), strict=True):
             keys = block.cpu().sort(dim=1, descending=True).values
             found = keys > EMPTY
@@ -92,8 +101,8 @@ class NearestNeighbors:
                 ballots = torch.zeros(len(keys), int(neighbors.max()) + 1, dtype=torch.float64)
                 ballots.scatter_add_(1, neighbors[:, :k], votes)
                 predicted = torch.from_numpy(ballots.numpy().argmax(1)).where(found[:, 0], -1)  # the first of equals
-                right[k, temperature] += int((predicted == labels).sum())
-        return {which: 100 * count / len(self.keys) for which, count in right.items()}
+                right[k, temperature].append(predicted == labels)
+        return {which: torch.cat(rows) for which, rows in right.items()}
 
 
 def keep_largest(keys: Tensor, cosine: Tensor, labels: Tensor) -> None:
@@ -199,14 +208,19 @@ def view_retrieval(x: Tensor, y: Tensor) -> float:
         x: Features of one view of every image, of nonzero norm, [N, D].
         y: Features of the other view, [N, D].
     """
+    return 100 * float(nearest_shares(x, y).sum()) / len(x)
+
+
+def nearest_shares(x: Tensor, y: Tensor) -> Tensor:
+    """The terms [N] of `view_retrieval`, one per row of x: 1/n if its positive is one of n nearest rows, else 0."""
     x, y = unit_rows(x), functional.pad(unit_rows(y), (0, 0, 0, -len(y) % 64))  # see `NearestNeighbors.compare`
-    right = 0.0
+    shares = []
     for start, rows in zip(range(0, len(x), TEST_BLOCK), x.split(TEST_BLOCK), strict=True):
         cosine = (rows @ y.T)[:, : len(x)]
         nearest = cosine == cosine.amax(1, keepdim=True)
         own = nearest.diagonal(start)[: len(rows)]
-        right += (own / nearest.sum(1).clamp_min(1)).sum().item()
-    return 100 * right / len(x)
+        shares.append(own.double() / nearest.sum(1).clamp_min(1))
+    return torch.cat(shares)
 
 
 def linear_accuracy(

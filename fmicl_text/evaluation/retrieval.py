@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets.fingerprint import Hasher
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
@@ -20,7 +21,14 @@ HEADER = ["query-id", "corpus-id", "score"]
 class RetrievalEvaluator(InformationRetrievalEvaluator):
     """sentence-transformers' evaluator of search, whose data is compared when a run is resumed. `encode_query` and
     `encode_document` apply the encoder's prompts of these names. Its `primary_metric` is the NDCG of the first ten
-    documents, in [0, 1], with the encoder's similarity: `cosine_ndcg@10`."""
+    documents, in [0, 1], with the encoder's similarity: `cosine_ndcg@10`.
+
+    Attributes:
+        observations: Of the last call: the NDCG of every query, [N].
+    """
+
+    observations: np.ndarray | None = None
+    items = "queries"
 
     def describe(self) -> dict[str, str]:
         """A hash of queries, documents and their relevance."""
@@ -29,6 +37,23 @@ class RetrievalEvaluator(InformationRetrievalEvaluator):
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         return {name: float(value) for name, value in super().__call__(*args, **kwargs).items()}
+
+    def compute_metrics(self, queries_result_list: Any) -> Any:
+        """As in the base class, which keeps only the means over the queries."""
+        self.observations = np.array(list(map(self.ndcg_of, self.queries_ids, queries_result_list)), dtype=float)
+        return super().compute_metrics(queries_result_list)
+
+    def ndcg_of(self, query: str, hits: list[dict[str, Any]]) -> float:
+        """The NDCG of the documents that were found for a query, {corpus_id, score} each."""
+        k, relevant = max(self.ndcg_at_k), self.relevant_docs[query]
+        ranked = sorted(hits, key=lambda hit: (-hit["score"], hit["corpus_id"]))[:k]
+        found = [float(hit["corpus_id"] in relevant) for hit in ranked]
+        return float(self.compute_dcg_at_k(found, k) / self.compute_dcg_at_k([1.0] * len(relevant), k))
+
+    @staticmethod
+    def metric_of(observations: np.ndarray) -> float:
+        """The primary metric of some of the queries; see `bootstrap_difference`."""
+        return float(observations.mean())
 
 
 def load_retrieval(folder: Path, batch_size: int = 64, progress: bool = True) -> RetrievalEvaluator:

@@ -109,6 +109,7 @@ def model_card(run: Mapping[str, Any], name: str, curve: bool = True) -> str:
         curve=CURVE if curve else None,
         results_sentence=results_sentence(run),
         results=results_table(run),
+        verdict=verdict_sentence(run),
         limits=limits_of(text),
         citation=CITATION,
     )
@@ -202,7 +203,7 @@ def training_facts(run: Mapping[str, Any]) -> dict[str, Any]:
         "LoRA rank (merged)": settings.get("lora_rank"),
         "batch": settings["per_device_train_batch_size"] * run["processes"],
         "steps": run["steps"],
-        "best step (saved)": run["best_step"],
+        "best step (saved)": "0, the encoder before training" if run["best_step"] == 0 else run["best_step"],
         "learning rate": settings["learning_rate"],
         "precision": precision_of(run),
         "seed": run["seed"],
@@ -237,7 +238,10 @@ def head_of(settings: Mapping[str, Any]) -> str | None:
 def positives(data: Mapping[str, Any]) -> str:
     """The positive pairs of texts."""
     columns = str(data.get("columns", "text"))
-    return "two dropout views of a text" if len(columns.split()) == 1 else f"columns {columns}"
+    if len(columns.split()) > 1:
+        return f"columns {columns}"
+    views = str(data.get("views", "dropout")).partition(" (")[0]  # without the reason
+    return "two dropout views of a text" if views == "dropout" else f"two random views of a text: {views}"
 
 
 def results_sentence(run: Mapping[str, Any]) -> str:
@@ -250,6 +254,11 @@ def results_sentence(run: Mapping[str, Any]) -> str:
         if ndcg := [name.removeprefix("eval_") for name in run["after"] if name.endswith("ndcg@10")]:
             what = "search, from 0 to 1, of `encode_document` by `encode_query`"
             metric = ndcg[0] if metric == "loss" else metric  # the evaluator's primary metric
+        elif "eval_held_out_mrr" in run["after"]:
+            what = "mean of 100/rank of the text or half of a text that belongs to another, of `held_out_mrr`"
+            metric = "held_out_mrr" if metric == "loss" else metric
+        elif not run["after"]:
+            return ""
         selected = f" The checkpoint was selected by {metric}." if run["best_step"] is not None else ""
         return f"{where['name']}{revision}: {what}.{selected}"
     probes = run["data"].get("probes")
@@ -278,6 +287,14 @@ def results_table(run: Mapping[str, Any]) -> str:
         if scores
         else "Not evaluated."
     )
+
+
+def verdict_sentence(run: Mapping[str, Any]) -> str | None:
+    """Whether training made the encoder better; None if it was not measured, as in mid-training."""
+    if not (verdict := run.get("verdict")):
+        return None
+    text, _, _ = verdict["text"].partition(". Try ")
+    return f"{text[0].upper()}{text[1:]}. The number after +- is the standard error of the difference."
 
 
 def limits_of(text: bool) -> str:

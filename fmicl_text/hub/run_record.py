@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fmicl_text.evaluation.report import float32_products, library_versions
@@ -26,7 +27,10 @@ def scored_on(
 
 
 def scores_at(trainer: Any, step: int) -> dict[str, float]:
-    """The evaluator's metrics that were logged at a step; {} if there was no evaluation."""
+    """The evaluator's metrics that were logged at a step, or of the encoder before training if the run ended with it;
+    {} if there was no evaluation."""
+    if step == 0 and trainer.score_record.start is not None:
+        return {f"eval_{name}": value for name, value in trainer.score_record.start["metrics"].items()}
     scores = [entry for entry in trainer.state.log_history if entry.get("step") == step]
     return {name: value for entry in scores for name, value in entry.items() if name.startswith("eval_")}
 
@@ -48,6 +52,9 @@ def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
         "scored_on": scored_on("the evaluator's own data"),
     }
     metadata |= trainer.metadata
+    described: dict[str, Any] = getattr(trainer.views, "describe", dict)()
+    views = described.get("views")
+    data = {"views": " ".join(views)} if isinstance(views, list) else {}
     history = [{"step": 0, **metadata["before"]}, *state.log_history]
     if after and not any(name in entry for entry in state.log_history for name in after):
         history.append({"step": state.global_step, **after})
@@ -65,9 +72,10 @@ def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
         "best_step": state.best_global_step if args.load_best_model_at_end else None,
         "before": metadata["before"],
         "after": dict(after),
+        "verdict": asdict(trainer.verdict) if trainer.verdict else None,
         "encoder": trainer.model.describe(),
         "scored_on": metadata["scored_on"],
-        "data": metadata["data"],
+        "data": data | metadata["data"],
         "settings": metadata["settings"],
         "inputs": metadata.get("inputs", {}),
         "versions": library_versions(),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import islice
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.fingerprint import Hasher
 
 from fmicl_text.errors import InputError
 from fmicl_text.loading import explain_full_cache, hub_revision, translate_dataset_errors
 from fmicl_text.text.columns import no_text, text_columns
+from fmicl_text.text.held_out import HeldOut, check_limit, hold_out
 from fmicl_text.text.opening import ACCEPTED
 from fmicl_text.text.sources import find_files, read_dataset, read_files
 
@@ -43,6 +46,7 @@ class TextData:
             row; None before tokenization, and when streaming.
         truncated_share: Fraction of the texts, in [0, 1], that are truncated; None as for `duplicate_share`.
         prompts: Prepended to the texts of each column; empty for none.
+        held_out: Rows that are not in `dataset`.
     """
 
     dataset: datasets.Dataset | datasets.IterableDataset
@@ -55,6 +59,7 @@ class TextData:
     duplicate_share: float | None = None
     truncated_share: float | None = None
     prompts: tuple[str, ...] = ()
+    held_out: HeldOut = field(default_factory=HeldOut)
 
     def metadata(self) -> dict[str, Any]:
         """Properties for the log and the run record, without those that are unknown when streaming."""
@@ -64,6 +69,8 @@ class TextData:
             "columns": " ".join(self.columns),
             "prompts": " ".join(map(repr, self.prompts)) if any(self.prompts) else None,
             "rows": self.num_rows,
+            "rows held out": len(self.held_out.rows) or None,
+            "rows dropped with a held-out text": self.held_out.num_repeats,
             "blank rows skipped": self.num_skipped,
             "blank cells": self.blank_cells,
             "share of duplicates": None if self.duplicate_share is None else round(self.duplicate_share, 4),
@@ -82,6 +89,7 @@ def load_training_text(
     max_train_samples: int | None = None,
     shuffle_seed: int | None = None,
     at_least: int = 1,
+    held_out: int = 0,
 ) -> TextData:
     """Load training text from local files or a dataset on the Hub. Rows with a blank or missing text are skipped.
 
@@ -105,6 +113,7 @@ def load_training_text(
         shuffle_seed: When streaming, shuffle in a buffer of 10,000 rows with this seed. The trainer itself
             shuffles only map-style datasets.
         at_least: Minimum number of usable rows, such as the batch size.
+        held_out: Maximum number of rows to hold out; see `held_out.hold_out`. With too few rows, none is.
 
     Raises:
         InputError: An argument or the data is invalid.
@@ -114,6 +123,7 @@ def load_training_text(
         raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
     if max_train_samples is not None and max_train_samples < 1:
         raise InputError(f"max_train_samples must be at least 1, got {max_train_samples}")
+    check_limit(held_out)
     if train_file is not None:
         given = [train_file] if isinstance(train_file, str | os.PathLike) else train_file
         if isinstance(given, bytes) or not isinstance(given, Iterable):
@@ -141,18 +151,22 @@ def load_training_text(
     num_skipped = None if streaming else len(raw) - len(usable)
     if blank := None if num_skipped == 0 else _describe_blank(raw, columns):
         logger.warning("%s: %s", source, blank)
-    if streaming:
-        usable = usable if max_train_samples is None else usable.take(max_train_samples)
-        usable = usable if shuffle_seed is None else usable.shuffle(seed=shuffle_seed, buffer_size=_STREAM_BUFFER)
-        rows = (
-            None
-            if content is None
-            else f"{content} {dataset_config} {dataset_split} {columns} {max_train_samples} {shuffle_seed}"
-        )
-        return TextData(usable, columns, None, source, rows, blank)
     if max_train_samples is not None:
-        usable = usable.select(range(min(max_train_samples, len(usable))))
-    return TextData(usable, columns, num_skipped, source, None, blank, num_rows=len(usable))
+        usable = (
+            usable.take(max_train_samples) if streaming else usable.select(range(min(max_train_samples, len(usable))))
+        )
+    with translate_dataset_errors(explain):  # reads the start of a stream
+        usable, apart = hold_out(usable, columns, held_out, at_least)
+    if not streaming:
+        return TextData(usable, columns, num_skipped, source, None, blank, num_rows=len(usable), held_out=apart)
+    usable = usable if shuffle_seed is None else usable.shuffle(seed=shuffle_seed, buffer_size=_STREAM_BUFFER)
+    rows = (
+        None
+        if content is None
+        else f"{content} {dataset_config} {dataset_split} {columns} {max_train_samples} {shuffle_seed}"
+        + (f" {Hasher.hash(apart.rows)}" if apart.rows else "")
+    )
+    return TextData(usable, columns, None, source, rows, blank, held_out=apart)
 
 
 def as_text_dataset(rows: Any) -> datasets.Dataset | datasets.IterableDataset:
@@ -238,6 +252,15 @@ def _describe_blank(dataset: Any, columns: Sequence[str]) -> str | None:
             blank[name] += len(batch) - filled
     of = f"of the first {num_rows} rows" if is_stream else f"of {num_rows} rows"
     return ", ".join(f"{name} is blank in {count} {of}" for name, count in blank.items() if count) or None
+
+
+def reading_errors(source: str) -> AbstractContextManager[None]:
+    """A context that reads rows of a stream, whose errors it raises as `InputError`.
+
+    Args:
+        source: Name of the data in messages.
+    """
+    return translate_dataset_errors(lambda error: f"{source} cannot be read: {type(error).__name__}: {error}")
 
 
 def _file_error_message(paths: str, error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any
@@ -121,15 +122,15 @@ class FMICLTrainingArguments(TrainingArguments):
     gamma: float | str | None = field(
         default=None,
         metadata={
-            "help": "Inverse width 1/(2 sigma^2) of the Gaussian similarity, > 0; like an InfoNCE temperature of "
-            "1/(2 gamma). Default auto: 20 / tail exponent of the divergence."
+            "metavar": "FLOAT|auto",
+            "help": "Inverse width of the Gaussian similarity, > 0; auto (default) measures it.",
         },
     )
     alpha: float | str | None = field(
         default=None,
         metadata={
-            "help": "Weight of the negative (repulsion) term, > 0. Default auto: measured before training. The paper's "
-            "for BERT-base is 409600."
+            "metavar": "FLOAT|auto",
+            "help": "Weight of the negative term, > 0; auto (default) measures it.",
         },
     )
     temperature: float | None = field(default=None, metadata={"help": "InfoNCE temperature, > 0 (default 0.05)."})
@@ -201,8 +202,7 @@ class FMICLTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.choices: dict[str, tuple[Any, Any]] = {}
-        for name in ("gamma", "alpha"):
-            setattr(self, name, as_number(getattr(self, name)))
+        self.read_numbers()
         if self.hub_token == HIDDEN_TOKEN:
             self.hub_token = None
         self.check_installed()
@@ -221,6 +221,13 @@ class FMICLTrainingArguments(TrainingArguments):
         self.check_ranges()
         with warnings.catch_warnings(action="ignore"):
             self.build_loss()
+
+    def read_numbers(self) -> None:
+        """Convert numbers given as text, which the command line gives for arguments that are a number or a word."""
+        for name in ("gamma", "alpha"):
+            with suppress(ValueError):  # build_loss reports it
+                if isinstance(value := getattr(self, name), str):
+                    setattr(self, name, float(value))
 
     def check_ranges(self) -> None:
         """Raise ValueError for values with which training would later fail or give wrong results."""
@@ -394,11 +401,3 @@ class FMICLTrainingArguments(TrainingArguments):
         if self.gamma is not None and self.similarity is not None and not SIMILARITIES[self.similarity].uses_gamma:
             raise ValueError(f"gamma={self.gamma} does not apply to similarity={self.similarity}")
         return loss_class(**kwargs)
-
-
-def as_number(value: Any) -> Any:
-    """A number, for text that is one. The command line gives text for arguments that are numbers or a word."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

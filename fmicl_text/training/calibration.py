@@ -4,7 +4,9 @@ comes."""
 from __future__ import annotations
 
 import logging
+import os
 import random
+import warnings
 from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from itertools import islice
@@ -18,7 +20,7 @@ from transformers import TrainerCallback
 
 from fmicl_text.errors import InputError
 from fmicl_text.losses.balance import Balance, is_auto
-from fmicl_text.losses.contrastive import FMICLLoss
+from fmicl_text.losses.contrastive import ContrastiveLoss, FMICLLoss
 from fmicl_text.training.interface import is_overridden
 
 if TYPE_CHECKING:
@@ -39,15 +41,14 @@ WORKERS = {
 
 
 class CalibrationCallback(TrainerCallback):
-    """Before the first step, measures alpha if it is "auto", logs it with its relative standard error, and warns of a
-    given alpha that has almost no effect at this encoder.
+    """Before the first step, measures gamma and alpha if they are "auto", and logs them, alpha with its relative
+    standard error. gamma is measured on the first batch.
 
-    A run that is resumed has the alpha of its checkpoint; see `Checkpointer.choose`.
+    A run that is resumed has the numbers of its checkpoint; see `Checkpointer.choose`.
     """
 
     def __init__(self, trainer: FMICLTrainer) -> None:
         self.trainer = trainer
-        self.measured: dict[str, float] = {}  # in an earlier training; another one may start from other weights
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, loss = self.trainer, self.trainer.loss
@@ -55,20 +56,19 @@ class CalibrationCallback(TrainerCallback):
         if not isinstance(loss, FMICLLoss) or not can_balance(loss) or not readable:
             return
         is_resumed = trainer.checkpointer.resumed_from is not None
-        for name, value in self.measured.items():
-            if not is_resumed and getattr(loss, name) == value:
-                setattr(loss, name, "auto")
-        needs_gamma, needs_alpha = loss.gamma_is_auto, is_auto(loss.alpha)
-        if not needs_alpha and is_resumed and not needs_gamma:
+        if not is_resumed and loss.gamma == trainer.measured_gamma:  # in an earlier training, of other weights
+            loss.gamma = "auto"
+        if not is_resumed and loss.alpha == trainer.measured_alpha:
+            loss.alpha = "auto"
+        measures_gamma = loss.gamma_is_auto
+        if not measures_gamma and not is_auto(loss.alpha):
             return
-        balance = measure_balance(trainer, kwargs["model"], MAX_BATCHES if needs_alpha else MIN_BATCHES)
-        if needs_gamma and not loss.gamma_is_auto:
-            self.measured["gamma"] = loss.gamma
+        balance = measure_balance(trainer, kwargs["model"])
+        if measures_gamma and not loss.gamma_is_auto:
+            trainer.measured_gamma = loss.gamma
             trainer.log({"gamma": loss.gamma})
-        if needs_alpha:
+        if is_auto(loss.alpha):
             self.choose_alpha(loss, balance)
-        elif not is_resumed and trainer.is_world_process_zero():
-            warn_of_little_repulsion(loss, balance)
         trainer.checkpointer.update_loss_signature()
 
     def choose_alpha(self, loss: FMICLLoss, balance: Balance) -> None:
@@ -78,17 +78,22 @@ class CalibrationCallback(TrainerCallback):
             InputError: No finite alpha balances attraction and repulsion.
         """
         try:
-            self.measured["alpha"] = loss.alpha = balance.alpha
+            self.trainer.measured_alpha = loss.alpha = balance.alpha
         except ValueError as error:
             raise InputError(str(error)) from error
         spread = balance.relative_error
         self.trainer.log({"alpha": balance.alpha} | ({} if spread is None else {"alpha_relative_error": spread}))
 
 
-def warn_of_little_repulsion(loss: FMICLLoss, balance: Balance) -> None:
-    """Log a warning if the given alpha and gamma leave almost no repulsion."""
+def warn_of_little_repulsion(loss: ContrastiveLoss, *batch: Tensor | None) -> None:
+    """Log a warning if a given alpha leaves almost no repulsion at a batch, the arguments of `FMICLLoss.balance`. Every
+    process must call this."""
+    if not isinstance(loss, FMICLLoss) or not can_balance(loss) or is_auto(loss.alpha) or loss.negatives == "queue":
+        return
+    with warnings.catch_warnings(action="ignore"):  # the loss has warned of a batch without negative pairs
+        balance = loss.balance(*batch)  # type: ignore[arg-type]
     with suppress(ValueError):  # there is no finite alpha
-        if loss.alpha < LITTLE_REPULSION * balance.alpha:
+        if loss.alpha < LITTLE_REPULSION * balance.alpha and int(os.environ.get("RANK", "0")) == 0:
             logger.warning(
                 "alpha=%g with gamma=%g leaves almost no repulsion at this encoder, %.1g times the attraction; "
                 "alpha=auto would be %.2g",
@@ -112,24 +117,32 @@ def is_repeatable(rows: Any) -> bool:
 
 
 def is_replaced(trainer: FMICLTrainer) -> bool:
-    """Whether a subclass embeds batches in its own way without a `balance` to match. Its loss then measures alpha."""
-    owner = next(one for one in type(trainer).__mro__ if "balance" in vars(one))
-    return any(is_overridden(type(trainer), owner, name) for name in ("training_step", "compute_loss", "embed"))
+    """Whether batches are embedded in another way, without `loss_arguments` to match. The loss then measures alpha."""
+    owner = next(one for one in type(trainer).__mro__ if "loss_arguments" in vars(one))
+    hooks = ("training_step", "compute_loss", "embed")
+    return any(name in vars(trainer) or is_overridden(type(trainer), owner, name) for name in hooks)
 
 
-def measure_balance(trainer: FMICLTrainer, model: nn.Module, max_batches: int = MAX_BATCHES) -> Balance:
+def measure_balance(trainer: FMICLTrainer, model: nn.Module) -> Balance:
     """The `Balance` of the trainer's loss over the first batches of the training data, in training mode and without
     gradient: until the relative standard error of alpha is below `STABLE`, but at least `MIN_BATCHES`.
 
     Every process must call this. Random states, and the weights and buffers of the model, are as before.
     """
+    loss: Any = trainer.loss
     total, past = Balance(), list[Tensor]()
-    with torch.no_grad(), unchanged(trainer, model), closing(first_batches(trainer)) as batches:
+    with (
+        torch.no_grad(),
+        unchanged(trainer, model),
+        trainer.explain_out_of_memory(),
+        closing(first_batches(trainer)) as batches,
+    ):
         model.train()
-        for trainer.micro_step, batch in enumerate(islice(batches, max_batches)):
+        for trainer.micro_step, batch in enumerate(islice(batches, MAX_BATCHES)):
             inputs = trainer.make_views(trainer._prepare_inputs(batch))
             trainer.seed_dropout()
-            total += trainer.balance(model, inputs, past)
+            for arguments in trainer.loss_arguments(model, inputs, past):
+                total += loss.balance(*arguments)
             error = total.relative_error
             if len(total.positive) >= MIN_BATCHES and error is not None and error < STABLE:
                 break

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import HubStrategy
 
 from fmicl_text.errors import InputError
+from fmicl_text.evaluation.geometry import direction_shares, effective_rank, mean_cosine
 from fmicl_text.losses.contrastive import ContrastiveLoss
 from fmicl_text.losses.similarity import unit_rows
 from fmicl_text.training.checkpoint import latest_valid_checkpoint
@@ -33,6 +34,8 @@ OPTIMIZER_SETTINGS = (
     "optim_args",
 )
 FEW_ROWS = 32  # the effective rank of a smaller batch is small and noisy
+PATIENCE = 16  # steps
+HIGH_RANK = 0.5  # share of the batch; the effective rank of a good sentence encoder is above it (45 of 64)
 
 
 class NonFiniteError(InputError):
@@ -196,45 +199,78 @@ class SkippedStepsCallback(TrainerCallback, ExportableState):
 
 
 class CollapseMonitor(TrainerCallback, ExportableState):
-    """Warns when the logged `effective_rank` and `mean_cosine` show that embeddings start to collapse.
+    """Warns when the effective rank and the mean cosine of a step's embeddings show that they start to collapse.
 
-    Collapse means an effective rank below 2 or below a third of the highest so far, or a mean cosine above 0.99. A
-    value that has improved since the last log gives no warning, because many pretrained encoders start with such
-    values. Batches smaller than `FEW_ROWS` are not checked.
+    Collapse means an effective rank below 2, below a third of the highest so far, or below half of its value before
+    training if that is high (over `HIGH_RANK` of the batch), or a mean cosine above 0.99. A value that has improved
+    since the last look gives no warning, because many pretrained encoders start with such values; those have
+    `PATIENCE` steps to improve. `LookCallback` looks at steps 1, 2, 4, 8, ..., and every log is a look. Batches smaller
+    than `FEW_ROWS` are not checked.
     """
 
     def __init__(self) -> None:
+        self.start: tuple[float, float] | None = None  # rank and cosine at step 1: of the encoder before training
         self.highest = 0.0
         self.before: tuple[float, float] | None = None
         self.warned = False
+        self.looked_at = -1
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.train_batch_size < FEW_ROWS:
-            return
-        if (message := self.check(kwargs["logs"], state.global_step)) is not None:
-            warnings.warn(message, stacklevel=2)
+        logs = kwargs["logs"]
+        if {"effective_rank", "mean_cosine"} <= logs.keys():
+            self.look(args.train_batch_size, state.global_step, logs["effective_rank"], logs["mean_cosine"])
 
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": dict(vars(self))}
 
-    def check(self, logs: Mapping[str, float], step: int) -> str | None:
-        """The warning for the logs of a step; None if there is no problem or a warning was already issued."""
-        if not {"effective_rank", "mean_cosine"} <= logs.keys():
-            return None
-        rank, cosine = logs["effective_rank"], logs["mean_cosine"]
+    def look(self, rows: int, step: int, rank: float, cosine: float) -> None:
+        """Warn if the embeddings of a step have begun to collapse, once per step."""
+        if rows < FEW_ROWS or step == self.looked_at:
+            return
+        if self.before is None and step <= 1:
+            self.start = rank, cosine
+        self.looked_at = step
+        if (message := self.check(rank, cosine, step, rows)) is not None:
+            warnings.warn(message, stacklevel=2)
+
+    def check(self, rank: float, cosine: float, step: int, rows: int = FEW_ROWS) -> str | None:
+        """The warning for a step; None if there is no problem or a warning was already issued."""
         self.highest = max(self.highest, rank)
-        low = rank < max(2.0, self.highest / 3) and (self.before is not None and rank <= self.before[0])
+        start_rank, start_cosine = self.start or (math.inf, 0.0)
+        high = start_rank if HIGH_RANK * min(rows, ROWS) < start_rank < math.inf else 0.0
+        low = rank < max(2.0, self.highest / 3, high / 2) and (self.before is not None and rank <= self.before[0])
         close = cosine > 0.99 and (self.before is not None and cosine >= self.before[1])
+        if step < PATIENCE and (start_rank < 2 or start_cosine > 0.99):
+            low = close = False
         self.before = rank, cosine
         is_new = (low or close) and not self.warned
         self.warned = low or close
         if not is_new:
             return None
+        known = f"highest so far {self.highest:.1f}" + (f", before training {start_rank:.1f}" if self.start else "")
         return (
-            f"step {step}: embeddings are collapsing, effective rank {rank:.1f} (highest so far {self.highest:.1f}), "
+            f"step {step}: embeddings are collapsing, effective rank {rank:.1f} ({known}), "
             f"mean cosine {cosine:.3f}. Try a divergence that satisfies the uniformity condition (kl, js, pearson, "
             "vlc), a smaller learning_rate, or a larger alpha"
         )
+
+
+class LookCallback(TrainerCallback):
+    """Shows the collapse monitor the embeddings of steps 1, 2, 4, 8, ..., most of which are not logged."""
+
+    def __init__(self, trainer: FMICLTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step, views = state.global_step, self.trainer.last_views
+        if step & (step - 1) or views is None or len(views[0]) < 2:
+            return
+        rows = views[0][:ROWS]
+        if not rows.isfinite().all():  # of a step that was skipped
+            return
+        monitor = next(one for one in self.trainer.callback_handler.callbacks if isinstance(one, CollapseMonitor))
+        rank, cosine = effective_rank(direction_shares(rows)).item(), mean_cosine(rows).item()
+        monitor.look(args.train_batch_size, step, rank, cosine)
 
 
 class PushCallback(TrainerCallback):

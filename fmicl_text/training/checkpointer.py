@@ -38,6 +38,7 @@ from fmicl_text.training.checkpoint import (
     wrote_checkpoint,
 )
 from fmicl_text.training.ranks import on_main_process, run_on_all_ranks
+from fmicl_text.training.verdict import ScoreRecord
 
 if TYPE_CHECKING:
     from fmicl_text.training.trainer import FMICLTrainer
@@ -192,6 +193,7 @@ class Checkpointer:
     def callback_settings(self) -> dict[str, dict[str, Any]]:
         """Constructor arguments of the callbacks whose state is stored in checkpoints, by class name."""
         callbacks = [one for one in self.trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
+        callbacks = [one for one in callbacks if not isinstance(one, ScoreRecord)]  # older checkpoints have none
         return {type(one).__name__: one.state()["args"] for one in callbacks}
 
     def compare(self, checkpoint: Path, saved: dict[str, Any]) -> list[str]:

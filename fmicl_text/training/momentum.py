@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from fmicl_text.errors import InputError
-from fmicl_text.losses.balance import Balance
 from fmicl_text.losses.distributed import gather_rows, row_counts
 from fmicl_text.losses.similarity import unit_rows
 from fmicl_text.model import ContrastiveModel
@@ -85,7 +84,6 @@ class MomentumModel(ContrastiveModel):
         # Not a submodule: its encoder and head already are, and each weight must have one name in the state dict.
         object.__setattr__(self, "model", model)
         self.modality, self.unit = model.modality, model.unit
-        self.view_input, self.model_input = model.view_input, model.model_input
         if predictor:
             self.predictor = predictor_head(model.width)
         try:
@@ -132,8 +130,11 @@ class MomentumModel(ContrastiveModel):
     def loads_exported(self) -> bool:
         return self.model.loads_exported
 
-    def prepare_data(self, train_dataset: Any) -> tuple[Any, Any]:
-        return self.model.prepare_data(train_dataset)
+    def make_views(self, views: Any, inputs: dict[str, Tensor], generator: Any) -> dict[str, Tensor]:
+        return self.model.make_views(views, inputs, generator)
+
+    def prepare_data(self, train_dataset: Any, views: Any = None) -> tuple[Any, Any]:
+        return self.model.prepare_data(train_dataset, views)
 
 
 class UpdateMomentumCallback(TrainerCallback):
@@ -204,11 +205,12 @@ class MomentumTrainer(FMICLTrainer):
         progress = self.state.global_step / self.state.max_steps
         return 1 - (1 - self.encoder_momentum) * (1 + math.cos(math.pi * progress)) / 2
 
-    def balance(self, model: nn.Module, inputs: dict[str, Tensor], past: list[Tensor]) -> Balance:
-        """As in the base class, the mean of both directions. The keys of past batches are the queue, which at first
-        contains random directions, so the first batch has no balance."""
+    def loss_arguments(
+        self, model: nn.Module, inputs: dict[str, Tensor], past: list[Tensor]
+    ) -> list[tuple[Tensor | None, ...]]:
+        """As in the base class. The keys of past batches are the queue, which at first contains random directions; the
+        first batch has none."""
         inputs.pop("text_ids", None)
-        loss: Any = self.loss
         encoder: Any = self.model.momentum_encoder
         (query_1, query_2), (key_1, key_2) = (self.embed(part, inputs).unbind(1) for part in (model, encoder.model))
         queue = None
@@ -217,9 +219,8 @@ class MomentumTrainer(FMICLTrainer):
             rows = torch.cat([key_1, key_2])
             past.append(torch.cat(gather_rows(rows, row_counts(rows))))
             if not len(queue):
-                return Balance()
-        both = loss.balance(query_1, key_2, queue=queue) + loss.balance(query_2, key_1, queue=queue)
-        return Balance(*((sum(values) / len(values),) if values else () for values in (both.positive, both.negative)))
+                return []
+        return [(query, key, None, None, queue) for query, key in ((query_1, key_2), (query_2, key_1))]
 
     def compute_loss(
         self,

@@ -28,18 +28,18 @@ from fmicl_text.files import DISK_FULL, is_disk_full, move_files
 from fmicl_text.hub.model_card import write_card
 from fmicl_text.hub.run_record import run_record, scores_at
 from fmicl_text.hub.upload import BackgroundPush, create_repository, push
-from fmicl_text.losses.balance import Balance
 from fmicl_text.losses.contrastive import ContrastiveLoss
 from fmicl_text.model import ContrastiveModel
 from fmicl_text.processes import check_processes
 from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
 from fmicl_text.training.cached_step import cached_step
-from fmicl_text.training.calibration import CalibrationCallback
+from fmicl_text.training.calibration import CalibrationCallback, warn_of_little_repulsion
 from fmicl_text.training.callbacks import (
     ClearCallback,
     CollapseMonitor,
     FiniteCheckCallback,
+    LookCallback,
     NonFiniteError,
     PushCallback,
     ResumeCallback,
@@ -55,6 +55,7 @@ from fmicl_text.training.output_dir import REPLACED, OutputDir, create_folder, r
 from fmicl_text.training.sampler import SeededLengthSampler
 from fmicl_text.training.search import check_search, default_space, metric_objective, search_state, trial_state
 from fmicl_text.training.signals import GracefulStop
+from fmicl_text.training.verdict import ScoreRecord, Scores, StepZeroCallback, Verdict
 
 READ_ONCE = ("early_stopping_patience", "per_device_eval_batch_size")  # when the trainer is made
 MEASURED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # follow metric_for_best_model
@@ -81,7 +82,8 @@ class FMICLTrainer(Trainer):
             sentence-transformers, `evaluation.STSEvaluator` or a function. Metrics are logged as `eval_<name>`.
         loss: A `ContrastiveLoss`, instead of the objective in the arguments.
         views: Maps inputs [B, ...] and a generator to views [B, V, ...], computed on the device, such as
-            `vision.ImageViews`.
+            `vision.ImageViews` and `text.TextViews`. By default those of the collator, if it has some; for texts
+            without a `data_collator`, `text.views.choose_views` chooses.
         tokenizer: Not supported, as are the other arguments of `transformers.Trainer` in `NOT_USED`. The error names
             what to pass instead.
         callbacks: See `transformers.Trainer`.
@@ -102,6 +104,8 @@ class FMICLTrainer(Trainer):
 
     Attributes:
         metadata: Facts for the model card and the run record that the trainer cannot know; see `hub.run_record`.
+        scores: Those of the evaluator's last call.
+        verdict: Whether training made the encoder better; None without an evaluator or `load_best_model_at_end`.
     """
 
     # The base class would assume that a model whose forward accepts **kwargs scales its own loss, and would not divide
@@ -129,7 +133,7 @@ class FMICLTrainer(Trainer):
         *,
         evaluator: Callable[[Any], Mapping[str, float] | float] | None = None,
         loss: ContrastiveLoss | None = None,
-        views: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        views: Callable[[Any, torch.Generator], Any] | None = None,
         tokenizer: Any = None,
     ) -> None:
         given = dict(locals())
@@ -141,6 +145,7 @@ class FMICLTrainer(Trainer):
             raise InputError(f"eval_strategy={strategy} needs an evaluator; pass one, or eval_strategy='no'")
         self.model_init: Any = model_init
         self.raw_dataset = train_dataset if data_collator is None else None
+        self.given_views = views
         self.train_dataset: Any = train_dataset
         self.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # for workers that live on
         self.data_collator: Any = data_collator
@@ -160,10 +165,15 @@ class FMICLTrainer(Trainer):
         set_evaluation_batch(args, evaluator)
         if (counted := args.include_num_input_tokens_seen) != "no" and module.unit != "tokens":
             raise InputError(f"include_num_input_tokens_seen={counted} does not apply to {module.unit}")
+        if counted != "no" and self.views is not None:  # the base class counts tokens before the views are made
+            raise InputError(f"include_num_input_tokens_seen={counted} does not apply to views of texts")
         self.values_before_search: dict[str, Any] = {}
         self.trial_names: set[str] = set()
-        self.evaluator, self.views = evaluator, views
+        self.evaluator = evaluator
         self.metadata: dict[str, Any] = {}
+        self.scores: Scores | None = None
+        self.verdict: Verdict | None = None
+        self.step_zero = StepZeroCallback(self, is_overridden(type(self), FMICLTrainer, "evaluate"))
         self.metrics = TrainingMetrics()
         self.checkpointer = Checkpointer(self)
         self.output_dir = OutputDir(args)
@@ -176,6 +186,8 @@ class FMICLTrainer(Trainer):
         self.finite_loss = torch.zeros((), device=args.device)
         self.micro_step = 0
         self.views_checked = False
+        self.measured_gamma: float | None = None
+        self.measured_alpha: float | None = None
         self.optimizer_is_given = optimizers[0] is not None
         new_folders = create_folder(args.output_dir)  # the base class would fail for a link to a missing folder
         try:
@@ -198,23 +210,35 @@ class FMICLTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         for callback in (
             *(
+                self.step_zero,
                 ClearCallback(self),
                 SetEpochCallback(self),
                 ResumeCallback(self),
                 CalibrationCallback(self),
                 FiniteCheckCallback(self),
                 SkippedStepsCallback(),
+                ScoreRecord(),
             ),
-            *(CollapseMonitor(), PushCallback(self), self.graceful_stop),
+            *(CollapseMonitor(), LookCallback(self), PushCallback(self), self.graceful_stop),
         ):
             self.add_callback(callback)
         self.check_engine()
         self.read_once = {name: getattr(args, name) for name in READ_ONCE}
 
     @property
+    def views(self) -> Callable[[Any, torch.Generator], Any] | None:
+        """What makes the views of a batch: the argument, or that of the collator; None if the collator makes them."""
+        return getattr(self.data_collator, "views", None) if self.given_views is None else self.given_views
+
+    @property
     def skipped_steps(self) -> SkippedStepsCallback:
         """The counter; the base class replaces it when it resumes from a checkpoint."""
         return next(one for one in self.callback_handler.callbacks if isinstance(one, SkippedStepsCallback))
+
+    @property
+    def score_record(self) -> ScoreRecord:
+        """The scores for the verdict; replaced likewise."""
+        return next(one for one in self.callback_handler.callbacks if isinstance(one, ScoreRecord))
 
     def check_engine(self) -> None:
         """Raise `InputError` for a launcher configuration that this trainer or this machine does not support."""
@@ -251,7 +275,7 @@ class FMICLTrainer(Trainer):
         """A model as `ContrastiveModel`, the data and the collator prepared for it, if the trainer is given none."""
         model = contrastive_model(model)
         if self.raw_dataset is not None:
-            self.train_dataset, self.data_collator = model.prepare_data(self.raw_dataset)
+            self.train_dataset, self.data_collator = model.prepare_data(self.raw_dataset, self.given_views)
         return model
 
     def call_model_init(self, trial: Any = None) -> Any:
@@ -368,6 +392,9 @@ class FMICLTrainer(Trainer):
     ) -> TrainOutput:
         """See `transformers.Trainer.train`. A finished run that is resumed only loads its final weights.
 
+        With `load_best_model_at_end` and an evaluator, the encoder before training is evaluated too, and the run ends
+        with it unless the best step is better by more than the noise; `best_global_step` is then 0. See `verdict`.
+
         Raises:
             InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data, batches or
                 processes, or to a finished run with other settings; the output folder contains another run, or another
@@ -376,6 +403,7 @@ class FMICLTrainer(Trainer):
             Interrupted: After a signal; a checkpoint was saved.
         """
         with trial_state(self, trial), self.hold_output_dir(resume_from_checkpoint):
+            self.verdict = None
             checkpoint = self.checkpointer.choose(resume_from_checkpoint)
             if checkpoint is not None:
                 max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
@@ -401,6 +429,7 @@ class FMICLTrainer(Trainer):
                 raise InputError(f"{checkpoint} cannot be read: a file is corrupted or contains code") from error
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint is None:
                 self.state.best_global_step = self.state.global_step  # its checkpoint is missing
+            self.step_zero.conclude()
             return output
 
     def hold_output_dir(self, resume_from_checkpoint: str | bool | None = None) -> AbstractContextManager[None]:
@@ -417,10 +446,12 @@ class FMICLTrainer(Trainer):
     def load_finished(self, checkpoint: Path) -> TrainOutput:
         """Load state and weights of the run that ended with this checkpoint, without training."""
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
-        self.model.load_checkpoint(str(checkpoint))
+        self._load_from_checkpoint(str(checkpoint))
+        self.step_zero.restore()
         self.checkpointer.locate_best()
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self.checkpointer.load_best()
+        self.step_zero.conclude()
         return TrainOutput(self.state.global_step, float("nan"), {})
 
     def get_train_dataloader(self) -> Any:
@@ -476,9 +507,8 @@ class FMICLTrainer(Trainer):
         """A batch whose inputs [B, ...] are replaced by views [B, V, ...], if the trainer has `views`."""
         if self.views is None:
             return inputs
-        rows = inputs.pop(str(self.model.view_input))
-        generator = torch.Generator(rows.device).manual_seed(self.step_seed())
-        return inputs | {str(self.model.model_input): self.views(rows, generator)}
+        device = next(iter(inputs.values())).device
+        return self.model.make_views(self.views, inputs, torch.Generator(device).manual_seed(self.step_seed()))
 
     def cached_training_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Like `training_step`, in mini-batches of `mini_batch_size` examples; see `cached_step`."""
@@ -539,34 +569,42 @@ class FMICLTrainer(Trainer):
             queue: Negatives [K, D], for MoCo.
         """
         x, y, *hard = views
-        terms = self.loss.terms(x, y, torch.stack(hard, dim=1) if hard else None, text_ids, queue)
+        negatives = torch.stack(hard, dim=1) if hard else None
+        terms = self.loss.terms(x, y, negatives, text_ids, queue)
         self.last_views = x.detach(), y.detach()
-        self.check_views(x, y)
+        if not self.views_checked:
+            self.check_views(x, y)
+            if getattr(self.loss, "alpha", None) != self.measured_alpha:
+                warn_of_little_repulsion(self.loss, x, y, negatives, text_ids, queue)
+            self.views_checked = True
         if not self.args.skip_nonfinite or terms.loss.isfinite():
             self.metrics.add(terms, x, y, text_ids)
         return terms.loss
 
-    def balance(self, model: nn.Module, inputs: dict[str, Tensor], past: list[Tensor]) -> Balance:
-        """The `Balance` of an f-MICL loss at one batch of views, without gradient, from which alpha is measured.
+    def loss_arguments(
+        self, model: nn.Module, inputs: dict[str, Tensor], past: list[Tensor]
+    ) -> list[tuple[Tensor | None, ...]]:
+        """The arguments (x, y, hard_negatives, text_ids, queue) of each call of the loss in one training step, without
+        gradient, from which gamma and alpha are measured.
 
         Args:
             model: As for `compute_loss`.
             inputs: As for `compute_loss`.
             past: Empty at the first batch; for what later batches need, such as negatives of a queue.
         """
-        loss: Any = self.loss
         text_ids = inputs.pop("text_ids", None)
         size = self.args.mini_batch_size or self.args.train_batch_size
         parts = zip(*(value.split(size) for value in inputs.values()), strict=True)
         x, y, *hard = torch.cat([self.embed(model, dict(zip(inputs, part, strict=True))) for part in parts]).unbind(1)
-        return loss.balance(x, y, torch.stack(hard, dim=1) if hard else None, text_ids)
+        return [(x, y, torch.stack(hard, dim=1) if hard else None, text_ids, None)]
 
     def check_views(self, x: Tensor, y: Tensor) -> None:
-        """Warn once, at the first batch, if the two views are identical: positives then have no gradient."""
-        if not self.views_checked and torch.equal(x, y):
+        """Warn if the two views of the first batch are identical: positives then have no gradient."""
+        if torch.equal(x, y):
             reason = (
                 "both views of every text are identical because the model has no dropout (ModernBERT's default, for "
-                "example): set dropout=0.1 in build_text_encoder or in the recipe, or train on pairs of texts"
+                "example): set dropout=0.1 in build_text_encoder or in the recipe, use other views (crops, repeat, "
+                "delete), or train on pairs of texts"
             )
             if self.model.modality == "image":
                 reason = (
@@ -574,7 +612,6 @@ class FMICLTrainer(Trainer):
                     "the augmentation does not change them"
                 )
             warnings.warn(reason, stacklevel=2)
-        self.views_checked = True
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Record the norm for `FiniteCheckCallback`, because clipping hides an overflow before callbacks run."""
@@ -670,6 +707,7 @@ class FMICLTrainer(Trainer):
         if self.args.metric_for_best_model and f"{prefix}_{wanted}" not in metrics:
             known = ", ".join(name.removeprefix(f"{prefix}_") for name in metrics)
             raise InputError(f"metric_for_best_model={wanted} is not available; choose one of {known}")
+        self.scores = self.step_zero.scores_of(measured)
         return metrics
 
     @contextmanager
@@ -693,6 +731,7 @@ class FMICLTrainer(Trainer):
         is_new_best = super()._determine_best_metric(metrics, trial)
         if is_new_best and self.args.load_best_model_at_end:
             self.control.should_save = True
+            self.score_record.best = None if self.scores is None else dict(vars(self.scores))
         return is_new_best or self.graceful_stop.stopped_by != 0
 
     # Saving and loading
@@ -703,6 +742,7 @@ class FMICLTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load all weights. The base class expects a single state dict, which checkpoints do not contain."""
+        self.step_zero.keep_weights()
         self.model.load_checkpoint(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,8 +23,8 @@ from fmicl_text.evaluation.probes import (
     NearestNeighbors,
     few_label_accuracies,
     logistic_accuracy,
+    nearest_shares,
     stratified_rows,
-    view_retrieval,
 )
 from fmicl_text.evaluation.sharing import assign_rows, gather_shared, own_rows, run_jobs
 from fmicl_text.vision.data import Images
@@ -64,6 +65,10 @@ class ImageEvaluator:
         progress: Show a progress bar while encoding.
         batch_size: Images per forward pass.
 
+    Attributes:
+        observations: Of the last call, for every image of the primary metric: 1 if it is right and 0 if not, [N]; a
+            share if several second views are equally near.
+
     Raises:
         InputError: There are no images to evaluate on, or none of their classes is among the training images;
             or batch_size is below 1.
@@ -79,6 +84,7 @@ class ImageEvaluator:
     batch_size: int = 512
     table: list[dict[str, Any]] = field(default_factory=list, init=False)
     row_name: str | None = field(default=None, init=False)
+    observations: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         scored = self.test if self.validation is None else self.validation
@@ -98,7 +104,7 @@ class ImageEvaluator:
                 raise InputError(f"{images.source}: at least 2 held-out images are needed, got {len(images)}")
         values = self.train.channels * self.preprocessing.size**2 * sum(map(len, (self.train, *held_out)))
         self.kept: dict[Any, Any] | None = {} if 4 * values <= MOST_KEPT else None
-        self.greater_is_better = True
+        self.greater_is_better, self.items = True, "held-out images"
         self.primary_metric = "knn_accuracy" if self.has_classes else "view_retrieval"
 
     def describe(self) -> dict[str, str]:
@@ -133,11 +139,18 @@ class ImageEvaluator:
         """Scores on the first set of images, and a row of the table on the last."""
         if not self.has_classes:
             found = [self.label_free_scores(encoder, images, device) for images in sets]
-            return found[0], {name.replace("_", " "): value for name, value in found[-1].items()}
+            self.observations = found[0][1]
+            return found[0][0], {name.replace("_", " "): value for name, value in found[-1][0].items()}
         encode = partial(self.encode, encoder)
         data = collect_features(encode, self.train, sets, max(KS), device, fit=add_row)
-        ((_, accuracy),) = data[0].knn_accuracies(KS[-1:]).items()
-        return {"knn_accuracy": accuracy}, describe_probes(data[-1]) if add_row else {}
+        (correct,) = data[0].neighbors.correct(data[0].test_labels, KS[-1:]).values()
+        self.observations = correct.numpy().astype(float)
+        return {"knn_accuracy": self.metric_of(self.observations)}, describe_probes(data[-1]) if add_row else {}
+
+    @staticmethod
+    def metric_of(observations: np.ndarray) -> float:
+        """The primary metric of some of the images; see `bootstrap_difference`."""
+        return 100 * float(observations.sum()) / len(observations)
 
     def encode(self, encoder: nn.Module, images: Images, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Features of pictures, or their pixels."""
@@ -145,15 +158,18 @@ class ImageEvaluator:
             return encode_raw_pixels(images, rows, self.preprocessing, self.progress)
         return encode_blocks(encoder, images, rows, self.preprocessing, self.batch_size, self.progress, kept=self.kept)
 
-    def label_free_scores(self, encoder: nn.Module, images: Images, device: torch.device) -> dict[str, float]:
-        """Scores of two random views of the images, which need no classes."""
+    def label_free_scores(
+        self, encoder: nn.Module, images: Images, device: torch.device
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """Scores of two random views of the images, which need no classes, and the share of each image in the first."""
         rows = torch.linspace(0, len(images) - 1, min(len(images), MOST_VIEWED)).round().long()
         processes = assign_rows(len(rows), VIEW_BLOCK)
         blocks = encode_views(encoder, images, rows[own_rows(processes)], self.views, self.progress)
         pairs = gather_shared(concatenate(blocks), processes, device)
         x, y = pairs.unflatten(1, (2, -1)).unbind(1)
         geometry = describe_geometry(x, y) if pairs.isfinite().all() else dict.fromkeys(GEOMETRY, math.nan)
-        return {"view_retrieval": view_retrieval(x, y), **{name: geometry[name] for name in GEOMETRY}}
+        shares = nearest_shares(x, y).cpu().numpy()
+        return {"view_retrieval": self.metric_of(shares), **{name: geometry[name] for name in GEOMETRY}}, shares
 
 
 class RawPixels(nn.Module):

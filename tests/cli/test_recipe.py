@@ -2,12 +2,22 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from fmicl_text import FMICLTrainingArguments, InputError
 from fmicl_text.cli.parser import default_settings
-from fmicl_text.cli.recipe import claim_output_dir, input_hashes, is_finished, run_training, save_run
+from fmicl_text.cli.recipe import (
+    claim_output_dir,
+    input_hashes,
+    is_finished,
+    judge_run,
+    print_verdict,
+    run_training,
+    save_run,
+)
 from fmicl_text.errors import Interrupted
+from fmicl_text.hub.run_record import scored_on
 from fmicl_text.processes import check_processes
 from tests.support import SAVING, Signal, make_trainer
 
@@ -76,6 +86,39 @@ def test_a_disk_that_is_full_at_the_end_is_told_of(bert_folder, tmp_path, monkey
     words = r"results.json could not be written: No space left on device; last good checkpoint: .*checkpoint-8$"
     with pytest.raises(InputError, match=words):
         save_run(trainer, {"sts_spearman": 1.0})
+
+
+@pytest.mark.parametrize(
+    "change, outcome", [(0.5, "better"), (-0.5, "worse"), (0.0, "no better")], ids=["better", "worse", "no better"]
+)
+def test_a_run_without_selection_ends_with_a_verdict(bert_folder, tmp_path, capsys, monkeypatch, change, outcome):
+    """The noise of the change of 100 values is 0.1."""
+    monkeypatch.setattr("fmicl_text.cli.recipe.FLAGS", {"learning_rate", "load_best_model_at_end"})
+    trainer = make_trainer(bert_folder, tmp_path)
+    values = [np.zeros(100), np.tile([-1.0, 1.0], 50) + change]
+
+    def evaluate(encoder):
+        evaluate.observations = values.pop(0)
+        return {"score": float(evaluate.observations.mean())}
+
+    evaluate.metric_of, evaluate.items = lambda rows: float(rows.mean()), "texts"
+    trainer.evaluator = evaluate
+    before, start = trainer.run_evaluator(), trainer.scores
+    trainer.metadata = {"before": before, "scored_on": scored_on("my.txt")}
+    run_training(trainer)
+    after = trainer.run_evaluator()
+    judge_run(trainer, start)
+    save_run(trainer, after)
+    print_verdict(trainer)
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert line.startswith(
+        f"Verdict: {outcome} than before training: score 0.0000 -> {change:.4f} ({change:+.4f} +- 0."
+    )
+    assert "on 100 texts of my.txt)" in line and ("the encoder of step 4 is saved" in line) == (outcome != "better")
+    assert ("--load_best_model_at_end True, " in line and "--learning_rate (now 0.001)" in line) == (outcome == "worse")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["verdict"]["outcome"] == outcome and results["verdict"]["saved_step"] == results["steps"] == 4
+    assert f"\n{outcome.capitalize()} than before training: score" in (tmp_path / "README.md").read_text()
 
 
 def finished_with(folder, **settings):

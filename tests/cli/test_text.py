@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from fmicl_text.cli.parser import FLAGS, add_dashes, resolved_settings
-from fmicl_text.cli.text import announce, parse_args
+from fmicl_text.cli.text import announce, parse_args, without_evaluation
 from fmicl_text.errors import InputError
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
 
@@ -37,19 +37,19 @@ def test_configurations_are_found_by_name():
     assert (model.model_name_or_path, args.divergence) == ("google-bert/bert-base-uncased", "js")
 
 
-def test_defaults_with_a_model_are_the_papers():
+def test_defaults_with_a_model_are_the_papers_without_its_alpha():
     model, data, args = parse_args(MODEL)
     assert (args.learning_rate, args.per_device_train_batch_size, args.num_train_epochs) == (3e-5, 64, 1)
     assert (data.max_seq_length, model.pooling, data.sts_dev_file) == (32, None, None)
     assert args.build_loss().hyperparameters == {
         "divergence": "kl",
         "gamma": 20.0,
-        "alpha": 409600.0,
+        "alpha": "auto",
         "negatives": "same_view",
         "similarity": "gaussian",
         "global_batch": "gather",
     }
-    assert args.metric_for_best_model == "sts_spearman" and args.load_best_model_at_end
+    assert args.load_best_model_at_end and data.num_held_out == 2000
 
 
 def test_command_line_wins_over_the_file(tmp_path):
@@ -113,7 +113,7 @@ def mistake(argv):
         (["--alpha=-1"], r"--alpha .* -1\.0"),
         (["--gamma", "inf"], "--gamma .* inf"),
         (["--gamma", "nan"], "--gamma .* nan"),
-        (["--gamma", "x"], "argument --gamma: .*'x'"),
+        (["--gamma", "x"], "--gamma must be auto or a finite number > 0, got 'x'"),
         (["--divergence", "tsallis", "--tsallis_order", "0"], r".*order .* 0\.0"),
         (["--tsallis_order", "2"], r"--tsallis_order 2\.0 .*--divergence tsallis"),
         (["--objective", "infonce", "--divergence", "js"], "--divergence js .*--objective infonce"),
@@ -139,6 +139,10 @@ def mistake(argv):
         ([*MODEL, "--streaming", "True"], "--streaming .*--max_steps"),
         (["--max_seq_length", "0"], "--max_seq_length .* 0"),
         (["--early_stopping_patience", "3"], "--early_stopping_patience 3 .*--load_best_model_at_end True"),
+        (["--views", "crop"], "argument --views: .*'crop'"),
+        (["--views", "auto", "crops"], "--views .* dropout, crops, repeat, delete; got auto crops"),
+        (["--views", "crops", "dropout"], "--views crops dropout: "),
+        (["--views", "delete", "delete"], "--views delete delete "),
         (["--dataset_split", "dev"], "--dataset_split .*--dataset_name"),
         ([*MODEL, "--mini_batch_size", "65"], "--mini_batch_size .* 64.* 65"),
         ([*MODEL, "--block_size", "0"], "--block_size .* 0"),
@@ -175,6 +179,73 @@ def test_search_data_selects_by_their_primary_metric():
     message = mistake([*MODEL, "--retrieval_dev_folder", "dev", "--sts_dev_file", "dev.tsv"])
     assert "mutually exclusive" in message and "--sts_dev_file" in message
     assert parse_args(["--retrieval_dev_folder", "dev"])[1].sts_dev_file is None  # bundled sentences, other evaluation
+
+
+@pytest.mark.parametrize(
+    "content, views", [("views: crops", ["crops"]), ("views: [repeat, delete]", ["repeat", "delete"])]
+)
+def test_views_from_a_file(content, views, tmp_path):
+    assert parse_args(MODEL)[1].views == ["auto"]
+    config = tmp_path / "run.yaml"
+    config.write_text(content)
+    given = parse_args([*MODEL, "--config", str(config)])
+    assert given[1].views == views
+    config.write_text(yaml.safe_dump(resolved_settings(*given)))
+    assert parse_args(["--config", str(config)])[1].views == views
+
+
+def test_the_data_decide_the_metric(tmp_path):
+    """Also over that of a settings.yaml of a run on other data. A metric that is named stays."""
+    file = tmp_path / "settings.yaml"
+    file.write_text("metric_for_best_model: loss")
+    for config in ([], ["--config", str(file)]):
+        assert parse_args([*MODEL, *config])[2].metric_for_best_model == "loss"  # the evaluator's primary metric
+        assert parse_args([*MODEL, *config, "--sts_dev_file", "stsb"])[2].metric_for_best_model == "sts_spearman"
+    assert parse_args([])[2].metric_for_best_model == "sts_spearman"  # bundled pairs
+    named = [*MODEL, "--metric_for_best_model", "held_out_recall@1"]
+    assert parse_args(named)[2].metric_for_best_model == "held_out_recall@1"
+
+
+def test_held_out_texts_are_instead_of_other_data():
+    assert parse_args([*MODEL, "--held_out", "500"])[1].num_held_out == 500
+    assert parse_args([*MODEL, "--held_out", "0"])[1].num_held_out == 0
+    for flag, value in (("--sts_dev_file", "dev.tsv"), ("--retrieval_dev_folder", "dev")):
+        assert parse_args([*MODEL, flag, value])[1].num_held_out == 0
+        assert f"--held_out 500 has no effect with {flag} {value}" in mistake(
+            [*MODEL, flag, value, "--held_out", "500"]
+        )
+    assert parse_args([])[1].num_held_out == 0  # the bundled pairs
+    _, bundled, args = parse_args(["--held_out", "500"])
+    assert (bundled.sts_dev_file, bundled.num_held_out, args.metric_for_best_model) == (None, 500, "loss")
+
+
+@pytest.mark.parametrize("number", ["1", "99", "-1"])
+def test_too_few_held_out_texts(number):
+    assert f"--held_out must be 0 or at least 100, got {number}" in mistake([*MODEL, "--held_out", number])
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--early_stopping_patience", "3"], "early_stopping_patience=3"),
+        (["--save_strategy", "best"], "save_strategy=best"),
+        (["--lr_scheduler_type", "reduce_lr_on_plateau"], "lr_scheduler_type=reduce_lr_on_plateau"),
+        (["--eval_on_start", "True"], "eval_on_start=True"),
+        (["--metric_for_best_model", "sts_pearson"], "metric_for_best_model=sts_pearson"),
+    ],
+)
+def test_options_that_need_evaluations(flags, named):
+    _, _, args = parse_args([*MODEL, *flags])
+    with pytest.raises(InputError) as error:
+        without_evaluation(args, "held_out=0")
+    assert str(error.value) == f"{named} needs evaluations: pass sts_dev_file (held_out=0)"
+    assert args.eval_strategy == "steps"
+
+
+def test_a_run_without_evaluation():
+    _, _, args = parse_args(MODEL)
+    without_evaluation(args, "held_out=0")
+    assert (args.eval_strategy, args.load_best_model_at_end) == ("no", False)
 
 
 def test_length_grouping_needs_lengths():

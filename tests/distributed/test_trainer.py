@@ -229,3 +229,38 @@ def test_images_on_two_processes(tmp_path, method):
     for two in run_trainers(2, tmp_path, method, function=vision_run, per_device_train_batch_size=8):
         assert all(torch.allclose(two[name], one[name], atol=1e-9) for name in one)
     assert max((one[name] - start[name]).abs().max() for name in one) > 1e-2
+
+
+class RankDependent:
+    """An evaluator whose scores differ between processes: better in the first, worse in the second."""
+
+    primary_metric = "score"
+
+    def __call__(self, encoder):
+        sign = 1 - 2 * dist.get_rank()
+        self.calls = getattr(self, "calls", -1) + 1
+        self.observations = np.tile([-1.0, 1.0], 25) + sign * self.calls
+        return {"score": float(self.observations.mean())}
+
+    def metric_of(self, observations):
+        return float(observations.mean())
+
+
+def judged(folder, output_dir):
+    """The verdict, the best step and the final weights of a run whose processes start with different weights."""
+    trainer = make_trainer(
+        folder, output_dir, evaluate=True, load_best_model_at_end=True, save_strategy="steps", save_steps=2,
+        metric_for_best_model=None,
+    )  # fmt: skip
+    trainer.evaluator = RankDependent()
+    next(trainer.model.encoder.parameters()).data.add_(1e-3 * dist.get_rank())
+    trainer.run_evaluator()
+    trainer.train()
+    return vars(trainer.verdict), trainer.state.best_global_step, weights(trainer)
+
+
+def test_all_processes_have_the_verdict_of_the_first(bert_folder, tmp_path):
+    (verdict, best, one), (other_verdict, other_best, other) = run_trainers(2, bert_folder, tmp_path, function=judged)
+    assert verdict == other_verdict and verdict["outcome"] == "better" and best == other_best == 4
+    assert (verdict["before"], verdict["after"], verdict["standard_error"]) == (0.0, 2.0, pytest.approx(0, abs=1e-9))
+    assert all(torch.equal(one[name], other[name]) for name in one)

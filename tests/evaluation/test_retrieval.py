@@ -56,8 +56,9 @@ def make(bert_folder, folder, evaluator, **settings):
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_training_selects_the_best_checkpoint_by_it(bert_folder, tmp_path, ours):
+def test_training_selects_the_best_checkpoint_by_it(bert_folder, tmp_path, monkeypatch, ours):
     """Also with the class of sentence-transformers itself. All metrics are logged as numbers that JSON can store."""
+    monkeypatch.setattr("fmicl_text.training.verdict.NOISE", -1e9)  # that of 7 queries is large
     evaluator = load_retrieval(write(tmp_path), progress=False)
     if not ours:
         relevant = {f"q{i}": {f"d{i}"} for i in range(7)}
@@ -79,6 +80,7 @@ def test_training_selects_the_best_checkpoint_by_it(bert_folder, tmp_path, ours)
     other = make(bert_folder, tmp_path / "other", evaluator)
     other.model.load_checkpoint(str(tmp_path / "out" / f"checkpoint-{best}"))
     assert same(weights(trainer), weights(other))
+    assert trainer.verdict.num_items == (7 if ours else None) and trainer.verdict.after == scores[best]
 
 
 def test_other_data_are_reported_at_a_resume(bert_folder, tmp_path):

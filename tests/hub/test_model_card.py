@@ -77,6 +77,14 @@ LOSSES = {
 }
 
 
+def test_the_card_has_the_verdict_without_its_advice():
+    text = "no better than before training: m 2.00 -> 1.00 (-1.00 +- 0.20); the encoder is saved as it came. Try more"
+    card = model_card(TEXT_RUN | {"best_step": 0, "verdict": {"text": text}}, "m")
+    sentence = text.removesuffix(" Try more").replace("no better", "No better", 1)
+    assert f"\n{sentence} The number after +- is the standard error of the difference.\n" in card
+    assert "Try" not in card and "| best step (saved) | 0, the encoder before training |" in card
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_record_and_card_of_every_objective(name):
     """Everything about the loss comes from the loss, also for custom objectives and divergences."""
@@ -89,6 +97,7 @@ def test_record_and_card_of_every_objective(name):
         accelerator=SimpleNamespace(distributed_type=SimpleNamespace(value="NO"), mixed_precision="bf16"),
         model=SimpleNamespace(describe=lambda: TEXT_RUN["encoder"]),
         metadata={},
+        verdict=None,
     )  # fmt: skip
     run = json.loads(json.dumps(run_record(trainer, {"eval_sts_spearman": 50.5})))
     assert (run["objective"], run["hyperparameters"]) == (name, loss.hyperparameters)
@@ -96,6 +105,7 @@ def test_record_and_card_of_every_objective(name):
     assert loss.formula in card
     for argument, value in loss.hyperparameters.items():
         assert argument in ("divergence", "global_batch") or f"{argument} {value}" in card
+    assert run["verdict"] is None and "before training:" not in card
     title = f"f-MICL ({name[6:]})" if name.startswith("fmicl-") else f"`{name}`"
     assert f"trained with {title} by" in card
 

@@ -19,6 +19,8 @@ from fmicl_text.evaluation import plots
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.sts import load_pairs
+from fmicl_text.evaluation.unlabeled import UnlabeledEvaluator
+from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import build_text_encoder
 from tests.support import recipe_flags, sentences, words_missing, write_recipe_data
 
@@ -100,6 +102,35 @@ def test_a_run_resumes_from_its_newest_checkpoint(finished, material, monkeypatc
     assert second["after"] == pytest.approx(first["after"], abs=1e-3)
 
 
+def test_views_are_printed_and_recorded(material, monkeypatch, capsys):
+    """Sentences and an encoder with dropout: dropout views. Others are used if they are given."""
+    folder, flags = material
+    monkeypatch.chdir(folder)
+    for views, words, card in (([], "dropout (a median of", "dropout views of a text"), (["--views", "crops", "delete"],
+                               "crops delete (as given)", "random views of a text: crops delete")):  # fmt: skip
+        argv = [*flags, *views, "--output_dir", f"views{len(views)}", "--max_steps", "2", "--save_strategy", "no"]
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv])
+        runpy.run_path(str(RECIPE), run_name="__main__")
+        assert f"Views: {words}" in capsys.readouterr().out
+        out = folder / f"views{len(views)}"
+        assert json.loads((out / "results.json").read_text())["data"]["views"].startswith(words)
+        assert f"| positives | two {card} |" in (out / "README.md").read_text()
+
+
+def test_views_of_pairs(material, monkeypatch, capsys):
+    folder, flags = material
+    monkeypatch.chdir(folder)
+    rows = "\n".join(f"{one}\t{other}" for one, other in zip(sentences(16), sentences(16, 1), strict=True))
+    (folder / "pairs.tsv").write_text("sent0\tsent1\n" + rows)
+    argv = [*flags, "--train_file", "pairs.tsv", "--views", "crops", "--output_dir", "views-of-pairs"]
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.endswith("error: --views crops applies to one text column, got sent0 sent1")
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_not_overwritten(finished, material):
     out, _ = finished
@@ -128,12 +159,22 @@ def test_bad_input_does_not_remove_the_run_to_be_overwritten(finished, material,
 
 
 def test_early_stopping_ends_the_run(material, monkeypatch, capsys):
-    """At learning rate 0 no evaluation is better than the first, at step 2: patience 2 ends it at step 6 of 40."""
+    """At learning rate 0 no evaluation is better than the first, at step 2: patience 2 ends it at step 6 of 40. Nor is
+    it better than the encoder before training, which is saved."""
     monkeypatch.chdir(material[0])
     argv = [*material[1], "--learning_rate", "0", "--max_steps", "40", "--early_stopping_patience", "2"]
     monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv, "--output_dir", "stopped"])
     runpy.run_path(str(RECIPE), run_name="__main__")
-    assert json.loads((material[0] / "stopped" / "results.json").read_text())["steps"] == 6
+    results = json.loads((material[0] / "stopped" / "results.json").read_text())
+    assert results["steps"] == 6 and results["best_step"] == 0 and results["before"] == results["after"]
+    verdict = results["verdict"]
+    assert verdict["outcome"] == "no better" and verdict["difference"] == verdict["standard_error"] == 0
+    assert (verdict["metric"], verdict["num_items"], verdict["saved_step"]) == ("sts_spearman", 12, 0)
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert line == f"Verdict: {verdict['text']}" and "on 12 pairs of dev.tsv); the encoder is saved as it came" in line
+    card = (material[0] / "stopped" / "README.md").read_text()
+    assert "| best step (saved) | 0, the encoder before training |" in card
+    assert "\nNo better than before training: sts_spearman" in card and "the encoder is saved as it came. The" in card
 
 
 def test_search_data_selects_the_checkpoint(material, monkeypatch):
@@ -159,13 +200,99 @@ def test_search_data_selects_the_checkpoint(material, monkeypatch):
     runpy.run_path(str(RECIPE), run_name="__main__")
     assert plotted == ["eval_cosine_ndcg@10"]
     results = json.loads((folder / "searched" / "results.json").read_text())
-    assert results["before"]["eval_cosine_ndcg@10"] <= 1 and results["best_step"] > 0
+    verdict = results["verdict"]
+    assert results["before"]["eval_cosine_ndcg@10"] == verdict["before"] <= 1 and verdict["num_items"] == 3
+    assert results["best_step"] == verdict["saved_step"] and "on 3 queries of search" in verdict["text"]
     assert results["scored_on"]["name"] == "search" and len(results["inputs"]["retrieval_dev_folder"]) == 64
     assert results["data"]["prompts"] == "'one ' 'two '" and results["hyperparameters"]["negatives"] == "cross_view"
     settings = yaml.safe_load((folder / "searched" / "settings.yaml").read_text())
     assert settings["negatives"] is None  # so that --config chooses again
     assert "| prompts, in training | 'one ' 'two ' |" in (folder / "searched" / "README.md").read_text()
     assert SentenceTransformer(str(folder / "searched")).prompts == {"query": "one ", "document": "two "}
+
+
+def without_pairs(flags, train_file):
+    """The flags of a run without STS pairs, on another training file."""
+    argv = [flag for flag in flags if flag not in ("--sts_dev_file", "dev.tsv")]
+    argv[argv.index("--train_file") + 1] = train_file
+    return [*argv, "--max_steps", "6"]
+
+
+def run_in_process(folder, monkeypatch, *flags):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *flags])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+@pytest.mark.slow
+def test_held_out_texts_select_the_checkpoint(material, monkeypatch, capsys):
+    """Without graded pairs, offline. They are not trained on, and the saved encoder has the best score."""
+    folder, flags = material
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    lines = [f"{text} {number}" for number, text in enumerate(sentences(1100))]
+    (folder / "many.txt").write_text("\n".join([*lines, *lines[:200]]))
+    run_in_process(folder, monkeypatch, *without_pairs(flags, "many.txt"), "--output_dir", "unlabeled")
+    printed = capsys.readouterr().out
+    assert "Evaluation: 110 held-out texts of the training data" in printed and "| held_out_mrr" in printed
+    out = folder / "unlabeled"
+    results = json.loads((out / "results.json").read_text())
+    assert results["data"]["rows held out"] == 110 and results["scored_on"]["name"] in printed
+    assert results["data"]["rows"] == 1300 - 110 - results["data"]["rows dropped with a held-out text"]
+    scores = {row["step"]: row["eval_held_out_mrr"] for row in results["log_history"] if "eval_held_out_mrr" in row}
+    assert len(scores) == 4  # before training and three evaluations
+    trained = {step: score for step, score in scores.items() if step}
+    assert results["best_step"] == max(trained, key=trained.get)
+    texts = [text for (text,) in load_training_text(folder / "many.txt", held_out=2000).held_out.rows]
+    evaluator = UnlabeledEvaluator(texts, progress=False, max_seq_length=32)
+    score = evaluator(SentenceTransformer(str(out), device="cpu"))["held_out_mrr"]
+    assert score == pytest.approx(results["after"]["eval_held_out_mrr"], abs=1e-6)
+    card = (out / "README.md").read_text()
+    assert "110 held-out texts of the training data: mean of 100/rank" in card and "held_out_mrr." in card
+
+
+@pytest.mark.slow
+def test_held_out_pairs_are_searched_with_their_prompts(material, monkeypatch, capsys):
+    folder, flags = material
+    pairs = zip(sentences(1000), sentences(1000, seed=1), strict=True)
+    rows = [{"query": f"{query} {i}", "answer": f"{answer} {i}"} for i, (query, answer) in enumerate(pairs)]
+    (folder / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    argv = [*without_pairs(flags, "many.jsonl"), "--prompts", "one ", "two ", "--output_dir", "unlabeled-pairs"]
+    seen, embed = [], UnlabeledEvaluator.embed
+    monkeypatch.setattr(UnlabeledEvaluator, "embed", lambda self, encoder: seen.append(self) or embed(self, encoder))
+    run_in_process(folder, monkeypatch, *argv)
+    assert "Evaluation: 100 held-out pairs of the training data" in capsys.readouterr().out
+    assert seen[0].prompts == ("one ", "two ") and len(seen[0].texts[0]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more, reason",
+    [
+        ([], "1,000 distinct rows are needed to hold out 100 of them, got 40"),
+        (["--held_out", "0"], "held_out=0"),
+    ],
+)
+def test_without_evaluation_the_last_weights_are_saved(material, monkeypatch, capsys, more, reason):
+    folder, flags = material
+    name = f"last-{len(more)}"
+    argv = [*without_pairs(flags, "train.txt"), *more, "--output_dir", name]
+    run_in_process(folder, monkeypatch, *argv)
+    printed = capsys.readouterr().out
+    assert f"No evaluation, the last weights are saved ({reason}). To evaluate, pass --sts_dev_file" in printed
+    results = json.loads((folder / name / "results.json").read_text())
+    assert (results["before"], results["after"], results["best_step"], results["steps"]) == ({}, {}, None, 6)
+    assert "Not evaluated." in (folder / name / "README.md").read_text()
+
+
+def test_the_word_stsb_downloads_the_pairs(material, monkeypatch, capsys):
+    """And nothing else does: without a network, the error names a way without one."""
+    folder, flags = material
+    argv = [*without_pairs(flags, "train.txt"), "--sts_dev_file", "stsb", "--output_dir", "word"]
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit) as stopped:
+        run_in_process(folder, monkeypatch, *argv)
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert stopped.value.code == 2 and not words_missing(line, "mteb/stsbenchmark-sts Hub --sts_dev_file"), line
 
 
 def test_the_configs_are_all_there():

@@ -136,9 +136,11 @@ def test_the_best_checkpoint_by_images_kept_aside(monkeypatch, capsys, tmp_path)
     assert not words_missing(line, "240 100"), line
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     scores = {e["step"]: e["eval_knn_accuracy"] for e in results["log_history"] if "eval_knn_accuracy" in e}
-    assert (
-        scores[results["best_step"]] == max(scores[step] for step in (1, 2, 3)) == results["after"]["eval_knn_accuracy"]
-    )
+    verdict, best = results["verdict"], max(scores[step] for step in (1, 2, 3))
+    assert scores[verdict["step"]] == verdict["after"] == best and verdict["before"] == scores[0]
+    assert scores[results["best_step"]] == results["after"]["eval_knn_accuracy"]
+    assert results["best_step"] == (verdict["step"] if best - scores[0] > 2 * verdict["standard_error"] else 0)
+    assert verdict["num_items"] == 60 and "on 60 held-out images)" in verdict["text"]
 
 
 @pytest.mark.slow

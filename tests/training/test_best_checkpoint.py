@@ -11,9 +11,9 @@ from tests.support import SAVING, Signal, make_trainer, same, weights
 
 
 def falling(encoder):
-    """Scores that fall: the first is the best."""
+    """Scores that fall in training: the first is the best. That of call 0, before training, is lower."""
     falling.calls += 1
-    return {"sts_spearman": 1.0 / falling.calls}
+    return {"sts_spearman": 1.0 / falling.calls if falling.calls else 0.0}
 
 
 def early(folder, output_dir, patience=3, **settings):
@@ -26,7 +26,7 @@ def early(folder, output_dir, patience=3, **settings):
 
 def test_early_stopping_remembers_its_patience(bert_folder, tmp_path):
     """Evaluations at 2, 4, 6, 8; the third without improvement, at 8, ends it. Interrupted at 4 and resumed."""
-    falling.calls = 0
+    falling.calls = -1
     whole = early(bert_folder, tmp_path / "whole", save_total_limit=9)
     whole.train()
     assert whole.state.global_step == 8 and whole.state.best_global_step == 2
@@ -44,7 +44,7 @@ def test_early_stopping_remembers_its_patience(bert_folder, tmp_path):
 
 
 def test_the_best_and_the_newest_are_kept(bert_folder, tmp_path):
-    falling.calls = 0
+    falling.calls = -1
     trainer = early(bert_folder, tmp_path, patience=9, max_steps=10, save_total_limit=1)
     trainer.train()
     assert [path.name for path in checkpoints.checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
@@ -56,7 +56,7 @@ def test_a_damaged_best_checkpoint_is_told_of(bert_folder, tmp_path):
             if state.global_step == 7:
                 (tmp_path / "checkpoint-2" / "config.json").write_text("{}")
 
-    falling.calls = 0
+    falling.calls = -1
     trainer = early(bert_folder, tmp_path, patience=9, max_steps=8)
     trainer.add_callback(Harm())
     with pytest.warns(UserWarning, match=r"checkpoint-2 .*config.json has 2 bytes"):
@@ -78,7 +78,7 @@ def test_the_newest_is_kept_where_one_is_asked_for_and_the_best_not_loaded(bert_
 
 
 def test_the_best_one_may_be_in_the_folder_that_a_run_was_begun_in(bert_folder, tmp_path):
-    falling.calls = 0
+    falling.calls = -1
     whole = early(bert_folder, tmp_path / "a", patience=99, max_steps=8, save_total_limit=9)
     whole.train()
     falling.calls = 2
@@ -92,7 +92,7 @@ def test_the_best_one_may_be_in_the_folder_that_a_run_was_begun_in(bert_folder, 
 
 
 def test_a_best_one_that_is_gone_is_told_of(bert_folder, tmp_path):
-    falling.calls = 0
+    falling.calls = -1
     cut = cut_short(early(bert_folder, tmp_path, patience=99, max_steps=8, save_total_limit=9), 5)
     with pytest.raises(Interrupted):
         cut.train()
@@ -104,7 +104,7 @@ def test_a_best_one_that_is_gone_is_told_of(bert_folder, tmp_path):
 
 
 def test_a_finished_run_whose_folder_has_moved_ends_with_its_best(bert_folder, tmp_path):
-    falling.calls = 0
+    falling.calls = -1
     whole = early(bert_folder, tmp_path / "a")
     whole.train()
     shutil.move(tmp_path / "a", tmp_path / "b")
@@ -116,10 +116,10 @@ def test_a_finished_run_whose_folder_has_moved_ends_with_its_best(bert_folder, t
 def test_an_evaluation_before_training_is_not_made_again(bert_folder, tmp_path):
     """It would count as an evaluation without improvement."""
     settings = {"save_total_limit": 9, "eval_on_start": True}
-    falling.calls = 0
+    falling.calls = -1
     whole = early(bert_folder, tmp_path / "whole", **settings)
     whole.train()
-    falling.calls = 0
+    falling.calls = -1
     with pytest.raises(Interrupted):
         cut_short(early(bert_folder, tmp_path / "cut", **settings), 5).train()
     resumed = early(bert_folder, tmp_path / "cut", **settings)
@@ -128,17 +128,17 @@ def test_an_evaluation_before_training_is_not_made_again(bert_folder, tmp_path):
 
 
 def test_a_run_that_stopped_early_trains_anew_when_asked_to(bert_folder, tmp_path):
-    falling.calls = 0
+    falling.calls = -1
     early(bert_folder, tmp_path, save_total_limit=9).train()
     again = early(bert_folder, tmp_path, save_total_limit=9)
     again.train(resume_from_checkpoint="auto")
-    falling.calls = 0
+    falling.calls = -1
     assert again.train().global_step == 8
 
 
 @pytest.mark.parametrize("step", [5, None], ids=["cut short", "stopped early"])
 def test_a_patience_given_now_counts_and_is_told_of(bert_folder, tmp_path, step):
-    falling.calls = 0
+    falling.calls = -1
     first = early(bert_folder, tmp_path, patience=3, save_total_limit=9)
     if step is None:
         first.train()
@@ -167,13 +167,13 @@ BETWEEN = {"eval_steps": 1, "save_steps": 4, "max_steps": 8, "patience": 99}
 
 
 def peak(encoder):
-    """Scores that are highest at the third evaluation."""
+    """Scores that are highest at the third evaluation in training."""
     peak.calls += 1
     return {"sts_spearman": -abs(peak.calls - 3.0)}
 
 
 def test_a_best_step_between_two_saves_is_the_result(bert_folder, tmp_path):
-    peak.calls, remember = 0, Remember()
+    peak.calls, remember = -1, Remember()
     trainer = early(bert_folder, tmp_path, **BETWEEN)
     trainer.evaluator = peak
     trainer.add_callback(remember)
@@ -186,7 +186,7 @@ def test_a_best_step_between_two_saves_is_the_result(bert_folder, tmp_path):
 def test_a_stop_does_not_change_the_result(bert_folder, tmp_path, stopped_at):
     results = []
     for stops in ([], [stopped_at]):
-        peak.calls = 0
+        peak.calls = -1
         for step in [*stops, None]:
             trainer = early(bert_folder, tmp_path / str(len(stops)), **BETWEEN)
             trainer.evaluator = peak
@@ -205,7 +205,7 @@ def test_a_best_checkpoint_that_is_gone_at_the_end_is_not_the_result(bert_folder
             if state.global_step == 7:
                 shutil.rmtree(tmp_path / "checkpoint-2")
 
-    falling.calls = 0
+    falling.calls = -1
     trainer = early(bert_folder, tmp_path, patience=9, max_steps=8)
     trainer.add_callback(Remove())
     with pytest.warns(UserWarning, match=r"checkpoint-2 .*last weights"):

@@ -97,12 +97,12 @@ def test_a_run_that_was_cut_short_counts_on_and_knows_its_highest_rank(bert_fold
     counts = [entry.get("nonfinite_steps") for entry in resumed.state.log_history if "loss" in entry]
     assert counts == [None, *[1] * 7]
     watch = CollapseMonitor()
-    for step, rank in enumerate((30.0, 25.0)):
-        watch.check({"effective_rank": rank, "mean_cosine": 0.1}, step)
+    for step, rank in enumerate((50.0, 49.0, 25.0)):
+        watch.look(64, step, rank, 0.1)
     state = json.loads(json.dumps(watch.state()))
     later = CollapseMonitor(**state["args"])
     vars(later).update(state["attributes"])
-    assert later.check({"effective_rank": 9.0, "mean_cosine": 0.1}, 2)
+    assert "highest so far 50.0, before training 50.0" in later.check(24.0, 0.1, 3, 64)
 
 
 def test_the_range_of_the_similarity_is_told():
@@ -134,19 +134,56 @@ def test_a_collapse_is_told_of_once_when_it_begins():
 
 def test_what_is_no_collapse():
     assert told([1.3, 1.9, 4.0, 20.0, 35.0], [0.995, 0.993, 0.9, 0.3, 0.1]) == []  # many encoders before training
-    assert told([60.0, 45.0, 30.0, 25.0]) == []
+    assert told([30.0, 28.0, 20.0, 14.0]) == []  # of 64 rows, not high at the start
+    assert told([40.0, 45.0, 30.0, 21.0]) == []
+    assert told([1.4, *[1.3] * 10], [0.995] * 11) == []  # of which the first steps change little
+    assert told([1.3] * 17, [0.995] * 17) == [16]
     assert told([31.7, 1.0], batch=8) == []
-    assert CollapseMonitor().check({"eval_sts_spearman": 80.0}, 5) is None
+    CollapseMonitor().on_log(SimpleNamespace(train_batch_size=64), None, None, logs={"eval_sts_spearman": 80.0})
 
 
 def test_the_words_name_what_helps():
     watch = CollapseMonitor()
-    watch.check({"effective_rank": 30.0, "mean_cosine": 0.1}, 25)
-    words = watch.check({"effective_rank": 5.0, "mean_cosine": 0.4}, 50)
+    watch.check(30.0, 0.1, 25)
+    words = watch.check(5.0, 0.4, 50)
     assert words.startswith(
         "step 50: embeddings are collapsing, effective rank 5.0 (highest so far 30.0), mean cosine 0.400"
     )
     assert all(word in words for word in ("kl, js, pearson, vlc", "learning_rate", "alpha"))
+
+
+def test_a_good_encoder_that_loses_half_of_its_rank_is_told_of():
+    """all-MiniLM-L6-v2 with the paper's alpha of 409600: 45 of 64 before training, 20 at step 25."""
+    assert told([45.0, 40.0, 31.0, 20.0]) == [3]
+
+
+def test_the_first_steps_are_looked_at_whatever_is_logged(bert_folder, tmp_path):
+    """Steps 1, 2, 4, 8; the last log is at step 9. The embeddings of step 1 are those before training."""
+    trainer = make_trainer(
+        bert_folder, tmp_path, max_steps=9, logging_steps=9, per_device_train_batch_size=32, learning_rate=0.0,
+        train_sampling_strategy="sequential",
+    )  # fmt: skip
+    looks, look = [], CollapseMonitor.look
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CollapseMonitor, "look", lambda self, *seen: looks.append(seen) or look(self, *seen))
+        trainer.train()
+    assert [step for _, step, _, _ in looks] == [1, 2, 4, 8, 9] and {rows for rows, *_ in looks} == {32}
+    (monitor,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, CollapseMonitor))
+    assert monitor.start == looks[0][2:] and 1 < monitor.start[0] < 32 and monitor.looked_at == 9
+
+
+def test_a_collapse_in_the_first_steps_is_told_of_before_the_first_log(bert_folder, tmp_path):
+    trainer = make_trainer(bert_folder, tmp_path, max_steps=4, logging_steps=9, per_device_train_batch_size=32)
+    forward, calls = trainer.model.forward, []
+
+    def collapsing(features):
+        calls.append(1)
+        out = forward(features)
+        return out if len(calls) < 4 else out * 1e-3 + 1.0
+
+    trainer.model.forward = collapsing
+    with pytest.warns(UserWarning, match="step 4: embeddings are collapsing, effective rank 1.0 .*before training"):
+        trainer.train()
 
 
 def test_small_batches_and_moderate_cosines_are_no_collapse():

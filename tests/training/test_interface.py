@@ -112,14 +112,15 @@ def test_the_best_checkpoint_by_an_evaluators_primary_metric(bert_folder, tmp_pa
     args = arguments(tmp_path, **settings, load_best_model_at_end=True)
     evaluator = similarity_evaluator()
     trainer = FMICLTrainer(build_text_encoder(bert_folder), args, train_dataset=sentences(16), evaluator=evaluator)
+    before = trainer.run_evaluator()[f"eval_{evaluator.primary_metric}"]
     trainer.train()
     scores = [
         entry[f"eval_{evaluator.primary_metric}"]
         for entry in trainer.state.log_history
         if "eval_runtime" not in entry and f"eval_{evaluator.primary_metric}" in entry
     ]
-    assert trainer.state.best_metric == max(scores)
-    assert trainer.state.best_global_step == 1 + scores.index(max(scores))
+    assert trainer.state.best_metric == max([before, *scores])
+    assert trainer.state.best_global_step == [before, *scores].index(max([before, *scores]))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,19 @@ def features(images, encoder=None):
     return encode_images(encoder or Patches(), images, new_preprocessing(8, MEAN, STD), progress=False)
 
 
+@pytest.mark.parametrize("labels", [None, NO_CLASS], ids=["classes", "no classes"])
+def test_the_score_is_that_of_its_observations(labels):
+    """One value per image; a subset of the test images has the score of its own."""
+    test = LabeledPictures(70, 1, labels)
+    evaluator = make(LabeledPictures(90), test)
+    score = evaluator(Patches())[evaluator.primary_metric]
+    assert evaluator.observations.shape == (70,) and 0 <= evaluator.observations.min() < evaluator.observations.max()
+    assert evaluator.metric_of(evaluator.observations) == score
+    if labels is None:
+        data = features(LabeledPictures(90)), LabeledPictures(90).labels, features(test)[:20], test.labels[:20]
+        assert evaluator.metric_of(evaluator.observations[:20]) == knn_accuracies(*data, [200])[200, 0.1]
+
+
 def test_the_score_is_the_accuracy_of_neighbors_with_a_class():
     """Images without a class take no part: neither as neighbors nor as test images."""
     labels = [i % 2 if i % 3 else -1 for i in range(90)]

@@ -1,0 +1,194 @@
+"""Evaluation without labels: one half of a text finds the other among those of all held-out texts."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from datasets.fingerprint import Hasher
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from fmicl_text.errors import InputError
+from fmicl_text.evaluation.encoding import encode_sentences
+from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, uniformity
+from fmicl_text.losses.similarity import unit_rows
+from fmicl_text.text.held_out import parts_of
+
+BLOCK = 512  # rows of cosines at a time
+TIE = 1e-6  # cosines that differ by less are equal; embeddings of one text differ by up to this between batches
+
+
+@dataclass
+class UnlabeledEvaluator:
+    """Scores an encoder without labels, on texts or pairs that are not trained on: the first half of a text, or the
+    first text of a pair, is the query that has to find the second among those of all rows.
+
+    Calling it with a SentenceTransformer returns the metrics below, which the trainer logs as `eval_held_out_mrr` and
+    so on. The primary metric is the one that agrees best with STS-B over checkpoints of several objectives and settings
+    (eval/README.md).
+
+    - held_out_mrr: mean of 1/rank, times 100, in (0, 100]; see `find_documents`.
+    - held_out_recall@1: percent of queries that find their document first.
+    - held_out_alignment, held_out_uniformity: of the pairs, and of both sides; see `geometry`. Lower is better.
+    - held_out_effective_rank: of both sides.
+
+    Args:
+        texts: N >= 2 texts of two words or more (characters, if written without spaces), or N pairs. Of
+            longer tuples, only the first two texts are used.
+        batch_size: Texts per forward pass.
+        progress: Show a progress bar while encoding.
+        max_seq_length: Tokens per query and document, at most the encoder's maximum, its default.
+        prompts: Of queries, and of documents; a single one is for both. By default, the encoder's default prompt.
+
+    Attributes:
+        observations: After a call, 1/rank of every query, [N] in float64.
+
+    Raises:
+        InputError: There are fewer than two texts, or one cannot be split.
+    """
+
+    texts: Sequence[str | Sequence[str]]
+    batch_size: int = 64
+    progress: bool = True
+    max_seq_length: int | None = None
+    prompts: Sequence[str] = ()
+    primary_metric: ClassVar[str] = "held_out_mrr"
+    greater_is_better: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if len(self.texts) < 2:
+            raise InputError(f"texts: at least 2 are needed, got {len(self.texts)}")
+        rows = [(row,) if isinstance(row, str) else tuple(row) for row in self.texts]
+        pairs = [halves(*row) if len(row) == 1 and isinstance(row[0], str) else row[:2] for row in rows]
+        for number, pair in enumerate(pairs):
+            if len(pair) < 2 or not all(isinstance(text, str) and text.strip() for text in pair):
+                kind = "a text of two words or more, or a pair of texts"
+                raise InputError(f"texts: expected {kind}, got {self.texts[number]!r:.80} at index {number}")
+        self.queries, self.documents = (list(side) for side in zip(*pairs, strict=True))
+        self.observations: NDArray[np.float64] = np.zeros(0)
+
+    def describe(self) -> dict[str, str]:
+        """A hash of the evaluation data, which is compared when a run is resumed."""
+        data = [self.queries, self.documents, self.max_seq_length, list(self.prompts)]
+        return {"evaluation_data": Hasher.hash(data)}
+
+    def metric_of(self, observations: NDArray[np.float64]) -> float:
+        """The primary metric of some of the `observations` of a call."""
+        return 100 * float(np.mean(observations))
+
+    def __call__(self, encoder: SentenceTransformer) -> dict[str, float]:
+        x, y = self.embed(encoder)
+        both = torch.cat([x, y])
+        if num_bad := int((~both.isfinite().all(1) | ~both.any(1)).sum()):
+            raise InputError(f"{num_bad} of {len(both)} embeddings contain NaN, infinity or only zeros")
+        found = find_documents(x, y, self.queries, self.documents)
+        self.observations = found.reciprocal_rank.numpy()
+        return {
+            "held_out_mrr": self.metric_of(self.observations),
+            "held_out_recall@1": 100 * float(found.first.mean()),
+            "held_out_alignment": float(alignment(x, y)),
+            "held_out_uniformity": float(uniformity(both.unique(dim=0))) if len(both.unique(dim=0)) > 1 else 0.0,
+            "held_out_effective_rank": float(effective_rank(direction_shares(both))),
+        }
+
+    def embed(self, encoder: SentenceTransformer) -> tuple[Tensor, Tensor]:
+        """Embeddings [N, D] of the queries and of the documents."""
+        before = encoder.max_seq_length
+        shorten = before != math.inf  # static embeddings have no maximum that can be set
+        if shorten:
+            encoder.max_seq_length = min(filter(None, (self.max_seq_length, before)), default=None)
+        options: dict[str, Any] = {"batch_size": self.batch_size, "progress": self.progress}
+        prompts = (self.prompts[0], self.prompts[:2][-1]) if self.prompts else (None, None)
+        try:
+            x, y = (
+                encode_sentences(encoder, texts, prompt=prompt, **options)
+                for texts, prompt in zip((self.queries, self.documents), prompts, strict=True)
+            )
+        finally:
+            if shorten:
+                encoder.max_seq_length = before
+        return x, y
+
+
+def halves(text: str) -> tuple[str, str]:
+    """The first and the second half of a text; of an odd number of words, the second has one more.
+
+    >>> halves("A dog runs in the park.")
+    ('A dog runs', 'in the park.')
+    """
+    parts, space = parts_of(text)
+    middle = len(parts) // 2
+    return space.join(parts[:middle]), space.join(parts[middle:])
+
+
+def alternate_words(text: str) -> tuple[str, str]:
+    """The words at odd and at even positions.
+
+    >>> alternate_words("A dog runs in the park.")
+    ('A runs the', 'dog in park.')
+    """
+    parts, space = parts_of(text)
+    return space.join(parts[::2]), space.join(parts[1::2])
+
+
+def random_crop(text: str, share: float = 0.5) -> str:
+    """A random span of a share of the words. The same for the same text."""
+    parts, space = parts_of(text)
+    length = max(1, round(share * len(parts)))
+    start = random.Random(text).randint(0, len(parts) - length)
+    return space.join(parts[start : start + length])
+
+
+def delete_words(text: str, share: float = 0.5) -> str:
+    """The text without a random share of its words. The same for the same text."""
+    parts, space = parts_of(text)
+    kept = sorted(random.Random(text).sample(range(len(parts)), max(1, len(parts) - round(share * len(parts)))))
+    return space.join(parts[i] for i in kept)
+
+
+class Found(NamedTuple):
+    """How each query found its document, [N] each: 1/rank, and whether the rank is 1; expectations under ties."""
+
+    reciprocal_rank: Tensor
+    first: Tensor
+
+
+def find_documents(
+    queries: Tensor, documents: Tensor, query_texts: Sequence[str], document_texts: Sequence[str]
+) -> Found:
+    """Rank all documents by their cosine with each query, of which document i answers query i.
+
+    Documents that tie with the right one are in random order, so that equal embeddings score no better than chance.
+    Documents with the text of the right one, or of a query with the same text, are not ranked.
+
+    Args:
+        queries: Embeddings [N, D], finite, of nonzero norm.
+        documents: Embeddings [N, D].
+        query_texts: N texts.
+        document_texts: N texts.
+    """
+    queries, documents = unit_rows(queries.double()), unit_rows(documents.double())
+    ids = [torch.tensor(number_texts(texts)) for texts in (query_texts, document_texts)]
+    harmonic = torch.tensor([0.0, *(1 / rank for rank in range(1, len(documents) + 1))], dtype=torch.float64).cumsum(0)
+    found = []
+    for rows in torch.arange(len(queries)).split(BLOCK):
+        cosines = queries[rows] @ documents.T
+        right = (queries[rows] * documents[rows]).sum(-1, keepdim=True)
+        others = (ids[0][rows, None] != ids[0]) & (ids[1][rows, None] != ids[1])
+        better = ((cosines > right + TIE) & others).sum(-1)
+        tied = (((cosines - right).abs() <= TIE) & others).sum(-1) + 1
+        found.append(torch.stack([(harmonic[better + tied] - harmonic[better]) / tied, (better == 0) / tied]))
+    return Found(*torch.cat(found, dim=1))
+
+
+def number_texts(texts: Sequence[str]) -> list[int]:
+    """Equal numbers for equal texts."""
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return [numbers[text] for text in texts]
