@@ -13,9 +13,11 @@ AUTO = "auto"
 # The largest k gamma, where the conjugate's derivative falls like e^(kr). With alpha="auto" and a small BERT, six
 # divergences at 20 score at least as well on STS-B dev as with tuned gamma and alpha; 5, 40 and 80 score worse.
 AUTO_GAMMA_TIMES_EXPONENT = 20.0
-# The largest k gamma d^2 of positive pairs. Below 0.3, d^2 of two dropout masks does not reduce gamma. Pairs of texts
-# (d^2 = 0.55) and images with random weights (1.1 to 1.3) score best at k gamma = 5 to 10, and worse at 2 and 20.
-AUTO_GAMMA_TIMES_DISTANCE = 6.0
+# The smallest, of encoders that do not tell positive from negative pairs.
+LEAST_GAMMA_TIMES_EXPONENT = 1.0
+# Encoders that separate positive pairs little score better below 20. CIFAR-10, a ResNet with random weights: k-NN 44.6 at
+# 5.3, 43.4 at 8, less at 2 and 20. The separation is 4 there, and above 20 for dropout masks and for crops with MiniLM.
+AUTO_GAMMA_TIMES_SEPARATION = 1.25
 
 
 def is_auto(value: Any) -> bool:
@@ -77,6 +79,38 @@ class Balance:
         return math.sqrt(sum(value**2 for value in deviations) / (count * (count - 1)))
 
 
+@dataclass(frozen=True)
+class Distances:
+    """Squared distances d^2 of pairs of unit embeddings, which give gamma; one entry per batch, of all processes. Of
+    similarities other than the Gaussian, -r at gamma 1.
+
+    Attributes:
+        positive: Mean over positive pairs.
+        negative: Mean over negative pairs. Batches without negative pairs have no entry.
+        square: Mean square over negative pairs.
+    """
+
+    positive: tuple[float, ...] = ()
+    negative: tuple[float, ...] = ()
+    square: tuple[float, ...] = ()
+
+    def __add__(self, other: Distances) -> Distances:
+        return Distances(self.positive + other.positive, self.negative + other.negative, self.square + other.square)
+
+    @property
+    def separation(self) -> float:
+        """How far positive pairs are closer than negative ones: the difference of the means, divided by the variance of
+        negative pairs. nan without batches.
+
+        To second order, it is the gamma at which E_p[r] - log E_q[e^r] is the largest.
+        """
+        if not self.positive:
+            return math.nan
+        positive, negative, square = (sum(each) / len(each) for each in (self.positive, self.negative, self.square))
+        difference, variance = negative - positive, max(square - negative**2, 0.0)
+        return difference / variance if variance else math.copysign(math.inf, difference)
+
+
 def require_tail(argument: str, divergence: FDivergence) -> float:
     """The tail exponent of a divergence.
 
@@ -92,15 +126,16 @@ def require_tail(argument: str, divergence: FDivergence) -> float:
     return k
 
 
-def auto_gamma(divergence: FDivergence, similarity: Similarity, distance: float = 0.0) -> float:
-    """gamma = min(20, 6 / d^2) / k: negative pairs of every divergence repel by the same kernel, which is as wide as
-    positive pairs are apart. For k < 1, 6 / d^2 is not divided by k, since attraction grows like e^((1 - k) gamma d^2).
+def auto_gamma(divergence: FDivergence, similarity: Similarity, separation: float = math.inf) -> float:
+    """gamma = 1.25 s / k, where k gamma is at least 1 and at most 20, and s is the `separation` of positive pairs.
+
+    Negative pairs of every divergence then repel by the same kernel e^(-k gamma d^2) of their distance d. For k < 1,
+    1.25 s is not divided by k, because attraction grows like e^((1 - k) gamma d^2).
 
     Args:
         divergence: f and its functions; k is its tail exponent.
         similarity: If it does not use gamma, any value serves.
-        distance: Mean squared distance d^2 of positive pairs; of other similarities than the Gaussian, -r at gamma 1.
-            With 0 or less, gamma is 20 / k.
+        separation: See `Distances`.
 
     Raises:
         ValueError: k is not a finite number > 0, or the similarity is not a log density ratio.
@@ -112,5 +147,5 @@ def auto_gamma(divergence: FDivergence, similarity: Similarity, distance: float 
             f"gamma=auto needs a similarity that is a log density ratio; {similarity.name} is not: pass a number"
         )
     k = require_tail("gamma", divergence)
-    largest = AUTO_GAMMA_TIMES_EXPONENT / k
-    return min(largest, AUTO_GAMMA_TIMES_DISTANCE / (max(k, 1.0) * distance)) if distance > 0 else largest
+    gamma = AUTO_GAMMA_TIMES_SEPARATION * separation / max(k, 1.0)
+    return min(max(gamma, LEAST_GAMMA_TIMES_EXPONENT / k), AUTO_GAMMA_TIMES_EXPONENT / k)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fmicl_text.losses import objectives
-from fmicl_text.losses.balance import AUTO, Balance, auto_gamma, is_auto, require_tail
+from fmicl_text.losses.balance import AUTO, Balance, Distances, auto_gamma, is_auto, require_tail
 from fmicl_text.losses.blockwise import (
     NEGATIVE_TERMS,
     BlockwiseConfig,
@@ -378,7 +378,7 @@ class FMICLLoss(ContrastiveLoss):
     5.0771
 
     By default, the first call measures gamma and alpha on its own batch, of all processes, each of which must make that
-    call. gamma is then at most 6 / (k d^2), where d^2 is the mean squared distance of positive pairs. At this alpha, a
+    call. gamma follows how far positive pairs are closer than negative ones (see `auto_gamma`). At this alpha, a
     constant added to every r does not change the loss (see `Balance`). `loss.gamma` and `loss.alpha` are then numbers.
     `FMICLTrainer` measures them before the first step, alpha on several batches.
 
@@ -458,7 +458,7 @@ class FMICLLoss(ContrastiveLoss):
         text_ids: Tensor | None = None,
         queue: Tensor | None = None,
     ) -> LossTerms:
-        self.measure_gamma(x, y)
+        self.measure_gamma(x, y, hard_negatives, text_ids, queue)
         if is_auto(self.alpha):
             balance = self.balance(x, y, hard_negatives, text_ids, queue)
             if balance.positive and not math.isnan(balance.positive[0] + balance.negative[0]):  # else the loss is nan
@@ -488,38 +488,59 @@ class FMICLLoss(ContrastiveLoss):
             ValueError: See `terms`; or no alpha can balance this divergence.
         """
         self.require_finite_alpha()
-        self.measure_gamma(x, y)
+        batch = x, y, hard_negatives, text_ids, queue
+        self.measure_gamma(*batch)
         score, conjugate = self.similarity.score_and_conjugate(self.divergence)
         slope = derivative(conjugate)
-        objective = PairObjective(
-            derivative(score),
-            lambda r: slope(r).masked_fill(conjugate(r).isinf(), torch.inf),
-            lambda mean: mean.where(mean != 0, UNDERFLOW),
+        means = self.means_of_pairs(
+            derivative(score), lambda r: slope(r).masked_fill(conjugate(r).isinf(), torch.inf), self.gamma, *batch
         )
-        found = ReadOut(self, objective).measure(x, y, hard_negatives, text_ids, queue)
-        has_pairs, negative = found.negative != 0, found.negative.clamp_min(0)
-        sums = torch.stack([-found.positive, negative, torch.ones_like(negative)]).where(has_pairs, 0)
-        if self.global_batch == "none" and world_size() > 1:
-            dist.all_reduce(sums)
-        attraction, repulsion, count = sums.tolist()
-        return Balance((attraction / count,), (repulsion / count,)) if count else Balance()
+        return Balance((means[0],), (means[1],)) if means else Balance()
 
-    @torch.no_grad()
-    def measure_gamma(self, x: Tensor, y: Tensor) -> None:
-        """If gamma is "auto", set it by the positive pairs of a batch [N, D] of all processes, each of which must call
-        this; see `auto_gamma`. Rows that are not finite leave it to the next batch."""
-        if not self.gamma_is_auto or x.shape != y.shape:
+    def measure_gamma(self, *batch: Tensor | None) -> None:
+        """If gamma is "auto", set it by the `distances` of a batch. Without negative pairs, and with rows that are not
+        finite, it is left to the next batch."""
+        if not self.gamma_is_auto:
             return
-        exact = torch.float32 if x.device.type == "mps" else torch.float64
-        distances = -self.similarity.paired(unit_rows(x.detach().to(exact)), unit_rows(y.detach().to(exact)), 1.0)
-        sums = torch.stack([distances.sum(), distances.new_tensor(len(x))])
-        if world_size() > 1:
-            dist.all_reduce(sums)
-        total, count = sums.tolist()
-        if count and math.isfinite(total):
-            self.gamma = auto_gamma(self.divergence, self.similarity, total / count)
+        separation = self.distances(*batch).separation  # type: ignore[arg-type]
+        if not math.isnan(separation):
+            self.gamma = auto_gamma(self.divergence, self.similarity, separation)
             if world_size() == 1 or dist.get_rank() == 0:
                 logger.info("gamma=auto: gamma is %.6g, measured on the first batch", self.gamma)
+
+    def distances(
+        self,
+        x: Tensor,
+        y: Tensor,
+        hard_negatives: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        queue: Tensor | None = None,
+    ) -> Distances:
+        """The `Distances` of the pairs of this loss in a batch, in float64 and without gradient; see `balance`."""
+        batch = x, y, hard_negatives, text_ids, queue
+        means = self.means_of_pairs(torch.neg, torch.neg, 1.0, *batch)
+        squares = self.means_of_pairs(torch.neg, torch.square, 1.0, *batch)
+        return Distances((means[0],), (means[1],), (squares[1],)) if means and squares else Distances()
+
+    def means_of_pairs(
+        self,
+        positive: Callable[[Tensor], Tensor],
+        negative: Callable[[Tensor], Tensor],
+        gamma: float,
+        *batch: Tensor | None,
+    ) -> tuple[float, float] | None:
+        """Means of two functions of the similarities of positive and of negative pairs, the latter >= 0, over the
+        batches of all processes; None without negative pairs."""
+        objective = PairObjective(positive, negative, lambda mean: mean.where(mean != 0, UNDERFLOW))
+        read_out = ReadOut(self, objective)
+        read_out.gamma = gamma
+        found = read_out.measure(*batch)  # type: ignore[arg-type]
+        has_pairs, second = found.negative != 0, found.negative.clamp_min(0)
+        sums = torch.stack([-found.positive, second, torch.ones_like(second)]).where(has_pairs, 0)
+        if self.global_batch == "none" and world_size() > 1:
+            dist.all_reduce(sums)
+        first_sum, second_sum, count = sums.tolist()
+        return (first_sum / count, second_sum / count) if count else None
 
     def require_finite_alpha(self) -> None:
         """Raise a ValueError if the divergence has no tail for which alpha can be measured."""

@@ -4,6 +4,7 @@ comes."""
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import warnings
@@ -19,7 +20,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from fmicl_text.errors import InputError
-from fmicl_text.losses.balance import Balance, is_auto
+from fmicl_text.losses.balance import Balance, Distances, auto_gamma, is_auto
 from fmicl_text.losses.contrastive import ContrastiveLoss, FMICLLoss
 from fmicl_text.training.interface import is_overridden
 
@@ -42,7 +43,7 @@ WORKERS = {
 
 class CalibrationCallback(TrainerCallback):
     """Before the first step, measures gamma and alpha if they are "auto", and logs them, alpha with its relative
-    standard error. gamma is measured on the first batch.
+    standard error.
 
     A run that is resumed has the numbers of its checkpoint; see `Checkpointer.choose`.
     """
@@ -63,12 +64,12 @@ class CalibrationCallback(TrainerCallback):
         measures_gamma = loss.gamma_is_auto
         if not measures_gamma and not is_auto(loss.alpha):
             return
-        balance = measure_balance(trainer, kwargs["model"])
-        if measures_gamma and not loss.gamma_is_auto:
+        if measures_gamma:
+            measure_gamma(trainer, kwargs["model"])
             trainer.measured_gamma = loss.gamma
             trainer.log({"gamma": loss.gamma})
         if is_auto(loss.alpha):
-            self.choose_alpha(loss, balance)
+            self.choose_alpha(loss, measure_balance(trainer, kwargs["model"]))
         trainer.checkpointer.update_loss_signature()
 
     def choose_alpha(self, loss: FMICLLoss, balance: Balance) -> None:
@@ -123,6 +124,19 @@ def is_replaced(trainer: FMICLTrainer) -> bool:
     return any(name in vars(trainer) or is_overridden(type(trainer), owner, name) for name in hooks)
 
 
+def measure_gamma(trainer: FMICLTrainer, model: nn.Module) -> None:
+    """Set the gamma of the trainer's loss by the `Distances` of the first batches; see `measure_balance`."""
+    loss: Any = trainer.loss
+    total = Distances()
+    with closing(loss_arguments(trainer, model)) as batches:
+        for arguments in batches:
+            total += loss.distances(*arguments)
+            if len(total.positive) >= MIN_BATCHES:
+                break
+    if not math.isnan(total.separation):
+        loss.gamma = auto_gamma(loss.divergence, loss.similarity, total.separation)
+
+
 def measure_balance(trainer: FMICLTrainer, model: nn.Module) -> Balance:
     """The `Balance` of the trainer's loss over the first batches of the training data, in training mode and without
     gradient: until the relative standard error of alpha is below `STABLE`, but at least `MIN_BATCHES`.
@@ -130,7 +144,20 @@ def measure_balance(trainer: FMICLTrainer, model: nn.Module) -> Balance:
     Every process must call this. Random states, and the weights and buffers of the model, are as before.
     """
     loss: Any = trainer.loss
-    total, past = Balance(), list[Tensor]()
+    total = Balance()
+    with closing(loss_arguments(trainer, model)) as batches:
+        for arguments in batches:
+            total += loss.balance(*arguments)
+            error = total.relative_error
+            if len(total.positive) >= MIN_BATCHES and error is not None and error < STABLE:
+                break
+    return total
+
+
+def loss_arguments(trainer: FMICLTrainer, model: nn.Module) -> Generator[Any, None, None]:
+    """The arguments of the loss in the first batches, without gradient, of at most `MAX_BATCHES`. Close it, also after
+    the last."""
+    past = list[Tensor]()
     with (
         torch.no_grad(),
         unchanged(trainer, model),
@@ -141,12 +168,7 @@ def measure_balance(trainer: FMICLTrainer, model: nn.Module) -> Balance:
         for trainer.micro_step, batch in enumerate(islice(batches, MAX_BATCHES)):
             inputs = trainer.make_views(trainer._prepare_inputs(batch))
             trainer.seed_dropout()
-            for arguments in trainer.loss_arguments(model, inputs, past):
-                total += loss.balance(*arguments)
-            error = total.relative_error
-            if len(total.positive) >= MIN_BATCHES and error is not None and error < STABLE:
-                break
-    return total
+            yield from trainer.loss_arguments(model, inputs, past)
 
 
 def first_batches(trainer: FMICLTrainer) -> Generator[Any, None, None]:
@@ -174,12 +196,14 @@ def unchanged(trainer: FMICLTrainer, model: nn.Module) -> Generator[None, None, 
     """After this context, random states, the buffers and the mode of the model are as before."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     was_training, python, numpy = model.training, random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
-    model.train(was_training)
-    trainer.micro_step = 0
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        model.train(was_training)
+        trainer.micro_step = 0
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

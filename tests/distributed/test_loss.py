@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 from fmicl_text import FMICLLoss, InfoNCELoss
+from fmicl_text.losses.balance import Distances
 from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES, AlignUniformLoss
-from fmicl_text.losses.distributed import GLOBAL_BATCH
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.losses.similarity import unit_rows
 from tests.support import one_fast, relative_error, run_ranks, words_missing
@@ -215,13 +215,21 @@ def measured_gamma(rank, losses, split, tensors):
     return [(loss(x, y), loss.gamma)[1] for loss in losses]
 
 
-def test_gamma_equals_that_of_one_process():
-    """It is that of all positive pairs, also with global_batch none and unequal numbers of rows."""
+@pytest.mark.parametrize("strategy", ["gather", "ring"])
+def test_gamma_equals_that_of_one_process(strategy):
     split, tensors = [6, 4, 2], material(12, torch.float64)
     (expected,) = measured_gamma(0, [FMICLLoss("js")], [12], tensors)
-    assert 1 < expected < 20  # distant pairs
-    found = run_ranks(3, measured_gamma, [FMICLLoss("js", global_batch=kind) for kind in GLOBAL_BATCH], split, tensors)
-    assert all(gamma == found[0][0] == pytest.approx(expected, rel=1e-12) for gammas in found for gamma in gammas)
+    assert 1 < expected < 20
+    found = run_ranks(3, measured_gamma, [FMICLLoss("js", global_batch=strategy)], split, tensors)
+    assert all(gamma == found[0][0] == pytest.approx(expected, rel=1e-12) for (gamma,) in found)
+
+
+def test_gamma_of_processes_that_keep_their_negatives_apart():
+    x, y, *_ = material(12, torch.float64)
+    loss = FMICLLoss("js", 1.0, 1.0)
+    separation = sum((loss.distances(x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)), Distances()).separation
+    for (gamma,) in run_ranks(3, measured_gamma, [FMICLLoss("js")], [4, 4, 4], (x, y, None, None)):
+        assert gamma == pytest.approx(min(max(1.25 * separation, 1), 20), rel=1e-12)
 
 
 def information_of_infonce(rank, split, tensors):

@@ -27,7 +27,6 @@ from fmicl_text import build_text_encoder
 from fmicl_text import losses as core
 from fmicl_text.integrations.sentence_transformers import CachedFMICLLoss, FMICLLoss, token_ids
 from fmicl_text.losses import tsallis
-from fmicl_text.losses.similarity import unit_rows
 from tests.support import WORDS, one_fast, peft_or_skip, run_trainers, sentences
 
 COLUMNS = {
@@ -418,8 +417,8 @@ def test_gamma_and_alpha_are_measured_on_the_first_batch(no_dropout_folder, tmp_
     model = encoder(no_dropout_folder)
     rows = data("pairs", 8)
     x, y = (model(model.preprocess(rows[name]))["sentence_embedding"].detach() for name in COLUMNS["pairs"])
-    distance = (unit_rows(x.double()) - unit_rows(y.double())).square().sum(1).mean().item()
-    gamma = min(20, 6 / distance) / 2
+    separation = core.FMICLLoss("pearson", 1.0, 1.0, "cross_view").distances(x, y).separation
+    gamma = min(max(1.25 * separation / 2, 0.5), 10)
     expected = core.FMICLLoss("pearson", gamma, 1.0, "cross_view").balance(x, y).alpha
     loss = make(model, "pearson", "auto", "auto")
     assert loss.get_config_dict()["alpha"] == "auto"

@@ -18,6 +18,7 @@ from fmicl_text.losses import (
     SpectralLoss,
     tsallis,
 )
+from fmicl_text.losses.balance import Distances
 from fmicl_text.losses.contrastive import IN_BATCH
 from tests import reference
 
@@ -260,63 +261,88 @@ def test_gamma_auto(name):
     assert loss.gamma == FMICLLoss(name, "auto").gamma and loss.hyperparameters["gamma"] == "auto"
 
 
-def at_distance(squared, n=6):
-    """Unit rows x, y [n, 2n], float64, whose positive pairs have the mean squared distance of the argument."""
-    share = torch.linspace(0.5, 1.5, n, dtype=torch.float64) * squared
-    identity = torch.eye(n, dtype=torch.float64)
-    cosine = (1 - share / 2)[:, None]
-    zero = torch.zeros_like(identity)
-    return torch.cat([identity, zero], 1), torch.cat([cosine * identity, (1 - cosine**2).sqrt() * identity], 1)
+def separated(x, y, hard, negatives, ids=None, distance=lambda squared: squared):
+    """(mean distance of negative pairs - mean of positive pairs) / variance of negative pairs, by loops."""
+    positive, negative = ([-math.log(u) for u in each] for each in ratios(*lists(x, y, hard), negatives, ids, 1.0))
+    positive, negative = (list(map(distance, each)) for each in (positive, negative))
+    center = mean(negative)
+    return (center - mean(positive)) / mean((value - center) ** 2 for value in negative)
+
+
+def noisy_pairs(noise):
+    """Rows x, y [40, 24] around a common direction, float64; with noise 20, opposite ones."""
+    generator = torch.Generator().manual_seed(0)
+    x, other = torch.randn(2, 40, 24, generator=generator, dtype=torch.float64)
+    return x + 0.5, (x + 0.5 + noise * other if noise < 20 else -x)
 
 
 @pytest.mark.parametrize("alpha", ["auto", 30.0])
-@pytest.mark.parametrize("squared", [0.1, 0.29, 0.31, 1.2])
+@pytest.mark.parametrize("noise", [0.2, 1.5, 20.0])
 @pytest.mark.parametrize("name", TAILS)
-def test_gamma_auto_is_measured_at_the_first_call(name, squared, alpha, caplog):
-    """min(20 / k, 6 / (max(k, 1) d^2)), and then alpha with this gamma."""
-    x, y = at_distance(squared)
-    k, y = TAILS[name], 3 * y
+def test_gamma_auto_is_measured_at_the_first_call(name, noise, alpha, caplog):
+    """1.25 separation / max(k, 1), for which 1 <= k gamma <= 20, and then alpha with this gamma."""
+    x, y = noisy_pairs(noise)
+    k, separation = TAILS[name], separated(x, y, None, "cross_view")
+    assert {0.2: 1.25 * separation > 20, 1.5: 1 < 1.25 * separation < 19, 20.0: separation < 0}[noise]
+    expected = min(max(1.25 * separation / max(k, 1), 1 / k), 20 / k)
     loss = FMICLLoss(name, "auto", alpha, "cross_view")
     assert loss.hyperparameters["gamma"] == "auto"
     with caplog.at_level(logging.INFO):
         value = loss(x.float(), y.float())
-    expected = min(20 / k, 6 / (max(k, 1) * squared))
-    assert loss.gamma == loss.hyperparameters["gamma"] == pytest.approx(expected, rel=1e-6)
+    assert loss.gamma == loss.hyperparameters["gamma"] == pytest.approx(expected, rel=1e-5)
     assert type(loss.gamma) is float
     assert caplog.messages[0] == f"gamma=auto: gamma is {loss.gamma:.6g}, measured on the first batch"
     given = FMICLLoss(name, loss.gamma, alpha, "cross_view")
     assert value.item() == given(x.float(), y.float()).item() and given.alpha == loss.alpha
     for again in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
-        again(*at_distance(1.9))
+        again(*noisy_pairs(1.0))
         assert (again.gamma, again.alpha) == (loss.gamma, loss.alpha)
     loss.gamma = "auto"  # measures again
-    loss.terms(*at_distance(1.9))
-    assert loss.gamma == pytest.approx(min(20 / k, 6 / (max(k, 1) * 1.9)), rel=1e-6)
+    loss(*noisy_pairs(1.0))
+    assert loss.gamma == FMICLLoss(name, "auto", 1.0, "cross_view").gamma or loss.gamma != given.gamma
 
 
-@pytest.mark.parametrize("negatives", ["same_view", "queue"])
-def test_the_first_balance_measures_gamma(negatives):
-    x, y = at_distance(1.2)
-    queue = {"queue": y.roll(1, 0)} if negatives == "queue" else {}
-    loss = FMICLLoss("js", "auto", "auto", negatives)
-    found = loss.balance(x, y, **queue)
-    assert loss.gamma == pytest.approx(5) and found == FMICLLoss("js", loss.gamma, 1.0, negatives).balance(
-        x, y, **queue
+@pytest.mark.parametrize("block_size", [None, 3], ids=["matrix", "blocks"])
+@pytest.mark.parametrize("with_hard", [False, True], ids=["pairs", "triplets"])
+@pytest.mark.parametrize("negatives", IN_BATCH)
+def test_distances_against_the_loops(negatives, with_hard, block_size, repeated):
+    x, y, hard = batch()
+    hard, ids = (hard, repeated) if with_hard else (None, repeated[:, :2])
+    loss = FMICLLoss("pearson", "auto", "auto", negatives, block_size=block_size)
+    found = loss.distances(x, y, hard, ids)
+    positive, negative = ratios(*lists(x, y, hard), negatives, ids.tolist(), 1.0)
+    assert found.positive == pytest.approx((-mean(map(math.log, positive)),), rel=1e-12)
+    assert found.negative == pytest.approx((-mean(map(math.log, negative)),), rel=1e-12)
+    assert found.separation == pytest.approx(separated(x, y, hard, negatives, ids.tolist()), rel=1e-9)
+    assert loss.hyperparameters["gamma"] == "auto"
+    loss.balance(x, y, hard, ids)
+    assert (
+        loss.gamma == pytest.approx(min(max(1.25 * found.separation / 2, 0.5), 10), rel=1e-12) and loss.alpha == "auto"
     )
-    loss.balance(*at_distance(0.6), **queue)
-    assert loss.gamma == pytest.approx(5) and loss.alpha == "auto"
+    again = loss.gamma
+    loss.balance(*noisy_pairs(0.1))
+    assert loss.gamma == again
 
 
-def test_gamma_auto_of_equal_views_of_rows_that_are_not_finite_and_of_other_similarities():
-    x, y = at_distance(1.2)
+def test_separation_of_several_batches():
+    x, y = noisy_pairs(1.5)
+    loss = FMICLLoss("kl", 1.0, 1.0, "queue")
+    parts = [loss.distances(x[rows], y[rows], queue=y) for rows in (slice(20), slice(20, 40))]
+    whole = loss.distances(x, y, queue=y)
+    assert (parts[0] + parts[1]).separation == pytest.approx(whole.separation, rel=1e-9)
+    assert math.isnan(Distances().separation) and Distances((0.5,), (1.0,), (1.0,)).separation == math.inf
+
+
+def test_gamma_auto_of_batches_and_similarities_of_other_kinds():
+    x, y = noisy_pairs(1.5)
     loss = FMICLLoss("pearson", "auto", "auto", "cross_view")
     assert loss(x * math.nan, y).isnan() and loss.hyperparameters["gamma"] == loss.hyperparameters["alpha"] == "auto"
-    loss(x, x)
-    assert loss.gamma == 10
+    assert loss(x[:1], y[:1]).isfinite() and loss.hyperparameters["gamma"] == "auto"
     laplace = Similarity("laplace", lambda product, gamma: -gamma * (2 - 2 * product).clamp_min(0).sqrt())
     loss = FMICLLoss("kl", "auto", "auto", "cross_view", laplace)
     loss(x, y)
-    assert loss.gamma == pytest.approx(6 / mean(math.sqrt(d) for d in (x - y).square().sum(1).tolist()), rel=1e-9)
+    expected = 1.25 * separated(x, y, None, "cross_view", distance=math.sqrt)
+    assert loss.gamma == pytest.approx(min(expected, 20), rel=1e-9)
     loss = FMICLLoss("kl", "auto", "auto", "cross_view", "cosine")
     loss(x, y)
     assert loss.gamma == 20 and "gamma" not in loss.hyperparameters

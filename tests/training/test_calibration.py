@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, InputError, build_text_encoder
 from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.hub.run_record import run_record
-from fmicl_text.losses import FDivergence, FMICLLoss
+from fmicl_text.losses import FDivergence, FMICLLoss, balance
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokenization import training_rows
 from fmicl_text.training import calibration
@@ -164,14 +164,26 @@ def test_batch_statistics_are_those_of_training_alone(tmp_path):
 
 
 @pytest.mark.parametrize("alpha", ["auto", 30.0])
-def test_gamma_is_that_of_the_positive_pairs(tmp_path, alpha):
-    """Two random views of an image are far apart for random weights. With the numbers given, weights are the same."""
+def test_gamma_is_that_of_the_separation(tmp_path, monkeypatch, alpha):
+    """1.25 (mean squared distance of negative pairs - that of positive pairs) / variance, over four batches, divided by k.
+    With the numbers given, weights are the same."""
+    monkeypatch.setattr(balance, "LEAST_GAMMA_TIMES_EXPONENT", 1e-6)
     first = image_trainer(tmp_path / "a", divergence="pearson", gamma="auto", alpha=alpha)
-    seen = recording(first)
+    seen, measure = [], first.loss.distances
+
+    def distances(x, y, *more):
+        seen.append((unit(x), unit(y)))
+        return measure(x, y, *more)
+
+    object.__setattr__(first.loss, "distances", distances)
     first.train()
-    views = (unit(rows) for rows in seen[0])
-    distances = [sum((a - b) ** 2 for a, b in zip(u, v, strict=True)) for u, v in zip(*views, strict=True)]
-    assert first.loss.gamma == pytest.approx(3 * len(distances) / sum(distances), rel=1e-6) and first.loss.gamma < 10
+    far = lambda u, v: sum((a - b) ** 2 for a, b in zip(u, v, strict=True))  # noqa: E731
+    positive = [far(u, v) for x, y in seen for u, v in zip(x, y, strict=True)]
+    negative = [far(u, v) for x, _ in seen for i, u in enumerate(x) for j, v in enumerate(x) if i != j]
+    center = sum(negative) / len(negative)
+    variance = sum((value - center) ** 2 for value in negative) / len(negative)
+    separation = (center - sum(positive) / len(positive)) / variance
+    assert len(seen) == 4 and first.loss.gamma == pytest.approx(1.25 * separation / 2, rel=1e-6)
     assert logged(first, "gamma") == [first.loss.gamma]
     assert run_record(first, {})["hyperparameters"]["gamma"] == first.loss.gamma
     second = image_trainer(tmp_path / "b", divergence="pearson", gamma=first.loss.gamma, alpha=first.loss.alpha)
