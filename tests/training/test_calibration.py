@@ -164,11 +164,12 @@ def test_batch_statistics_are_those_of_training_alone(tmp_path):
 
 
 @pytest.mark.parametrize("alpha", ["auto", 30.0])
-def test_gamma_is_that_of_the_separation(tmp_path, monkeypatch, alpha):
-    """1.25 (mean squared distance of negative pairs - that of positive pairs) / variance, over four batches, divided by k.
-    With the numbers given, weights are the same."""
-    monkeypatch.setattr(balance, "LEAST_GAMMA_TIMES_EXPONENT", 1e-6)
-    first = image_trainer(tmp_path / "a", divergence="pearson", gamma="auto", alpha=alpha)
+def test_gamma_is_that_of_the_separation(bert_folder, tmp_path, monkeypatch, alpha):
+    """1.25 (mean squared distance of negative pairs - that of positive pairs) / variance / k, over four batches. With
+    the numbers given, weights are the same."""
+    monkeypatch.setattr(balance, "AUTO_GAMMA_TIMES_EXPONENT", 200.0)
+    settings = {"divergence": "pearson", "max_steps": 3, "learning_rate": 1e-3}
+    first = make_trainer(bert_folder, tmp_path / "a", gamma="auto", alpha=alpha, **settings)
     seen, measure = [], first.loss.distances
 
     def distances(x, y, *more):
@@ -186,12 +187,20 @@ def test_gamma_is_that_of_the_separation(tmp_path, monkeypatch, alpha):
     assert len(seen) == 4 and first.loss.gamma == pytest.approx(1.25 * separation / 2, rel=1e-6)
     assert logged(first, "gamma") == [first.loss.gamma]
     assert run_record(first, {})["hyperparameters"]["gamma"] == first.loss.gamma
-    second = image_trainer(tmp_path / "b", divergence="pearson", gamma=first.loss.gamma, alpha=first.loss.alpha)
+    second = make_trainer(bert_folder, tmp_path / "b", gamma=first.loss.gamma, alpha=first.loss.alpha, **settings)
     second.train()
-    assert same(first.model.state_dict(), second.model.state_dict())
+    assert same(weights(first), weights(second))
     before = first.loss.gamma
     first.train()  # measures again
     assert first.loss.gamma != before and (first.loss.alpha == 30.0) == (alpha == 30.0)
+
+
+def test_measuring_gamma_leaves_batch_statistics(tmp_path):
+    first = image_trainer(tmp_path / "a", gamma="auto", alpha=30.0)
+    first.train()
+    second = image_trainer(tmp_path / "b", gamma=first.loss.gamma, alpha=30.0)
+    second.train()
+    assert first.loss.gamma == 1 and same(first.model.state_dict(), second.model.state_dict())
 
 
 @pytest.mark.parametrize("method", [{"queue_size": 16}, {"predictor": True}], ids=["moco", "mocov3"])
