@@ -10,9 +10,12 @@ from fmicl_text.losses.divergences import FDivergence
 from fmicl_text.losses.similarity import Similarity
 
 AUTO = "auto"
-# k gamma, where the conjugate's derivative falls like e^(kr). With alpha="auto" and a small BERT, six divergences at 20
-# score at least as well on STS-B dev as with tuned gamma and alpha; 5, 40 and 80 score worse.
+# The largest k gamma, where the conjugate's derivative falls like e^(kr). With alpha="auto" and a small BERT, six
+# divergences at 20 score at least as well on STS-B dev as with tuned gamma and alpha; 5, 40 and 80 score worse.
 AUTO_GAMMA_TIMES_EXPONENT = 20.0
+# The largest k gamma d^2 of positive pairs. Below 0.3, d^2 of two dropout masks does not reduce gamma. Pairs of texts
+# (d^2 = 0.55) and images with random weights (1.1 to 1.3) score best at k gamma = 5 to 10, and worse at 2 and 20.
+AUTO_GAMMA_TIMES_DISTANCE = 6.0
 
 
 def is_auto(value: Any) -> bool:
@@ -89,12 +92,15 @@ def require_tail(argument: str, divergence: FDivergence) -> float:
     return k
 
 
-def auto_gamma(divergence: FDivergence, similarity: Similarity) -> float:
-    """gamma = 20 / k, so that negative pairs of every divergence repel by a kernel e^(-20 d^2) of their distance d.
+def auto_gamma(divergence: FDivergence, similarity: Similarity, distance: float = 0.0) -> float:
+    """gamma = min(20, 6 / d^2) / k: negative pairs of every divergence repel by the same kernel, which is as wide as
+    positive pairs are apart. For k < 1, 6 / d^2 is not divided by k, since attraction grows like e^((1 - k) gamma d^2).
 
     Args:
         divergence: f and its functions; k is its tail exponent.
         similarity: If it does not use gamma, any value serves.
+        distance: Mean squared distance d^2 of positive pairs; of other similarities than the Gaussian, -r at gamma 1.
+            With 0 or less, gamma is 20 / k.
 
     Raises:
         ValueError: k is not a finite number > 0, or the similarity is not a log density ratio.
@@ -105,4 +111,6 @@ def auto_gamma(divergence: FDivergence, similarity: Similarity) -> float:
         raise ValueError(
             f"gamma=auto needs a similarity that is a log density ratio; {similarity.name} is not: pass a number"
         )
-    return AUTO_GAMMA_TIMES_EXPONENT / require_tail("gamma", divergence)
+    k = require_tail("gamma", divergence)
+    largest = AUTO_GAMMA_TIMES_EXPONENT / k
+    return min(largest, AUTO_GAMMA_TIMES_DISTANCE / (max(k, 1.0) * distance)) if distance > 0 else largest

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fmicl_text.losses import objectives
-from fmicl_text.losses.balance import Balance, auto_gamma, is_auto, require_tail
+from fmicl_text.losses.balance import AUTO, Balance, auto_gamma, is_auto, require_tail
 from fmicl_text.losses.blockwise import (
     NEGATIVE_TERMS,
     BlockwiseConfig,
@@ -377,9 +377,10 @@ class FMICLLoss(ContrastiveLoss):
     >>> round(loss(x, x).item(), 4)                        # 40 log(1 + e^-2)
     5.0771
 
-    By default, the first call measures alpha on its own batch, of all processes, each of which must make that call. At
-    this weight, a constant added to every r does not change the loss (see `Balance`). `loss.alpha` is then the number.
-    `FMICLTrainer` measures it on several batches before the first step.
+    By default, the first call measures gamma and alpha on its own batch, of all processes, each of which must make that
+    call. gamma is then at most 6 / (k d^2), where d^2 is the mean squared distance of positive pairs. At this alpha, a
+    constant added to every r does not change the loss (see `Balance`). `loss.gamma` and `loss.alpha` are then numbers.
+    `FMICLTrainer` measures them before the first step, alpha on several batches.
 
     >>> loss = FMICLLoss(divergence="js")
     >>> loss.gamma, loss.alpha, loss(x, x).item() > 0, round(math.log(loss.alpha), 4)      # log(e^40/2)
@@ -387,8 +388,9 @@ class FMICLLoss(ContrastiveLoss):
 
     Args:
         divergence: A name, see `load_divergence`; or an `FDivergence`, e.g. `FDivergence.from_convex(f)` for any f.
-        gamma: 1/(2 sigma^2), finite, > 0. `auto` is 20 / k, where k is the divergence's `tail_exponent`; the paper uses
-            20 for text, 1 for vision. Unused by `cosine`.
+        gamma: 1/(2 sigma^2), finite, > 0. `auto` is measured at the first call, see `balance.auto_gamma`; until then,
+            the attribute is the largest, 20 / k, where k is the divergence's `tail_exponent`. The paper uses 20 for
+            text, 1 for vision. Unused by `cosine`.
         alpha: Weight of the negative term, finite, > 0. `auto` is measured at the first call; the paper uses 409600 for
             text, 40 for vision.
         negatives: `same_view` as in the paper, `cross_view`, `both` or `queue`; see `ContrastiveLoss`.
@@ -421,6 +423,7 @@ class FMICLLoss(ContrastiveLoss):
         width: Any = auto_gamma(divergence, similarity) if is_auto(gamma) else gamma
         super().__init__(width, negatives, similarity, block_size, global_batch)
         self.divergence = divergence
+        self.gamma: Any = gamma
         self.alpha: Any = alpha
         if self.similarity.uniformity_condition and not uniformity_holds(divergence, width):
             holds = [name for name, record in DIVERGENCES.items() if uniformity_holds(record, width)]
@@ -434,8 +437,9 @@ class FMICLLoss(ContrastiveLoss):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "divergence":
             value = as_divergence(value)
-        elif name == "gamma" and is_auto(value):
-            value = auto_gamma(self.divergence, self.similarity)
+        elif name == "gamma":
+            self.gamma_is_auto = is_auto(value) and self.similarity.uses_gamma
+            value = auto_gamma(self.divergence, self.similarity) if is_auto(value) else value
         elif name == "alpha" and is_auto(value):
             self.require_finite_alpha()
         super().__setattr__(name, value)
@@ -454,6 +458,7 @@ class FMICLLoss(ContrastiveLoss):
         text_ids: Tensor | None = None,
         queue: Tensor | None = None,
     ) -> LossTerms:
+        self.measure_gamma(x, y)
         if is_auto(self.alpha):
             balance = self.balance(x, y, hard_negatives, text_ids, queue)
             if balance.positive and not math.isnan(balance.positive[0] + balance.negative[0]):  # else the loss is nan
@@ -472,7 +477,8 @@ class FMICLLoss(ContrastiveLoss):
         text_ids: Tensor | None = None,
         queue: Tensor | None = None,
     ) -> Balance:
-        """The `Balance` of this loss at a batch, in float64 and without gradient. alpha is not used and not changed.
+        """The `Balance` of this loss at a batch, in float64 and without gradient. alpha is not used and not changed;
+        gamma is measured first if it is "auto".
 
         Args:
             x, y, hard_negatives, text_ids, queue: As in `terms`. Under torch.distributed, every process must call this,
@@ -482,6 +488,7 @@ class FMICLLoss(ContrastiveLoss):
             ValueError: See `terms`; or no alpha can balance this divergence.
         """
         self.require_finite_alpha()
+        self.measure_gamma(x, y)
         score, conjugate = self.similarity.score_and_conjugate(self.divergence)
         slope = derivative(conjugate)
         objective = PairObjective(
@@ -496,6 +503,23 @@ class FMICLLoss(ContrastiveLoss):
             dist.all_reduce(sums)
         attraction, repulsion, count = sums.tolist()
         return Balance((attraction / count,), (repulsion / count,)) if count else Balance()
+
+    @torch.no_grad()
+    def measure_gamma(self, x: Tensor, y: Tensor) -> None:
+        """If gamma is "auto", set it by the positive pairs of a batch [N, D] of all processes, each of which must call
+        this; see `auto_gamma`. Rows that are not finite leave it to the next batch."""
+        if not self.gamma_is_auto or x.shape != y.shape:
+            return
+        exact = torch.float32 if x.device.type == "mps" else torch.float64
+        distances = -self.similarity.paired(unit_rows(x.detach().to(exact)), unit_rows(y.detach().to(exact)), 1.0)
+        sums = torch.stack([distances.sum(), distances.new_tensor(len(x))])
+        if world_size() > 1:
+            dist.all_reduce(sums)
+        total, count = sums.tolist()
+        if count and math.isfinite(total):
+            self.gamma = auto_gamma(self.divergence, self.similarity, total / count)
+            if world_size() == 1 or dist.get_rank() == 0:
+                logger.info("gamma=auto: gamma is %.6g, measured on the first batch", self.gamma)
 
     def require_finite_alpha(self) -> None:
         """Raise a ValueError if the divergence has no tail for which alpha can be measured."""
@@ -530,6 +554,13 @@ class FMICLLoss(ContrastiveLoss):
         )
         found = ReadOut(self, objective).measure(x, y, hard_negatives, text_ids, queue)
         return (-found.positive - found.negative.log()).where(found.negative != 0, torch.nan)
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        found = super().hyperparameters
+        return found | {"gamma": AUTO} if self.gamma_is_auto else found
+
+    hyperparameters.__doc__ = ContrastiveLoss.hyperparameters.__doc__
 
     @property
     def objective_name(self) -> str:

@@ -41,9 +41,10 @@ WORKERS = {
 
 
 class CalibrationCallback(TrainerCallback):
-    """Before the first step, measures alpha if it is "auto", and logs it with its relative standard error.
+    """Before the first step, measures gamma and alpha if they are "auto", and logs them, alpha with its relative
+    standard error. gamma is measured on the first batch.
 
-    A run that is resumed has the alpha of its checkpoint; see `Checkpointer.choose`.
+    A run that is resumed has the numbers of its checkpoint; see `Checkpointer.choose`.
     """
 
     def __init__(self, trainer: FMICLTrainer) -> None:
@@ -55,10 +56,20 @@ class CalibrationCallback(TrainerCallback):
         if not isinstance(loss, FMICLLoss) or not can_balance(loss) or not readable:
             return
         is_resumed = trainer.checkpointer.resumed_from is not None
-        if not is_resumed and loss.alpha == trainer.measured_alpha:  # in an earlier training, of other weights
+        if not is_resumed and loss.gamma == trainer.measured_gamma:  # in an earlier training, of other weights
+            loss.gamma = "auto"
+        if not is_resumed and loss.alpha == trainer.measured_alpha:
             loss.alpha = "auto"
+        measures_gamma = loss.gamma_is_auto
+        if not measures_gamma and not is_auto(loss.alpha):
+            return
+        balance = measure_balance(trainer, kwargs["model"])
+        if measures_gamma and not loss.gamma_is_auto:
+            trainer.measured_gamma = loss.gamma
+            trainer.log({"gamma": loss.gamma})
         if is_auto(loss.alpha):
-            self.choose_alpha(loss, measure_balance(trainer, kwargs["model"]))
+            self.choose_alpha(loss, balance)
+        trainer.checkpointer.update_loss_signature()
 
     def choose_alpha(self, loss: FMICLLoss, balance: Balance) -> None:
         """Set and log alpha.
@@ -72,7 +83,6 @@ class CalibrationCallback(TrainerCallback):
             raise InputError(str(error)) from error
         spread = balance.relative_error
         self.trainer.log({"alpha": balance.alpha} | ({} if spread is None else {"alpha_relative_error": spread}))
-        self.trainer.checkpointer.update_loss_signature()
 
 
 def warn_of_little_repulsion(loss: ContrastiveLoss, *batch: Tensor | None) -> None:

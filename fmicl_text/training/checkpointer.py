@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.report import float32_products, library_versions
-from fmicl_text.losses.balance import AUTO, is_auto
+from fmicl_text.losses.balance import is_auto
 from fmicl_text.losses.contrastive import ContrastiveLoss
 from fmicl_text.losses.objectives import PairObjective
 from fmicl_text.training.checkpoint import (
@@ -175,19 +175,19 @@ class Checkpointer:
     def take_automatic_values(self, saved: dict[str, Any]) -> None:
         """Use the alpha that was measured when the run began, and its gamma, where they are "auto" and the objective is
         the same."""
-        trainer, loss = self.trainer, cast(Any, self.trainer.loss)
+        loss = cast(Any, self.trainer.loss)
         now = loss_signature(loss)
         if any(saved.get(name) != now.get(name) for name in ("objective_name", "similarity", "negatives")):
             return
-        if "gamma" in now and not trainer.loss_is_given and trainer.args.gamma in (None, AUTO):
+        if is_auto(now.get("gamma")):
             loss.gamma = saved.get("gamma", loss.gamma)
         same_gamma = saved.get("gamma") == loss.hyperparameters.get("gamma")
         if is_auto(now.get("alpha")) and same_gamma and saved.get("alpha") is not None:
             loss.alpha = saved["alpha"]
 
     def update_loss_signature(self) -> None:
-        """Note the number that was measured, if alpha was "auto"."""
-        if is_auto(self.run.get("alpha")):
+        """Note the numbers that were measured, if gamma or alpha was "auto"."""
+        if is_auto(self.run.get("alpha")) or is_auto(self.run.get("gamma")):
             self.run |= json.loads(json.dumps(loss_signature(self.trainer.loss), default=str))
 
     def callback_settings(self) -> dict[str, dict[str, Any]]:

@@ -186,6 +186,7 @@ class FMICLTrainer(Trainer):
         self.finite_loss = torch.zeros((), device=args.device)
         self.micro_step = 0
         self.views_checked = False
+        self.measured_gamma: float | None = None
         self.measured_alpha: float | None = None
         self.optimizer_is_given = optimizers[0] is not None
         new_folders = create_folder(args.output_dir)  # the base class would fail for a link to a missing folder

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from fmicl_text import FMICLLoss, InfoNCELoss
 from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES, AlignUniformLoss
+from fmicl_text.losses.distributed import GLOBAL_BATCH
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.losses.similarity import unit_rows
 from tests.support import one_fast, relative_error, run_ranks, words_missing
@@ -207,6 +208,20 @@ def test_alpha_of_processes_that_keep_their_negatives_apart():
     for ((balance, _, _, alpha),) in run_ranks(3, without_warnings, read_out, [loss], [4, 4, 4], (x, y, None, ids)):
         assert balance.positive == pytest.approx((sum(expected.positive) / 2,), rel=1e-12)
         assert alpha == pytest.approx(expected.alpha, rel=1e-12)
+
+
+def measured_gamma(rank, losses, split, tensors):
+    x, y, *_ = own_rows(rank, split, tensors)
+    return [(loss(x, y), loss.gamma)[1] for loss in losses]
+
+
+def test_gamma_equals_that_of_one_process():
+    """It is that of all positive pairs, also with global_batch none and unequal numbers of rows."""
+    split, tensors = [6, 4, 2], material(12, torch.float64)
+    (expected,) = measured_gamma(0, [FMICLLoss("js")], [12], tensors)
+    assert 1 < expected < 20  # distant pairs
+    found = run_ranks(3, measured_gamma, [FMICLLoss("js", global_batch=kind) for kind in GLOBAL_BATCH], split, tensors)
+    assert all(gamma == found[0][0] == pytest.approx(expected, rel=1e-12) for gammas in found for gamma in gammas)
 
 
 def information_of_infonce(rank, split, tensors):

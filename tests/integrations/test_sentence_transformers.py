@@ -27,6 +27,7 @@ from fmicl_text import build_text_encoder
 from fmicl_text import losses as core
 from fmicl_text.integrations.sentence_transformers import CachedFMICLLoss, FMICLLoss, token_ids
 from fmicl_text.losses import tsallis
+from fmicl_text.losses.similarity import unit_rows
 from tests.support import WORDS, one_fast, peft_or_skip, run_trainers, sentences
 
 COLUMNS = {
@@ -413,15 +414,18 @@ def test_evaluation_of_a_batch_and_a_row(no_dropout_folder, tmp_path, make):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
-def test_alpha_is_measured_on_the_first_batch(no_dropout_folder, tmp_path, make):
+def test_gamma_and_alpha_are_measured_on_the_first_batch(no_dropout_folder, tmp_path, make):
     model = encoder(no_dropout_folder)
     rows = data("pairs", 8)
     x, y = (model(model.preprocess(rows[name]))["sentence_embedding"].detach() for name in COLUMNS["pairs"])
-    expected = core.FMICLLoss("pearson", 10.0, 1.0, "cross_view").balance(x, y).alpha
+    distance = (unit_rows(x.double()) - unit_rows(y.double())).square().sum(1).mean().item()
+    gamma = min(20, 6 / distance) / 2
+    expected = core.FMICLLoss("pearson", gamma, 1.0, "cross_view").balance(x, y).alpha
     loss = make(model, "pearson", "auto", "auto")
     assert loss.get_config_dict()["alpha"] == "auto"
     default_trainer(model, loss, tmp_path, rows).train()
-    assert (loss.gamma, loss.get_config_dict()["alpha"]) == (10.0, pytest.approx(expected, rel=1e-4))
+    measured = [loss.get_config_dict()[name] for name in ("gamma", "alpha")]
+    assert measured == pytest.approx([gamma, expected], rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -209,7 +209,7 @@ HINGE = FDivergence.from_convex(lambda u: (u - 0.5).clamp_min(0).square(), "hing
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda x, y: FMICLLoss("rkl", 1.0, "auto"), ("alpha=auto", "rkl is 0", "number")),
+        (lambda x, y: FMICLLoss("rkl", 1.0, "auto"), ("alpha=auto", "rkl is 0", "pass gamma and alpha")),
         (lambda x, y: FMICLLoss("jeffrey", 1.0, "auto"), ("alpha=auto", "jeffrey is 0")),
         (lambda x, y: FMICLLoss("neyman", "auto"), ("gamma=auto", "neyman is -1")),
         (lambda x, y: FMICLLoss(HINGE, 1.0, "auto"), ("alpha=auto", "hinge is nan")),
@@ -255,9 +255,71 @@ def test_balances_add_up():
 @pytest.mark.parametrize("name", TAILS)
 def test_gamma_auto(name):
     assert FMICLLoss(name, "auto").gamma == pytest.approx(20 / TAILS[name], rel=1e-6)
-    loss = FMICLLoss("kl")
+    loss = FMICLLoss("kl", 1.0)
     loss.divergence, loss.gamma = name, "auto"
-    assert loss.gamma == FMICLLoss(name, "auto").hyperparameters["gamma"]
+    assert loss.gamma == FMICLLoss(name, "auto").gamma and loss.hyperparameters["gamma"] == "auto"
+
+
+def at_distance(squared, n=6):
+    """Unit rows x, y [n, 2n], float64, whose positive pairs have the mean squared distance of the argument."""
+    share = torch.linspace(0.5, 1.5, n, dtype=torch.float64) * squared
+    identity = torch.eye(n, dtype=torch.float64)
+    cosine = (1 - share / 2)[:, None]
+    zero = torch.zeros_like(identity)
+    return torch.cat([identity, zero], 1), torch.cat([cosine * identity, (1 - cosine**2).sqrt() * identity], 1)
+
+
+@pytest.mark.parametrize("alpha", ["auto", 30.0])
+@pytest.mark.parametrize("squared", [0.1, 0.29, 0.31, 1.2])
+@pytest.mark.parametrize("name", TAILS)
+def test_gamma_auto_is_measured_at_the_first_call(name, squared, alpha, caplog):
+    """min(20 / k, 6 / (max(k, 1) d^2)), and then alpha with this gamma."""
+    x, y = at_distance(squared)
+    k, y = TAILS[name], 3 * y
+    loss = FMICLLoss(name, "auto", alpha, "cross_view")
+    assert loss.hyperparameters["gamma"] == "auto"
+    with caplog.at_level(logging.INFO):
+        value = loss(x.float(), y.float())
+    expected = min(20 / k, 6 / (max(k, 1) * squared))
+    assert loss.gamma == loss.hyperparameters["gamma"] == pytest.approx(expected, rel=1e-6)
+    assert type(loss.gamma) is float
+    assert caplog.messages[0] == f"gamma=auto: gamma is {loss.gamma:.6g}, measured on the first batch"
+    given = FMICLLoss(name, loss.gamma, alpha, "cross_view")
+    assert value.item() == given(x.float(), y.float()).item() and given.alpha == loss.alpha
+    for again in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
+        again(*at_distance(1.9))
+        assert (again.gamma, again.alpha) == (loss.gamma, loss.alpha)
+    loss.gamma = "auto"  # measures again
+    loss.terms(*at_distance(1.9))
+    assert loss.gamma == pytest.approx(min(20 / k, 6 / (max(k, 1) * 1.9)), rel=1e-6)
+
+
+@pytest.mark.parametrize("negatives", ["same_view", "queue"])
+def test_the_first_balance_measures_gamma(negatives):
+    x, y = at_distance(1.2)
+    queue = {"queue": y.roll(1, 0)} if negatives == "queue" else {}
+    loss = FMICLLoss("js", "auto", "auto", negatives)
+    found = loss.balance(x, y, **queue)
+    assert loss.gamma == pytest.approx(5) and found == FMICLLoss("js", loss.gamma, 1.0, negatives).balance(
+        x, y, **queue
+    )
+    loss.balance(*at_distance(0.6), **queue)
+    assert loss.gamma == pytest.approx(5) and loss.alpha == "auto"
+
+
+def test_gamma_auto_of_equal_views_of_rows_that_are_not_finite_and_of_other_similarities():
+    x, y = at_distance(1.2)
+    loss = FMICLLoss("pearson", "auto", "auto", "cross_view")
+    assert loss(x * math.nan, y).isnan() and loss.hyperparameters["gamma"] == loss.hyperparameters["alpha"] == "auto"
+    loss(x, x)
+    assert loss.gamma == 10
+    laplace = Similarity("laplace", lambda product, gamma: -gamma * (2 - 2 * product).clamp_min(0).sqrt())
+    loss = FMICLLoss("kl", "auto", "auto", "cross_view", laplace)
+    loss(x, y)
+    assert loss.gamma == pytest.approx(6 / mean(math.sqrt(d) for d in (x - y).square().sum(1).tolist()), rel=1e-9)
+    loss = FMICLLoss("kl", "auto", "auto", "cross_view", "cosine")
+    loss(x, y)
+    assert loss.gamma == 20 and "gamma" not in loss.hyperparameters
 
 
 def test_gamma_auto_of_other_divergences_and_similarities():

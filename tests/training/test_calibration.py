@@ -163,6 +163,25 @@ def test_batch_statistics_are_those_of_training_alone(tmp_path):
     assert any("running_mean" in name for name in a) and same(a, b)
 
 
+@pytest.mark.parametrize("alpha", ["auto", 30.0])
+def test_gamma_is_that_of_the_positive_pairs(tmp_path, alpha):
+    """Two random views of an image are far apart for random weights. With the numbers given, weights are the same."""
+    first = image_trainer(tmp_path / "a", divergence="pearson", gamma="auto", alpha=alpha)
+    seen = recording(first)
+    first.train()
+    views = (unit(rows) for rows in seen[0])
+    distances = [sum((a - b) ** 2 for a, b in zip(u, v, strict=True)) for u, v in zip(*views, strict=True)]
+    assert first.loss.gamma == pytest.approx(3 * len(distances) / sum(distances), rel=1e-6) and first.loss.gamma < 10
+    assert logged(first, "gamma") == [first.loss.gamma]
+    assert run_record(first, {})["hyperparameters"]["gamma"] == first.loss.gamma
+    second = image_trainer(tmp_path / "b", divergence="pearson", gamma=first.loss.gamma, alpha=first.loss.alpha)
+    second.train()
+    assert same(first.model.state_dict(), second.model.state_dict())
+    before = first.loss.gamma
+    first.train()  # measures again
+    assert first.loss.gamma != before and (first.loss.alpha == 30.0) == (alpha == 30.0)
+
+
 @pytest.mark.parametrize("method", [{"queue_size": 16}, {"predictor": True}], ids=["moco", "mocov3"])
 def test_momentum_encoders_and_queues_are_measured_with_real_keys(bert_folder, tmp_path, method):
     """The queue begins with random directions, at which alpha would be e^(2 gamma)."""
@@ -174,16 +193,21 @@ def test_momentum_encoders_and_queues_are_measured_with_real_keys(bert_folder, t
     assert same(weights(trainer), weights(again))
 
 
-def test_a_resumed_run_takes_the_recorded_number(bert_folder, tmp_path, monkeypatch):
-    whole = make_trainer(bert_folder, tmp_path / "a", **SAVING | {"alpha": "auto"})
+@pytest.mark.parametrize("automatic", [{"alpha": "auto"}, {"gamma": "auto"}, AUTO], ids=str)
+def test_a_resumed_run_takes_the_recorded_number(bert_folder, tmp_path, monkeypatch, automatic):
+    settings = SAVING | {"columns": PAIR_COLUMNS, "dataset": padded_pairs(64)} | automatic
+    whole = make_trainer(bert_folder, tmp_path / "a", **settings)
     whole.train()
-    half = make_trainer(bert_folder, tmp_path / "a", **SAVING | {"alpha": "auto"})
+    half = make_trainer(bert_folder, tmp_path / "a", **settings)
     checkpoint = min((tmp_path / "a").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert saved_run(checkpoint)["alpha"] == whole.loss.alpha
+    assert [saved_run(checkpoint)[name] for name in AUTO] == [whole.loss.alpha, whole.loss.gamma]
     monkeypatch.setattr(calibration, "measure_balance", lambda *_: pytest.fail("measured again"))
     half.train(resume_from_checkpoint=str(checkpoint))
-    assert half.loss.alpha == whole.loss.alpha and same(weights(half), weights(whole))
-    assert json.loads((checkpoint / "trainer_state.json").read_text())["log_history"][0]["alpha"] == whole.loss.alpha
+    assert (half.loss.alpha, half.loss.gamma) == (whole.loss.alpha, whole.loss.gamma)
+    assert same(weights(half), weights(whole)) and not getattr(half.checkpointer, "changes", {})
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    for name in automatic:
+        assert [entry[name] for entry in history if name in entry] == [getattr(whole.loss, name)]
 
 
 def test_a_second_training_measures_again_and_a_changed_number_stays(bert_folder, tmp_path):
