@@ -255,7 +255,8 @@ def results_sentence(run: Mapping[str, Any]) -> str:
             what = "search, from 0 to 1, of `encode_document` by `encode_query`"
             metric = ndcg[0] if metric == "loss" else metric  # the evaluator's primary metric
         elif "eval_held_out_mrr" in run["after"]:
-            what = "mean of 100/rank of the text or half of a text that belongs to another, of `held_out_mrr`"
+            searched = "a quarter of its words" if len(str(run["data"].get("columns")).split()) == 1 else "its pair"
+            what = f"mean of 100/rank of each text, searched by {searched}"
             metric = "held_out_mrr" if metric == "loss" else metric
         elif not run["after"]:
             return ""

@@ -12,14 +12,7 @@ from fmicl_text import build_text_encoder
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, uniformity
-from fmicl_text.evaluation.unlabeled import (
-    UnlabeledEvaluator,
-    alternate_words,
-    delete_words,
-    find_documents,
-    halves,
-    random_crop,
-)
+from fmicl_text.evaluation.unlabeled import UnlabeledEvaluator, find_documents, some_words
 from tests.support import SAVING, make_trainer, sentences, tiny_tokenizer
 
 TEXTS = [f"{first} {second}" for first, second in zip(sentences(30, seed=1), sentences(30, seed=2), strict=True)]
@@ -80,16 +73,17 @@ def test_blocks_do_not_change_the_ranks(monkeypatch):
     assert all(map(torch.equal, whole, find_documents(x, y, NAMES, NAMES)))
 
 
-def test_parts_of_texts():
-    assert halves("a b c") == ("a", "b c") and halves("散步回家") == ("散步", "回家")
-    assert alternate_words("a b c d e") == ("a c e", "b d") and alternate_words("散步回家") == ("散回", "步家")
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_some_words(share):
+    """A share of the words in their order, the same in every call, at least one; of text without spaces, characters."""
     for text in TEXTS:
-        words, crop, kept = text.split(), random_crop(text).split(), delete_words(text).split()
-        assert crop and kept and " ".join(crop) in text and len(crop) == round(len(words) / 2)
-        left = iter(words)
-        assert len(kept) == len(words) - round(len(words) / 2) and all(word in left for word in kept)  # in their order
-        assert (random_crop(text), delete_words(text)) == (" ".join(crop), " ".join(kept))
-    assert len({tuple(random_crop(text).split()) for text in TEXTS}) > 20
+        words, kept, left = text.split(), some_words(text, share).split(), iter(text.split())
+        assert len(kept) == len(words) - round((1 - share) * len(words)) and all(word in left for word in kept)
+        assert some_words(text, share).split() == kept
+    assert (
+        len({tuple(some_words(f"a b c d {number}", 0.5).split()) for number in range(50)}) > 10
+    )  # not always the same
+    assert some_words("a b", 0.25) in ("a", "b") and len(some_words("我们在公园里散步", 0.25)) == 2
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +94,16 @@ def encoder(bert_folder):
 def test_the_metrics_are_those_of_the_definition(encoder):
     evaluator = UnlabeledEvaluator(TEXTS, progress=False)
     metrics = evaluator(encoder)
-    first, second = zip(*map(halves, TEXTS), strict=True)
-    x, y = (encode_sentences(encoder, list(side), progress=False) for side in (first, second))
-    ranks, firsts = by_loop(x, y, first, second)
-    both = torch.cat([x, y])
+    queries = [some_words(text) for text in TEXTS]
+    x, y = (encode_sentences(encoder, side, progress=False) for side in (queries, TEXTS))
+    ranks, firsts = by_loop(x, y, queries, TEXTS)
     assert metrics == pytest.approx(
         {
             "held_out_mrr": 100 * sum(ranks) / 30,
             "held_out_recall@1": 100 * sum(firsts) / 30,
             "held_out_alignment": float(alignment(x, y)),
-            "held_out_uniformity": float(uniformity(both.unique(dim=0))),
-            "held_out_effective_rank": float(effective_rank(direction_shares(both))),
+            "held_out_uniformity": float(uniformity(y)),
+            "held_out_effective_rank": float(effective_rank(direction_shares(y))),
         },
         rel=1e-4,
     )
@@ -145,11 +138,8 @@ def test_prompts_of_queries_and_documents(encoder, prompts):
     prompts = tuple(f"{sentences(1, seed=len(prompt))[0]} " for prompt in prompts)
     evaluator = UnlabeledEvaluator(TEXTS, progress=False, prompts=prompts)
     x, y = evaluator.embed(encoder)
-    document = prompts[min(1, len(prompts) - 1)]
-    assert torch.allclose(
-        x[0], encode_sentences(encoder, [prompts[0] + halves(TEXTS[0])[0]], progress=False), atol=1e-5
-    )
-    assert torch.allclose(y[0], encode_sentences(encoder, [document + halves(TEXTS[0])[1]], progress=False), atol=1e-5)
+    whole = [prompts[0] + some_words(TEXTS[0]), prompts[min(1, len(prompts) - 1)] + TEXTS[0]]
+    assert torch.allclose(torch.stack([x[0], y[0]]), encode_sentences(encoder, whole, progress=False), atol=1e-5)
 
 
 def test_the_default_prompt_is_that_of_the_encoder(bert_folder):
@@ -166,10 +156,10 @@ def test_long_texts_are_truncated_as_in_training(encoder, monkeypatch):
     before = encoder.max_seq_length
     short = UnlabeledEvaluator(TEXTS, progress=False, max_seq_length=4).embed(encoder)
     assert encoder.max_seq_length == before
-    words = [" ".join(halves(text)[0].split()[:2]) for text in TEXTS]  # two special tokens
-    assert torch.allclose(short[0], encode_sentences(encoder, words, progress=False), atol=1e-5)
+    words = [" ".join(text.split()[:2]) for text in TEXTS]  # two special tokens
+    assert torch.allclose(short[1], encode_sentences(encoder, words, progress=False), atol=1e-5)
     long = UnlabeledEvaluator(TEXTS, progress=False, max_seq_length=10**6).embed(encoder)
-    assert torch.equal(long[0], UnlabeledEvaluator(TEXTS, progress=False).embed(encoder)[0])
+    assert torch.equal(long[1], UnlabeledEvaluator(TEXTS, progress=False).embed(encoder)[1])
     monkeypatch.setattr("fmicl_text.evaluation.unlabeled.encode_sentences", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         UnlabeledEvaluator(TEXTS, progress=False, max_seq_length=4).embed(encoder)
@@ -212,7 +202,7 @@ def test_a_collapsed_encoder_is_scored(encoder, monkeypatch):
         ([("a", "b"), ("c", None)], "pair index 1"),
     ],
 )
-def test_texts_that_cannot_be_split(texts, words):
+def test_texts_that_are_too_short(texts, words):
     with pytest.raises(InputError) as caught:
         UnlabeledEvaluator(texts)
     assert not [word for word in words.split() if word not in str(caught.value)], caught.value
