@@ -90,7 +90,7 @@ class UnlabeledEvaluator:
         """The primary metric of some of the `observations` of a call."""
         pairs = -np.array(GAMMAS) * observations[:, 0].mean()
         others = logsumexp(observations[:, 1:], axis=0) - math.log(len(observations))
-        return float((pairs - others).max())
+        return float((pairs - others).max()) if np.isfinite(others).all() else 0.0  # no two texts to compare
 
     def __call__(self, encoder: SentenceTransformer) -> dict[str, float]:
         x, y = self.embed(encoder)
@@ -191,7 +191,7 @@ def distances_to(
             - others.sum(-1).clamp_min(1).double().log()
             for gamma in GAMMAS
         ]
-        found.append(torch.stack([own, *means], dim=1))
+        found.append(torch.stack([own, *(one - count.log() for one in sums)], dim=1))
     return torch.cat(found)
 
 

@@ -252,7 +252,7 @@ def results_sentence(run: Mapping[str, Any]) -> str:
             metric = ndcg[0] if metric == "loss" else metric  # the evaluator's primary metric
         elif "eval_held_out_nats" in run["after"]:
             searched = "a quarter of its words" if len(str(run["data"].get("columns")).split()) == 1 else "its pair"
-            what = f"mutual information of each text and {searched} in nats, and how well it is found by them"
+            what = f"mutual information of each text and {searched}, in nats"
             metric = "held_out_nats" if metric == "loss" else metric
         elif not run["after"]:
             return ""
