@@ -186,11 +186,8 @@ def distances_to(
         squared = (2 - 2 * queries[rows] @ documents.T).clamp_min(0)
         others = (ids[0][rows, None] != ids[0]) & (ids[1][rows, None] != ids[1])
         own = (queries[rows] - documents[rows]).square().sum(-1)
-        means = [
-            (-gamma * squared).masked_fill(~others, -torch.inf).logsumexp(-1)
-            - others.sum(-1).clamp_min(1).double().log()
-            for gamma in GAMMAS
-        ]
+        count = others.sum(-1).clamp_min(1).double()
+        sums = [(-gamma * squared).masked_fill(~others, -torch.inf).logsumexp(-1) for gamma in GAMMAS]
         found.append(torch.stack([own, *(one - count.log() for one in sums)], dim=1))
     return torch.cat(found)
 
