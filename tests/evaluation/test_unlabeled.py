@@ -12,7 +12,7 @@ from fmicl_text import build_text_encoder
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, uniformity
-from fmicl_text.evaluation.unlabeled import UnlabeledEvaluator, find_documents, some_words
+from fmicl_text.evaluation.unlabeled import GAMMAS, UnlabeledEvaluator, distances_to, find_documents, some_words
 from tests.support import SAVING, make_trainer, sentences, tiny_tokenizer
 
 TEXTS = [f"{first} {second}" for first, second in zip(sentences(30, seed=1), sentences(30, seed=2), strict=True)]
@@ -40,6 +40,18 @@ def by_loop(x, y, queries, documents):
         ranks.append(sum(1 / position for position in positions) / equal)
         firsts.append(positions.count(1) / equal)
     return ranks, firsts
+
+
+def nats_by_loop(x, y):
+    """The largest bound over gamma, of pairs without a text in common."""
+    x, y = (rows / rows.norm(dim=1, keepdim=True) for rows in (x.double(), y.double()))
+    squared = [[float((a - b).square().sum()) for b in y] for a in x]
+    bounds, count = [], len(x)
+    for gamma in GAMMAS:
+        own = sum(-gamma * squared[i][i] for i in range(count)) / count
+        others = [math.exp(-gamma * squared[i][j]) for i in range(count) for j in range(count) if i != j]
+        bounds.append(own - math.log(sum(others) / len(others)))
+    return max(bounds)
 
 
 NAMES = [str(i) for i in range(60)]
@@ -99,6 +111,7 @@ def test_the_metrics_are_those_of_the_definition(encoder):
     ranks, firsts = by_loop(x, y, queries, TEXTS)
     assert metrics == pytest.approx(
         {
+            "held_out_nats": nats_by_loop(x, y),
             "held_out_mrr": 100 * sum(ranks) / 30,
             "held_out_recall@1": 100 * sum(firsts) / 30,
             "held_out_alignment": float(alignment(x, y)),
@@ -116,10 +129,29 @@ def test_observations_give_the_primary_metric(encoder):
     evaluator = UnlabeledEvaluator(TEXTS, progress=False)
     metrics = evaluator(encoder)
     seen = evaluator.observations
-    assert evaluator.primary_metric == "held_out_mrr" and evaluator.greater_is_better
-    assert seen.shape == (30,) and seen.dtype == np.float64
-    assert evaluator.metric_of(seen) == metrics["held_out_mrr"]
-    assert evaluator.metric_of(seen[[0, 0, 3]]) == pytest.approx(100 * (2 * seen[0] + seen[3]) / 3)
+    assert evaluator.primary_metric == "held_out_nats" and evaluator.greater_is_better
+    assert seen.shape == (30, 1 + len(GAMMAS)) and seen.dtype == np.float64
+    assert evaluator.metric_of(seen) == metrics["held_out_nats"]
+    assert evaluator.metric_of(np.concatenate([seen, seen])) == pytest.approx(metrics["held_out_nats"])
+    assert evaluator.metric_of(seen[:15]) != metrics["held_out_nats"]
+
+
+def test_nats_of_equal_texts():
+    """Rows that share a text are not compared; a row without other texts counts as log 0."""
+    x, y = random_pairs(12)
+    queries, documents = NAMES[:12], ["a", "a", *NAMES[2:12]]
+    found = distances_to(x, y, queries, documents)
+    alone = distances_to(x[1:], y[1:], queries[1:], documents[1:])
+    assert torch.allclose(found[1], alone[0])
+    incomparable = distances_to(x, y, ["q"] * 12, NAMES[:12])
+    assert incomparable[:, 1:].eq(-torch.inf).all() and UnlabeledEvaluator(TEXTS).metric_of(incomparable.numpy()) == 0
+
+
+def test_nats_do_not_depend_on_blocks(monkeypatch):
+    x, y = random_pairs(60)
+    whole = distances_to(x, y, NAMES, NAMES)
+    monkeypatch.setattr("fmicl_text.evaluation.unlabeled.BLOCK", 7)
+    assert torch.allclose(whole, distances_to(x, y, NAMES, NAMES))
 
 
 def test_pairs_find_each_other(encoder):
@@ -184,7 +216,7 @@ def test_embeddings_without_direction_are_an_error(bert_folder):
 def test_a_collapsed_encoder_is_scored(encoder, monkeypatch):
     monkeypatch.setattr(UnlabeledEvaluator, "embed", lambda self, encoder: (torch.ones(30, 8), torch.ones(30, 8)))
     metrics = UnlabeledEvaluator(TEXTS, progress=False)(encoder)
-    assert metrics["held_out_recall@1"] == pytest.approx(100 / 30)
+    assert metrics["held_out_recall@1"] == pytest.approx(100 / 30) and abs(metrics["held_out_nats"]) < 1e-9
     assert metrics["held_out_uniformity"] == 0 and metrics["held_out_effective_rank"] == pytest.approx(1)
 
 
@@ -221,8 +253,10 @@ def test_training_selects_the_best_checkpoint_by_it(bert_folder, tmp_path):
     trainer.evaluator, trainer.args.metric_for_best_model = UnlabeledEvaluator(TEXTS, progress=False), None
     trainer.train()
     scores = {
-        entry["step"]: entry["eval_held_out_mrr"] for entry in trainer.state.log_history if "eval_held_out_mrr" in entry
+        entry["step"]: entry["eval_held_out_nats"]
+        for entry in trainer.state.log_history
+        if "eval_held_out_nats" in entry
     }
-    assert len(scores) > 1 and trainer.args.metric_for_best_model == "held_out_mrr"
+    assert len(scores) > 1 and trainer.args.metric_for_best_model == "held_out_nats"
     assert scores[trainer.state.best_global_step] == max(scores.values())
-    assert trainer.run_evaluator()["eval_held_out_mrr"] == pytest.approx(max(scores.values()), abs=1e-3)
+    assert trainer.run_evaluator()["eval_held_out_nats"] == pytest.approx(max(scores.values()), abs=1e-3)
