@@ -70,6 +70,17 @@ class ContrastiveModel(nn.Module):
         """The Hugging Face model inside the encoder."""
         raise NotImplementedError
 
+    def make_views(self, views: Any, inputs: dict[str, Tensor], generator: Any) -> dict[str, Tensor]:
+        """A batch whose inputs [B, ...] are replaced by views [B, V, ...].
+
+        Args:
+            views: The `views` of the trainer.
+            inputs: A batch of the collator.
+            generator: A generator on the device of the batch.
+        """
+        rows = inputs.pop(str(self.view_input))
+        return inputs | {str(self.model_input): views(rows, generator)}
+
     def describe(self) -> dict[str, Any]:
         """Properties of the encoder for the run record and the model card: base_model, base_revision, pooling, size."""
         raise NotImplementedError
@@ -98,8 +109,11 @@ class ContrastiveModel(nn.Module):
         """Whether the encoder in a checkpoint stores this module's own weights, as opposed to merged ones."""
         return True
 
-    def prepare_data(self, train_dataset: Any) -> tuple[Any, Any]:
+    def prepare_data(self, train_dataset: Any, views: Any = None) -> tuple[Any, Any]:
         """The training data and the collator, if the trainer is given none; see `FMICLTrainer`.
+
+        Args:
+            train_dataset, views: Those of the trainer.
 
         Raises:
             InputError: This modality has no default collator.

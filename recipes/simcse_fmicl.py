@@ -40,6 +40,7 @@ from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import pooling_source, set_prompts, training_prompts
 from fmicl_text.text.settings import prompt_text
 from fmicl_text.text.tokenization import training_rows
+from fmicl_text.text.views import choose_views
 
 
 def main() -> None:
@@ -79,11 +80,13 @@ def main() -> None:
             at_least=args.train_batch_size * args.world_size,
         )
         prompts = training_prompts(encoder, len(data.columns), given, bool(data_args.retrieval_dev_folder))
-        rows, collator, data = training_rows(data, encoder.tokenizer, data_args.max_seq_length, prompts)
+        views, reason = choose_views(encoder, data, data_args.max_seq_length, prompts, data_args.views)
+        rows, collator, data = training_rows(data, encoder.tokenizer, data_args.max_seq_length, prompts, views)
     if len(data.columns) > 1:
         args.choose_negatives_of_pairs()
     facts = data.metadata() | {"negatives": args.build_loss().negatives}
     print_rank0(args, "Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+    print_rank0(args, f"Views: {reason}")
     if len(set(prompts)) > 1 and not data_args.retrieval_dev_folder:
         print_rank0(args, "The STS pairs are encoded without the prompts of queries and documents")
     evaluator, scored = make_evaluator(data_args, progress=args.process_index == 0 and not args.disable_tqdm)
@@ -96,7 +99,7 @@ def main() -> None:
     )
     before = trainer.run_evaluator()
     trainer.metadata = {"settings": settings, "inputs": input_hashes(settings), "before": before}
-    trainer.metadata |= {"data": data.metadata(), "scored_on": scored}
+    trainer.metadata |= {"data": data.metadata() | {"views": reason}, "scored_on": scored}
     with trainer.hold_output_dir(args.resume_from_checkpoint):
         run_training(trainer)
         after = trainer.run_evaluator()

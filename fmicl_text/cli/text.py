@@ -10,6 +10,7 @@ from fmicl_text.cli.parser import check_needs_dataset, check_optimizer, parse_gr
 from fmicl_text.errors import InputError
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
 from fmicl_text.text.model import HEADS, POOLINGS
+from fmicl_text.text.views import VIEWS, check_views
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
 
 PAPER_COMMAND = "fmicl-text train --config bert-base-kl"
@@ -101,6 +102,15 @@ class DataArguments:
         default=32,
         metadata={"help": "Tokens per text in training; longer texts are truncated. Raise it for passages."},
     )
+    views: list[str] = field(
+        default_factory=lambda: ["auto"],
+        metadata={
+            "help": "How the two views of a text are made: dropout (equal texts), crops (two spans), repeat or delete "
+            "(random words); several are applied one after the other to each view. auto: crops for paragraphs; for "
+            "sentences dropout, or delete if the encoder has no dropout. Does not apply to pairs.",
+            "choices": ["auto", *VIEWS],
+        },
+    )
     prompts: list[str] | None = field(
         default=None,
         metadata={
@@ -124,6 +134,8 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.views != ["auto"]:
+            check_views(self.views)
         if self.sts_dev_file and self.retrieval_dev_folder:
             raise ValueError(
                 f"sts_dev_file={self.sts_dev_file} and retrieval_dev_folder={self.retrieval_dev_folder} are mutually "

@@ -8,3 +8,4 @@ from .model import TextContrastiveModel as TextContrastiveModel
 from .model import build_text_encoder as build_text_encoder
 from .tokenization import tokenize_dataset as tokenize_dataset
 from .tokenization import training_rows as training_rows
+from .views import TextViews as TextViews

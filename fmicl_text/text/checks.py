@@ -214,6 +214,14 @@ def is_causal(encoder: Any) -> bool:
     return torch.equal(first[0], first[1])
 
 
+def has_dropout(encoder: Any) -> bool:
+    """Whether the embeddings of two equal texts differ in training mode."""
+    with unchanged_state(encoder), torch.no_grad():
+        features = dry_features(encoder, [f"{some_word(encoder.tokenizer)} " * SHORT] * 2, SHORT)
+        first, second = encoder.train()(features)["sentence_embedding"]
+    return not torch.equal(first, second)
+
+
 def some_word(tokenizer: PreTrainedTokenizerBase) -> str:
     """A word that has tokens of its own. A tokenizer without unknown token (of DNA, for example) may drop any other."""
     special = set(tokenizer.all_special_ids)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from fmicl_text.errors import InputError
 
+if TYPE_CHECKING:
+    from fmicl_text.text.views import TextViews
+
 NOT_TOKENS = ("text_ids", "length", "truncated")  # columns of tokenized rows that the encoder does not receive
 
 
@@ -26,13 +29,16 @@ class TextViewCollator:
     """Tokenizes text columns into views.
 
     With one column, the two views of a text are identical, and the encoder's dropout makes their embeddings differ
-    (SimCSE, arXiv 2104.08821). Two columns are the views (x, y); the columns that follow are hard negatives.
+    (SimCSE, arXiv 2104.08821), or the trainer changes them with `views`. Two columns are the views (x, y); the columns
+    that follow are hard negatives.
 
     Args:
         tokenizer: The encoder's tokenizer.
         columns: The text columns, as returned by `data.text_columns`.
         max_seq_length: Longer texts are truncated to this many tokens. The paper uses 32.
         prompts: Prepended to the texts of each column. By default, nothing is prepended.
+        views: Makes two views of each text of a batch, in the trainer. Texts are truncated to its `read_length`
+            instead.
 
     Raises:
         InputError: max_seq_length exceeds the model's maximum, or a prompt leaves no token for the text.
@@ -45,20 +51,22 @@ class TextViewCollator:
     columns: Sequence[str]
     max_seq_length: int = 32
     prompts: Sequence[str] | None = None
+    views: TextViews | None = None
 
     def __post_init__(self) -> None:
+        check_max_seq_length(self.tokenizer, self.max_seq_length)
         empty_ids(self.tokenizer, self.max_seq_length, self.prompts or ())
 
     def describe(self) -> dict[str, Any]:
         """Settings that affect the batches, which are compared when a run is resumed."""
-        return describe_tokens(self.tokenizer, self.columns, self.max_seq_length, self.prompts)
+        return describe_tokens(self.tokenizer, self.columns, self.max_seq_length, self.prompts, self.views)
 
     def __call__(self, rows: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
         prompts = self.prompts or [""] * len(self.columns)
         tokens = self.tokenizer(
             [prompt + row[column] for row in rows for prompt, column in zip(prompts, self.columns, strict=True)],
             truncation=True,
-            max_length=self.max_seq_length,
+            max_length=self.views.read_length if self.views else self.max_seq_length,
             padding=True,
             return_tensors="pt",
         )
@@ -74,10 +82,12 @@ class TokenCollator:
     Args:
         tokenizer: The tokenizer that made the rows. It pads them to the longest in the batch.
         settings: How the rows were made, compared in addition to the rows when a run is resumed.
+        views: Makes two views of each text of a batch, in the trainer.
     """
 
     tokenizer: PreTrainedTokenizerBase
     settings: Mapping[str, Any] = field(default_factory=dict)
+    views: TextViews | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -116,9 +126,8 @@ def empty_ids(tokenizer: PreTrainedTokenizerBase, max_seq_length: int, prompts: 
     """The `token_id` of an empty text after each prompt. A text with this id has no token of its own.
 
     Raises:
-        InputError: max_seq_length exceeds the model's maximum, or a prompt leaves no token for the text.
+        InputError: A prompt leaves no token for the text.
     """
-    check_max_seq_length(tokenizer, max_seq_length)
     ids = tokenizer(list(prompts))["input_ids"] if prompts else []
     for prompt, tokens in zip(prompts, ids, strict=True):
         if len(tokens) >= max_seq_length:
@@ -130,10 +139,15 @@ def empty_ids(tokenizer: PreTrainedTokenizerBase, max_seq_length: int, prompts: 
 
 
 def describe_tokens(
-    tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_seq_length: int, prompts: Sequence[str] | None
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Sequence[str],
+    max_seq_length: int,
+    prompts: Sequence[str] | None,
+    views: TextViews | None = None,
 ) -> dict[str, Any]:
     """How texts become tokens, for the comparison of runs."""
-    settings = {"columns": list(columns), "max_seq_length": max_seq_length}
+    settings: dict[str, Any] = {"columns": list(columns), "max_seq_length": max_seq_length}
+    settings |= views.describe() if views else {"views": ["dropout"]} if len(columns) == 1 else {}
     settings |= {"prompts": list(prompts)} if prompts and any(prompts) else {}
     return settings | describe_padding(tokenizer) | {"tokenizer": Hasher.hash(tokenizer_state(tokenizer))}
 

@@ -43,6 +43,7 @@ from fmicl_text.text.lora import (
 )
 from fmicl_text.text.settings import applied_prompt, encoder_settings
 from fmicl_text.text.tokenization import training_rows
+from fmicl_text.text.views import TextViews, choose_views
 
 logger = logging.getLogger(__name__)
 
@@ -106,14 +107,25 @@ class TextContrastiveModel(ContrastiveModel):
     def count(self, inputs: dict[str, Tensor]) -> Tensor:
         return inputs["attention_mask"].sum()  # without padding
 
-    def prepare_data(self, train_dataset: Any) -> tuple[Any, Any]:
+    def make_views(self, views: Any, inputs: dict[str, Tensor], generator: Any) -> dict[str, Tensor]:
+        text_ids = inputs.pop("text_ids")
+        if text_ids.shape[1] > 1:
+            raise InputError(f"views apply to one text column, got {text_ids.shape[1]}, which are views already")
+        return {**views(inputs, generator), "text_ids": text_ids}
+
+    def prepare_data(self, train_dataset: Any, views: TextViews | None = None) -> tuple[Any, Any]:
         """The tokens of texts, pairs or triplets, and their collator. Longer texts are truncated to the encoder's
-        `max_seq_length`; its default prompt, if any, is prepended. A stream is repeated without end."""
+        `max_seq_length`; its default prompt, if any, is prepended. A stream is repeated without end. Without `views`,
+        `choose_views` chooses."""
         dataset = as_text_dataset(train_dataset)
         length = int(min(self.encoder.max_seq_length or UNLIMITED, UNLIMITED))
         data = TextData(dataset, text_columns(dataset), None, "train_dataset")
         prompts = training_prompts(self.encoder, len(data.columns))
-        rows, collator, data = training_rows(data, self.encoder.tokenizer, length, prompts)
+        if views is None:
+            views, reason = choose_views(self.encoder, data, length, prompts)
+            if views is not None:
+                logger.warning("views of %s: %s", data.source, reason)
+        rows, collator, data = training_rows(data, self.encoder.tokenizer, length, prompts, views)
         if data.num_skipped:
             logger.warning("%s: skipped %d rows with a text that has no tokens", data.source, data.num_skipped)
         return rows, collator

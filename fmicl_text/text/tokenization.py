@@ -19,9 +19,17 @@ from transformers import PreTrainedTokenizerBase
 
 from fmicl_text.errors import InputError
 from fmicl_text.loading import explain_full_cache, translate_dataset_errors
-from fmicl_text.text.collator import TokenCollator, describe_tokens, empty_ids, token_id, tokenizer_state
+from fmicl_text.text.collator import (
+    TokenCollator,
+    check_max_seq_length,
+    describe_tokens,
+    empty_ids,
+    token_id,
+    tokenizer_state,
+)
 from fmicl_text.text.columns import no_text
 from fmicl_text.text.data import TextData
+from fmicl_text.text.views import TextViews
 
 # Increment this when the rows change, so that cached files of older versions are not reused.
 _FORMAT = 2
@@ -33,6 +41,7 @@ def tokenize_dataset(
     columns: Sequence[str],
     max_seq_length: int,
     prompts: Sequence[str] | None = None,
+    read_length: int | None = None,
 ) -> Any:
     """Tokenize the rows of a dataset for `collator.TokenCollator`. Rows in which a text has no token of its own are
     skipped: for the encoder, they are blank.
@@ -47,6 +56,7 @@ def tokenize_dataset(
         columns: The C text columns, in the order of the views.
         max_seq_length: Longer texts are truncated to this many tokens.
         prompts: Prepended to the texts of each column. By default, nothing is prepended.
+        read_length: Truncate to this many tokens instead, for `views.TextViews`.
 
     Raises:
         InputError: max_seq_length exceeds the model's maximum, a prompt leaves no token for the text, or the disk is
@@ -59,7 +69,9 @@ def tokenize_dataset(
         attention mask is created by padding.
     """
     prompts = list(prompts or [""] * len(columns))
-    empty_ids(tokenizer, max_seq_length, list(filter(None, prompts)))  # checks the arguments
+    check_max_seq_length(tokenizer, max_seq_length)
+    empty_ids(tokenizer, max_seq_length, list(filter(None, prompts)))  # checks the prompts
+    max_seq_length = read_length or max_seq_length
     tokenize = partial(
         _tokenize,
         tokenizer=tokenizer,
@@ -150,23 +162,31 @@ class RepeatedStream(IterableDataset):
 
 
 def training_rows(
-    data: TextData, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, prompts: Sequence[str] | None = None
+    data: TextData,
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    prompts: Sequence[str] | None = None,
+    views: TextViews | None = None,
 ) -> tuple[Any, TokenCollator, TextData]:
     """The tokenized rows of training text, their collator, and the text with the statistics of its tokens.
 
     Args:
         data, tokenizer: See `tokenize_dataset`.
         max_seq_length, prompts: See `tokenize_dataset`.
+        views: Makes two views of each text of a batch, in the trainer. Texts are truncated to its `read_length`
+            instead.
 
     Raises:
         InputError: See `tokenize_dataset`; or no row has tokens, or there are no negative pairs because every row
             contains the same text.
     """
-    rows: Any = tokenize_dataset(data.dataset, tokenizer, data.columns, max_seq_length, prompts)
-    settings = describe_tokens(tokenizer, data.columns, max_seq_length, prompts)
+    read_length = views.read_length if views else None
+    rows: Any = tokenize_dataset(data.dataset, tokenizer, data.columns, max_seq_length, prompts, read_length)
+    settings = describe_tokens(tokenizer, data.columns, max_seq_length, prompts, views)
+    collator = TokenCollator(tokenizer, settings, views)
     data = replace(data, prompts=tuple(prompts or ()))
     if isinstance(rows, datasets.IterableDataset):
-        return RepeatedStream(rows, data.fingerprint, data.source), TokenCollator(tokenizer, settings), data
+        return RepeatedStream(rows, data.fingerprint, data.source), collator, data
     if not len(rows):
         raise no_text(data.source)
     ids = _numbers(rows, "text_ids").reshape(len(rows), -1)
@@ -179,7 +199,7 @@ def training_rows(
     factors = 2 * np.random.default_rng(0).integers(2**62, size=ids.shape[1]) + 1  # one number per row
     return (
         rows,
-        TokenCollator(tokenizer, settings),
+        collator,
         replace(
             data,
             num_skipped=(data.num_skipped or 0) + len(data.dataset) - len(rows),

@@ -84,7 +84,6 @@ class MomentumModel(ContrastiveModel):
         # Not a submodule: its encoder and head already are, and each weight must have one name in the state dict.
         object.__setattr__(self, "model", model)
         self.modality, self.unit = model.modality, model.unit
-        self.view_input, self.model_input = model.view_input, model.model_input
         if predictor:
             self.predictor = predictor_head(model.width)
         try:
@@ -131,8 +130,11 @@ class MomentumModel(ContrastiveModel):
     def loads_exported(self) -> bool:
         return self.model.loads_exported
 
-    def prepare_data(self, train_dataset: Any) -> tuple[Any, Any]:
-        return self.model.prepare_data(train_dataset)
+    def make_views(self, views: Any, inputs: dict[str, Tensor], generator: Any) -> dict[str, Tensor]:
+        return self.model.make_views(views, inputs, generator)
+
+    def prepare_data(self, train_dataset: Any, views: Any = None) -> tuple[Any, Any]:
+        return self.model.prepare_data(train_dataset, views)
 
 
 class UpdateMomentumCallback(TrainerCallback):

@@ -79,7 +79,8 @@ class FMICLTrainer(Trainer):
             sentence-transformers, `evaluation.STSEvaluator` or a function. Metrics are logged as `eval_<name>`.
         loss: A `ContrastiveLoss`, instead of the objective in the arguments.
         views: Maps inputs [B, ...] and a generator to views [B, V, ...], computed on the device, such as
-            `vision.ImageViews`.
+            `vision.ImageViews` and `text.TextViews`. By default those of the collator, if it has some; for texts
+            without a `data_collator`, `text.views.choose_views` chooses.
         tokenizer: Not supported, as are the other arguments of `transformers.Trainer` in `NOT_USED`. The error names
             what to pass instead.
         callbacks: See `transformers.Trainer`.
@@ -127,7 +128,7 @@ class FMICLTrainer(Trainer):
         *,
         evaluator: Callable[[Any], Mapping[str, float] | float] | None = None,
         loss: ContrastiveLoss | None = None,
-        views: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        views: Callable[[Any, torch.Generator], Any] | None = None,
         tokenizer: Any = None,
     ) -> None:
         given = dict(locals())
@@ -139,6 +140,7 @@ class FMICLTrainer(Trainer):
             raise InputError(f"eval_strategy={strategy} needs an evaluator; pass one, or eval_strategy='no'")
         self.model_init: Any = model_init
         self.raw_dataset = train_dataset if data_collator is None else None
+        self.given_views = views
         self.train_dataset: Any = train_dataset
         self.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # for workers that live on
         self.data_collator: Any = data_collator
@@ -160,7 +162,7 @@ class FMICLTrainer(Trainer):
             raise InputError(f"include_num_input_tokens_seen={counted} does not apply to {module.unit}")
         self.values_before_search: dict[str, Any] = {}
         self.trial_names: set[str] = set()
-        self.evaluator, self.views = evaluator, views
+        self.evaluator = evaluator
         self.metadata: dict[str, Any] = {}
         self.metrics = TrainingMetrics()
         self.checkpointer = Checkpointer(self)
@@ -209,6 +211,11 @@ class FMICLTrainer(Trainer):
         self.read_once = {name: getattr(args, name) for name in READ_ONCE}
 
     @property
+    def views(self) -> Callable[[Any, torch.Generator], Any] | None:
+        """What makes the views of a batch: the argument, or that of the collator; None if the collator makes them."""
+        return getattr(self.data_collator, "views", None) if self.given_views is None else self.given_views
+
+    @property
     def skipped_steps(self) -> SkippedStepsCallback:
         """The counter; the base class replaces it when it resumes from a checkpoint."""
         return next(one for one in self.callback_handler.callbacks if isinstance(one, SkippedStepsCallback))
@@ -248,7 +255,7 @@ class FMICLTrainer(Trainer):
         """A model as `ContrastiveModel`, the data and the collator prepared for it, if the trainer is given none."""
         model = contrastive_model(model)
         if self.raw_dataset is not None:
-            self.train_dataset, self.data_collator = model.prepare_data(self.raw_dataset)
+            self.train_dataset, self.data_collator = model.prepare_data(self.raw_dataset, self.given_views)
         return model
 
     def call_model_init(self, trial: Any = None) -> Any:
@@ -473,9 +480,8 @@ class FMICLTrainer(Trainer):
         """A batch whose inputs [B, ...] are replaced by views [B, V, ...], if the trainer has `views`."""
         if self.views is None:
             return inputs
-        rows = inputs.pop(str(self.model.view_input))
-        generator = torch.Generator(rows.device).manual_seed(self.step_seed())
-        return inputs | {str(self.model.model_input): self.views(rows, generator)}
+        device = next(iter(inputs.values())).device
+        return self.model.make_views(self.views, inputs, torch.Generator(device).manual_seed(self.step_seed()))
 
     def cached_training_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Like `training_step`, in mini-batches of `mini_batch_size` examples; see `cached_step`."""
