@@ -55,8 +55,8 @@ from fmicl_text.files import write_atomic
 SKIPPED_FOLDERS = {"tests", "test", "testing", "vendor", "_vendor", "vendored", "extern", "licenses"}
 WORDS = range(20, 101)  # words of a paragraph
 LEAST_LETTERS = 0.85  # share of letters and spaces in a paragraph of prose
-PARTS = {"train": (60, 300), "dev": (20, 40), "test": (20, 80)}  # smallest and largest number of paragraphs per package
-LABELED = 60  # training paragraphs per package among which neighbors are searched
+PARTS = {"train": (60, 300), "dev": (20, 40), "test": (20, 40)}  # smallest and largest number of paragraphs per package
+LABELED = 30  # training paragraphs per package among which neighbors are searched
 K, TEMPERATURE = 10, 0.1
 PEERS = {  # batch size, words deleted: the settings of the authors
     "simcse": {"batch_size": 64, "max_seq_length": 32},
@@ -71,7 +71,8 @@ DELETED = 0.6  # share of words that TSDAE deletes
 def documents(package: Distribution) -> Iterator[tuple[str, str]]:
     """Yield (file, text) of the documentation that a package has installed: its description, .rst and .md files, and
     the docstrings of its modules, each of them on its own."""
-    yield "METADATA", package.read_text("METADATA") and package.metadata.get_payload() or ""
+    if package.read_text("METADATA"):
+        yield "METADATA", str(package.metadata.get_payload())
     for path in sorted(package.files or [], key=str):
         if path.suffix not in (".py", ".rst", ".md") or SKIPPED_FOLDERS & set(path.parts):
             continue
@@ -162,7 +163,9 @@ def write_corpus(folder: Path, packages: Iterable[Distribution]) -> None:
         write_atomic(folder / f"{part}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     counts = {part: len(rows) for part, rows in parts.items()}
     write_json(folder / "corpus.json", {"paragraphs": counts, "packages": versions})
-    print(f"{folder}: {len(versions)} packages, " + ", ".join(f"{n} paragraphs of {part}" for part, n in counts.items()))
+    print(
+        f"{folder}: {len(versions)} packages, " + ", ".join(f"{n} paragraphs of {part}" for part, n in counts.items())
+    )
 
 
 def read_part(folder: Path, part: str) -> list[dict[str, str]]:
@@ -176,30 +179,41 @@ def read_part(folder: Path, part: str) -> list[dict[str, str]]:
 # ---- scores
 
 
-def knn_accuracy(encoder: SentenceTransformer, folder: Path, part: str, progress: bool = True) -> float:
-    """Percent of the paragraphs of a part whose package their 10 nearest training paragraphs name, of which every
-    package has the same number."""
-    rows, counts = [], Counter[str]()
-    for row in read_part(folder, "train"):
-        counts[row["package"]] += 1
-        if counts[row["package"]] <= LABELED:
-            rows.append(row)
-    labels = {package: i for i, package in enumerate(sorted(counts))}
-    test = read_part(folder, part)
-    encoded = encode_sentences(encoder, [row["text"] for row in rows + test], progress=progress)
-    classes = torch.tensor([labels[row["package"]] for row in rows + test])
-    sizes = [len(rows), len(test)]
-    (x, y), (a, b) = encoded.split(sizes), classes.split(sizes)
-    return knn_accuracies(x, a, y, b, [K], [TEMPERATURE])[K, TEMPERATURE]
+class Neighbors:
+    """k-NN accuracy of the packages of a part of a corpus.
+
+    Args:
+        folder: The corpus. Neighbors are searched among training paragraphs, of which every package has the same number.
+        part: dev or test.
+    """
+
+    def __init__(self, folder: Path, part: str) -> None:
+        counts: Counter[str] = Counter()
+        rows = []
+        for row in read_part(folder, "train"):
+            counts[row["package"]] += 1
+            if counts[row["package"]] <= LABELED:
+                rows.append(row)
+        test = read_part(folder, part)
+        labels = {package: i for i, package in enumerate(sorted(counts))}
+        self.texts = [row["text"] for row in rows + test]
+        self.labels = torch.tensor([labels[row["package"]] for row in rows + test])
+        self.sizes = [len(rows), len(test)]
+
+    def __call__(self, encoder: SentenceTransformer) -> float:
+        """Percent of the paragraphs of the part whose package their nearest training paragraphs vote for."""
+        (train, test), (a, b) = encode_sentences(encoder, self.texts).split(self.sizes), self.labels.split(self.sizes)
+        return knn_accuracies(train, a, test, b, [K], [TEMPERATURE])[K, TEMPERATURE]
 
 
 def score(args: argparse.Namespace) -> None:
     """Print a table with one row per name, and write the scores of every model."""
+    neighbors = Neighbors(args.folder, args.part)
     pairs = load_pairs(args.sts_dev_file) if args.sts_dev_file else None
     results: list[dict[str, Any]] = []
     for name, path in map(named_model, args.model):
         encoder = open_encoder(path)
-        metrics = {f"k-NN, {args.part}": knn_accuracy(encoder, args.folder, args.part)}
+        metrics = {f"k-NN, {args.part}": neighbors(encoder)}
         if pairs is not None:
             metrics["STS-B dev"] = evaluate_sts(partial(encode_sentences, encoder), pairs)["spearman"]
         setup = encoder_metadata(path, encoder) | {"versions": library_versions()}
@@ -252,11 +266,10 @@ def train_peer(args: argparse.Namespace) -> None:
     """Train with sentence-transformers until the time is up, and save the encoder."""
     if args.output.exists():
         raise InputError(f"output={args.output}: exists; choose another name")
+    data = peer_data(args.method, [row["text"] for row in read_part(args.folder, "train")], args.seed)
     set_seed(args.seed)
     encoder = open_encoder(args.model[0])
-    length = encoder.max_seq_length
-    encoder.max_seq_length = args.max_seq_length
-    data = peer_data(args.method, [row["text"] for row in read_part(args.folder, "train")], args.seed)
+    length, encoder.max_seq_length = encoder.max_seq_length, args.max_seq_length
     loss: torch.nn.Module
     loss = DenoisingAutoEncoderLoss(encoder) if args.method == "tsdae" else MultipleNegativesRankingLoss(encoder)
     settings = SentenceTransformerTrainingArguments(
