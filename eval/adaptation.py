@@ -43,7 +43,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, set_seed
 
 from fmicl_text.cli.checks import check_output, positive_number, whole_number
-from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
+from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import encoder_metadata, open_encoder
 from fmicl_text.evaluation.encoding import encode_sentences
@@ -58,7 +58,7 @@ LEAST_LETTERS = 0.85  # share of letters and spaces in a paragraph of prose
 PARTS = {"train": (60, 300), "dev": (20, 40), "test": (20, 40)}  # smallest and largest number of paragraphs per package
 LABELED = 30  # training paragraphs per package among which neighbors are searched
 K, TEMPERATURE = 10, 0.1
-PEERS = {  # batch size, words deleted: the settings of the authors
+PEERS = {  # the settings of their authors
     "simcse": {"batch_size": 64, "max_seq_length": 32},
     "tsdae": {"batch_size": 8, "max_seq_length": 128},
 }
@@ -183,7 +183,7 @@ class Neighbors:
     """k-NN accuracy of the packages of a part of a corpus.
 
     Args:
-        folder: The corpus. Neighbors are searched among training paragraphs, of which every package has the same number.
+        folder: The corpus. Neighbors are searched among 30 training paragraphs of every package.
         part: dev or test.
     """
 
@@ -232,18 +232,24 @@ def score(args: argparse.Namespace) -> None:
 
 
 class CPUTime(TrainerCallback):
-    """Stops training after some CPU seconds of this process, counted from its start, and decays the learning rate with
-    them."""
+    """Stops training when this process has used some CPU seconds, those before training included, and decays the
+    learning rate to 0 until then.
+
+    Raises:
+        InputError: They are used up before training.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.start = seconds, time.process_time()
+        if self.start >= seconds:
+            raise InputError(f"cpu_seconds={seconds:g}: loading took {self.start:.0f} CPU seconds")
 
-    def left(self, step: int) -> float:
-        """The share of the time that is left."""
+    def left(self, step: int = 0) -> float:
+        """The share of the training time that is left, the factor of the learning rate at every step."""
         return max(0.0, (self.seconds - time.process_time()) / (self.seconds - self.start))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = self.left(state.global_step) == 0
+        control.should_training_stop = self.left() == 0
 
 
 def delete_words(text: str, generator: torch.Generator) -> str:
@@ -329,5 +335,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with cli_errors("adaptation.py"), flags_called():
+    with cli_errors("adaptation.py"):
         main()
