@@ -71,8 +71,7 @@ DELETED = 0.6  # share of words that TSDAE deletes
 def documents(package: Distribution) -> Iterator[tuple[str, str]]:
     """Yield (file, text) of the documentation that a package has installed: its description, .rst and .md files, and
     the docstrings of its modules, each of them on its own."""
-    if package.read_text("METADATA"):
-        yield "METADATA", str(package.metadata.get_payload())
+    yield "METADATA", str(package.metadata.json.get("description", ""))
     for path in sorted(package.files or [], key=str):
         if path.suffix not in (".py", ".rst", ".md") or SKIPPED_FOLDERS & set(path.parts):
             continue
@@ -126,7 +125,8 @@ def build_corpus(packages: Iterable[Distribution]) -> tuple[dict[str, list[dict[
     a part are skipped."""
     found: dict[str, dict[str, str]] = {}
     shared, versions = set(), {}
-    for package in tqdm(sorted(packages, key=lambda one: one.name), desc="packages", leave=False):
+    described = (package for package in packages if package.read_text("METADATA"))  # not left over from an uninstall
+    for package in tqdm(sorted(described, key=lambda one: one.name), desc="packages", leave=False):
         if package.name in versions:
             continue
         versions[package.name] = package.version

@@ -59,6 +59,7 @@ def site(tmp_path_factory):
     for first, name in enumerate(("one", "pair", "seven")):
         shared = {f"{name}/shared.md": f"{PROSE}\n"}
         install(site, name, package_files(name, 1000 * (first + 1)) | shared, version=f"{first}.5")
+    (site / "gone-1.0.dist-info").mkdir()  # without METADATA
     install(site, "tiny", {"tiny/__init__.py": f'"""{paragraph("tiny", 9)}"""\n'})
     return site
 
