@@ -36,8 +36,8 @@ class ContrastiveModel(nn.Module):
     Attributes:
         modality: Name of the modality in run records and model cards.
         unit: Unit of the logged throughput, in the plural.
-        view_input: Name of the tensor in a batch from which `FMICLTrainer(views=...)` makes the views; None if the
-            collator makes them.
+        view_input: Name of the tensor in a batch from which `FMICLTrainer(views=...)` makes the views; None if
+            `make_views` makes them from the whole batch, or the collator makes them.
         model_input: Name under which the encoder receives these views.
     """
 
@@ -128,7 +128,7 @@ class ContrastiveModel(nn.Module):
         """
         try:
             self.backbone.activation_checkpointing_enable(**kwargs)
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
             raise InputError(f"activation_checkpointing=True is not supported: {error}") from error
 
     def save_training_only(self, folder: str, state: dict[str, Tensor]) -> None:

@@ -39,6 +39,7 @@ from fmicl_text.processes import check_processes
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import pooling_source, set_prompts, training_prompts
 from fmicl_text.text.settings import prompt_text
+from fmicl_text.text.static import tokenizer_of
 from fmicl_text.text.tokenization import training_rows
 from fmicl_text.text.views import choose_views
 
@@ -81,7 +82,7 @@ def main() -> None:
         )
         prompts = training_prompts(encoder, len(data.columns), given, bool(data_args.retrieval_dev_folder))
         views, reason = choose_views(encoder, data, data_args.max_seq_length, prompts, data_args.views)
-        rows, collator, data = training_rows(data, encoder.tokenizer, data_args.max_seq_length, prompts, views)
+        rows, collator, data = training_rows(data, tokenizer_of(encoder), data_args.max_seq_length, prompts, views)
     if len(data.columns) > 1:
         args.choose_negatives_of_pairs()
     facts = data.metadata() | {"negatives": args.build_loss().negatives}

@@ -237,7 +237,10 @@ def head_of(settings: Mapping[str, Any]) -> str | None:
 def positives(data: Mapping[str, Any]) -> str:
     """The positive pairs of texts."""
     columns = str(data.get("columns", "text"))
-    return "two dropout views of a text" if len(columns.split()) == 1 else f"columns {columns}"
+    if len(columns.split()) > 1:
+        return f"columns {columns}"
+    views = str(data.get("views", "dropout")).partition(" (")[0]  # without the reason
+    return "two dropout views of a text" if views == "dropout" else f"two random views of a text: {views}"
 
 
 def results_sentence(run: Mapping[str, Any]) -> str:

@@ -48,6 +48,9 @@ def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
         "scored_on": scored_on("the evaluator's own data"),
     }
     metadata |= trainer.metadata
+    described: dict[str, Any] = getattr(trainer.views, "describe", dict)()
+    views = described.get("views")
+    data = {"views": " ".join(views)} if isinstance(views, list) else {}
     history = [{"step": 0, **metadata["before"]}, *state.log_history]
     if after and not any(name in entry for entry in state.log_history for name in after):
         history.append({"step": state.global_step, **after})
@@ -67,7 +70,7 @@ def run_record(trainer: Any, after: Mapping[str, float]) -> dict[str, Any]:
         "after": dict(after),
         "encoder": trainer.model.describe(),
         "scored_on": metadata["scored_on"],
-        "data": metadata["data"],
+        "data": data | metadata["data"],
         "settings": metadata["settings"],
         "inputs": metadata.get("inputs", {}),
         "versions": library_versions(),

@@ -32,7 +32,7 @@ SHORT = 7  # tokens in another pass, for models that take only some lengths
 
 
 def require_transformer(encoder: SentenceTransformer, source: str) -> None:
-    """Check that an encoder is a transformer followed by one pooling layer.
+    """Check that an encoder is a transformer followed by one pooling layer, or a `StaticEmbedding`.
 
     Args:
         source: The argument and its value, which begin the message.
@@ -42,10 +42,12 @@ def require_transformer(encoder: SentenceTransformer, source: str) -> None:
     """
     first, names = encoder[0], ", ".join(type(module).__name__ for module in encoder)
     if isinstance(first, StaticEmbedding):
-        raise InputError(
-            f"{source} is a StaticEmbedding, which has no dropout to make two views of a text: train it on pairs, with "
-            "FMICLLoss of fmicl_text.integrations.sentence_transformers in a SentenceTransformerTrainer"
-        )
+        if (highest := max(first.tokenizer.get_vocab().values(), default=-1)) >= first.num_embeddings:
+            raise InputError(
+                f"{source}: tokenizer and model do not match; the tokenizer has ids up to {highest}, the model "
+                f"{first.num_embeddings} embeddings"
+            )
+        return
     if isinstance(first, Router):
         raise InputError(f"{source} is a Router, which has several encoders: train each encoder on its own")
     if not isinstance(first, Transformer) or sum(isinstance(module, Pooling) for module in encoder) != 1:
@@ -120,6 +122,8 @@ def require_plain_text(encoder: SentenceTransformer, source: str) -> None:
     Raises:
         InputError: It does not, because it applies a chat template, for example.
     """
+    if isinstance(encoder[0], StaticEmbedding):
+        return
     text = ["a"]
     if encoder.preprocess(text)["input_ids"].tolist() != encoder.tokenizer(text)["input_ids"]:
         raise InputError(
@@ -216,6 +220,8 @@ def is_causal(encoder: Any) -> bool:
 
 def has_dropout(encoder: Any) -> bool:
     """Whether the embeddings of two equal texts differ in training mode."""
+    if isinstance(encoder[0], StaticEmbedding):
+        return False
     with unchanged_state(encoder), torch.no_grad():
         features = dry_features(encoder, [f"{some_word(encoder.tokenizer)} " * SHORT] * 2, SHORT)
         first, second = encoder.train()(features)["sentence_embedding"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import islice
@@ -238,6 +239,15 @@ def _describe_blank(dataset: Any, columns: Sequence[str]) -> str | None:
             blank[name] += len(batch) - filled
     of = f"of the first {num_rows} rows" if is_stream else f"of {num_rows} rows"
     return ", ".join(f"{name} is blank in {count} {of}" for name, count in blank.items() if count) or None
+
+
+def reading_errors(source: str) -> AbstractContextManager[None]:
+    """A context that reads rows of a stream, whose errors it raises as `InputError`.
+
+    Args:
+        source: Name of the data in messages.
+    """
+    return translate_dataset_errors(lambda error: f"{source} cannot be read: {type(error).__name__}: {error}")
 
 
 def _file_error_message(paths: str, error: BaseException) -> str:

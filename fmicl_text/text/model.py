@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ from fmicl_text.text.lora import (
     save_with_weights,
 )
 from fmicl_text.text.settings import applied_prompt, encoder_settings
+from fmicl_text.text.static import is_static, static_features, tokenizer_of
 from fmicl_text.text.tokenization import training_rows
 from fmicl_text.text.views import TextViews, choose_views
 
@@ -78,8 +80,8 @@ class TextContrastiveModel(ContrastiveModel):
         head: Name of a head in `HEADS`. Stored in checkpoints, never in the exported encoder.
 
     Raises:
-        InputError: The encoder is not a transformer followed by pooling, its tokenizer does not match, or the dry pass
-            fails.
+        InputError: The encoder is neither a transformer followed by pooling nor a `StaticEmbedding`, its tokenizer does
+            not match, or the dry pass fails.
     """
 
     modality, unit = "text", "tokens"
@@ -94,7 +96,7 @@ class TextContrastiveModel(ContrastiveModel):
         with encoder.truncate_embeddings(None):  # truncate_dim applies to encode only
             width = int(encoder.get_embedding_dimension() or 0)
         super().__init__(encoder, HEADS[head](width), width)
-        unused = parameters_without_gradient(self, source)
+        unused = [] if is_static(encoder) else parameters_without_gradient(self, source)
         for name in unused:
             self.get_parameter(name).requires_grad_(False)
         if named := [name.removeprefix("encoder.0.model.") for name in unused if ".pooler." not in name]:
@@ -102,6 +104,7 @@ class TextContrastiveModel(ContrastiveModel):
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
         """Embeddings [B, D] of tokenized texts {input_ids, attention_mask, ...} [B, T]."""
+        features = static_features(features) if is_static(self.encoder) else features
         return self.encoder(features)["sentence_embedding"]
 
     def count(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -113,7 +116,7 @@ class TextContrastiveModel(ContrastiveModel):
             raise InputError(f"views apply to one text column, got {text_ids.shape[1]}, which are views already")
         return {**views(inputs, generator), "text_ids": text_ids}
 
-    def prepare_data(self, train_dataset: Any, views: TextViews | None = None) -> tuple[Any, Any]:
+    def prepare_data(self, train_dataset: Any, views: Any = None) -> tuple[Any, Any]:
         """The tokens of texts, pairs or triplets, and their collator. Longer texts are truncated to the encoder's
         `max_seq_length`; its default prompt, if any, is prepended. A stream is repeated without end. Without `views`,
         `choose_views` chooses."""
@@ -125,26 +128,33 @@ class TextContrastiveModel(ContrastiveModel):
             views, reason = choose_views(self.encoder, data, length, prompts)
             if views is not None:
                 logger.warning("views of %s: %s", data.source, reason)
-        rows, collator, data = training_rows(data, self.encoder.tokenizer, length, prompts, views)
+        elif len(data.columns) > 1:
+            raise InputError(f"views apply to one text column, got {' '.join(data.columns)}")
+        elif isinstance(views, TextViews) and views.prompt != (prompts[0] if prompts else ""):
+            raise InputError(f"views are made for the prompt {views.prompt!r}; the encoder has {list(prompts)}")
+        of_texts = views if isinstance(views, TextViews) else None
+        rows, collator, data = training_rows(data, tokenizer_of(self.encoder), length, prompts, of_texts)
         if data.num_skipped:
             logger.warning("%s: skipped %d rows with a text that has no tokens", data.source, data.num_skipped)
         return rows, collator
 
     @property
     def backbone(self) -> Any:
-        return self.encoder[0].model
+        return self.encoder[0] if is_static(self.encoder) else self.encoder[0].model
 
     def describe(self) -> dict[str, Any]:
         return {
             "modality": self.modality,
-            "base_model": hub_name(self.backbone.name_or_path),
+            "base_model": hub_name(getattr(self.backbone, "name_or_path", "")),
             "base_revision": hub_commit(self.backbone),
             "pooling": pooling_of(self.encoder),
-            "size": self.encoder.max_seq_length,
+            "size": None if is_static(self.encoder) else self.encoder.max_seq_length,
             **encoder_settings(self.encoder),
         }
 
     def describe_training(self) -> dict[str, Any]:
+        if is_static(self.encoder):
+            return self.describe()
         return super().describe_training() | {"adapters_over": base_weights_hash(self.backbone)}
 
     def is_exported(self, name: str) -> bool:
@@ -159,6 +169,11 @@ class TextContrastiveModel(ContrastiveModel):
         """Write the encoder as a SentenceTransformer folder, with the weights in `state`, a state dict of this module.
         Adapters are merged into the base weights."""
         refuse_links(folder)
+        if is_static(self.encoder):
+            encoder = copy.deepcopy(self.encoder)
+            encoder.load_state_dict({name: state[f"encoder.{name}"] for name in encoder.state_dict()})
+            encoder.save(folder, create_model_card=False)
+            return
         backbone, prefix = self.backbone, "encoder.0.model."
         weights = {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
         with save_with_weights(backbone, merge_adapters(backbone, weights)):
@@ -198,7 +213,8 @@ def build_text_encoder(
 
     Raises:
         InputError: An argument is invalid, a required package is not installed, or the model does not exist, is not
-            available offline, is corrupted, requires custom code, or is not a transformer followed by pooling.
+            available offline, is corrupted, requires custom code, or is neither a transformer followed by pooling nor
+            a `StaticEmbedding`.
     """
     model_name_or_path = resolve_model_path(model_name_or_path)
     source = f"model_name_or_path={model_name_or_path}"
@@ -216,6 +232,12 @@ def build_text_encoder(
         )
     require_transformer(encoder, source)
     prepare_tokenizer(encoder, source)
+    if is_static(encoder):
+        if given := next((name for name, value in {"pooling": pooling, "lora_rank": lora_rank}.items() if value), None):
+            raise InputError(f"{given} does not apply to {source}, a StaticEmbedding")
+        static: Any = encoder[0]
+        static.name_or_path = model_name_or_path
+        return encoder.float()
     if pooling or not specifies_pooling(encoder):
         set_pooling(encoder, pooling or assumed_pooling(encoder))
     open_adapters(encoder[0].model, source, merge=lora_rank is not None)
@@ -350,12 +372,20 @@ def dropout_settings(
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must be in [0, 1), got {dropout}")
     name, revision = adapter_base(model_name_or_path, revision)
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "Unrecognized model" not in str(error):
+            raise
+        raise InputError(
+            f"dropout={dropout} does not apply to model_name_or_path={model_name_or_path}, which has no config of "
+            "transformers (a StaticEmbedding, for example)"
+        ) from error
     settings = changed_dropout(config.to_dict(), dropout, config)
     if dropout and not settings:
         raise InputError(
             f"dropout={dropout}: the config of model_name_or_path={model_name_or_path} ({config.model_type}) has no "
-            "dropout probability; train on pairs of texts without dropout"
+            "dropout probability; train on pairs of texts, or with other views of a text (crops, repeat, delete)"
         )
     return settings
 

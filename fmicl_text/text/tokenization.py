@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from fmicl_text.errors import InputError
-from fmicl_text.loading import explain_full_cache, translate_dataset_errors
+from fmicl_text.loading import explain_full_cache
 from fmicl_text.text.collator import (
     TokenCollator,
     check_max_seq_length,
@@ -28,7 +28,7 @@ from fmicl_text.text.collator import (
     tokenizer_state,
 )
 from fmicl_text.text.columns import no_text
-from fmicl_text.text.data import TextData
+from fmicl_text.text.data import TextData, reading_errors
 from fmicl_text.text.views import TextViews
 
 # Increment this when the rows change, so that cached files of older versions are not reused.
@@ -146,7 +146,7 @@ class RepeatedStream(IterableDataset):
         return self.content
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        with translate_dataset_errors(lambda error: f"{self.source} cannot be read: {type(error).__name__}: {error}"):
+        with reading_errors(self.source):
             yield from self.rows()
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from fmicl_text.errors import InputError
 from fmicl_text.text.checks import has_dropout
-from fmicl_text.text.collator import check_max_seq_length
-from fmicl_text.text.data import TextData
+from fmicl_text.text.collator import check_max_seq_length, empty_ids
+from fmicl_text.text.data import TextData, reading_errors
+from fmicl_text.text.static import tokenizer_of
 
 CROP_SHARES = (0.1, 0.5)  # lengths of the crops of a text, as in Contriever (arXiv 2112.09118)
 CROP_READ = 256  # tokens of a text that crops are taken from, as in Contriever, or twice the length of a view
@@ -120,8 +121,8 @@ class TextViews:
         read_length: The number of tokens that a text must be read up to, the `max_seq_length` of the collator.
 
     Raises:
-        InputError: An unknown name, one that is given twice, `dropout` with others, or a length beyond the model's
-            maximum.
+        InputError: An unknown name, one that is given twice, `dropout` with others, a length beyond the model's
+            maximum, or a prompt that leaves no token for the text.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class TextViews:
     ) -> None:
         check_views(views)
         check_max_seq_length(tokenizer, max_seq_length)
+        empty_ids(tokenizer, max_seq_length, [prompt] if prompt else [])
         self.views, self.max_seq_length, self.prompt = tuple(views), max_seq_length, prompt
         self.read_length = max(CROP_READ, 2 * max_seq_length) if "crops" in views else max_seq_length
         self.tables = word_tables(tokenizer)
@@ -255,7 +257,7 @@ def choose_views(
         The views, None if the collator makes them; and the words.
 
     Raises:
-        InputError: See `TextViews`; or there are several columns, and `views` is not `auto`.
+        InputError: See `TextViews`; there are several columns, and `views` is not `auto`; or a row cannot be read.
     """
     views, reason = list(views), "as given"
     if len(data.columns) > 1:
@@ -264,14 +266,15 @@ def choose_views(
         return None, f"the columns {' '.join(data.columns)}"
     if views == ["auto"]:
         views, reason = chosen_views(encoder, data)
-    made = TextViews(encoder.tokenizer, views, max_seq_length, prompts[0] if prompts else "")
+    made = TextViews(tokenizer_of(encoder), views, max_seq_length, prompts[0] if prompts else "")
     return None if views == ["dropout"] else made, f"{' '.join(views)} ({reason})"
 
 
 def chosen_views(encoder: SentenceTransformer, data: TextData) -> tuple[list[str], str]:
     """The names that `auto` stands for, and why."""
-    texts = [row[data.columns[0]] for row in islice(data.dataset, 1000)]
-    lengths = encoder.tokenizer(texts, truncation=True, max_length=CROP_READ)["input_ids"]
+    with reading_errors(data.source):
+        texts = [row[data.columns[0]] for row in islice(data.dataset, 1000)]
+    lengths = tokenizer_of(encoder)(texts, truncation=True, max_length=CROP_READ)["input_ids"]
     median = int(np.median(list(map(len, lengths))))
     size = f"a median of {median} tokens per text"
     if median >= PARAGRAPH:

@@ -160,6 +160,8 @@ class FMICLTrainer(Trainer):
         set_evaluation_batch(args, evaluator)
         if (counted := args.include_num_input_tokens_seen) != "no" and module.unit != "tokens":
             raise InputError(f"include_num_input_tokens_seen={counted} does not apply to {module.unit}")
+        if counted != "no" and self.views is not None:  # the base class counts tokens before the views are made
+            raise InputError(f"include_num_input_tokens_seen={counted} does not apply to views of texts")
         self.values_before_search: dict[str, Any] = {}
         self.trial_names: set[str] = set()
         self.evaluator = evaluator
@@ -554,7 +556,8 @@ class FMICLTrainer(Trainer):
         if not self.views_checked and torch.equal(x, y):
             reason = (
                 "both views of every text are identical because the model has no dropout (ModernBERT's default, for "
-                "example): set dropout=0.1 in build_text_encoder or in the recipe, or train on pairs of texts"
+                "example): set dropout=0.1 in build_text_encoder or in the recipe, use other views (crops, repeat, "
+                "delete), or train on pairs of texts"
             )
             if self.model.modality == "image":
                 reason = (

@@ -139,6 +139,10 @@ def mistake(argv):
         ([*MODEL, "--streaming", "True"], "--streaming .*--max_steps"),
         (["--max_seq_length", "0"], "--max_seq_length .* 0"),
         (["--early_stopping_patience", "3"], "--early_stopping_patience 3 .*--load_best_model_at_end True"),
+        (["--views", "crop"], "argument --views: .*'crop'"),
+        (["--views", "auto", "crops"], "--views .* dropout, crops, repeat, delete; got auto crops"),
+        (["--views", "crops", "dropout"], "--views crops dropout: "),
+        (["--views", "delete", "delete"], "--views delete delete "),
         (["--dataset_split", "dev"], "--dataset_split .*--dataset_name"),
         ([*MODEL, "--mini_batch_size", "65"], "--mini_batch_size .* 64.* 65"),
         ([*MODEL, "--block_size", "0"], "--block_size .* 0"),
@@ -175,6 +179,19 @@ def test_search_data_selects_by_their_primary_metric():
     message = mistake([*MODEL, "--retrieval_dev_folder", "dev", "--sts_dev_file", "dev.tsv"])
     assert "mutually exclusive" in message and "--sts_dev_file" in message
     assert parse_args(["--retrieval_dev_folder", "dev"])[1].sts_dev_file is None  # bundled sentences, other evaluation
+
+
+@pytest.mark.parametrize(
+    "content, views", [("views: crops", ["crops"]), ("views: [repeat, delete]", ["repeat", "delete"])]
+)
+def test_views_from_a_file(content, views, tmp_path):
+    assert parse_args(MODEL)[1].views == ["auto"]
+    config = tmp_path / "run.yaml"
+    config.write_text(content)
+    given = parse_args([*MODEL, "--config", str(config)])
+    assert given[1].views == views
+    config.write_text(yaml.safe_dump(resolved_settings(*given)))
+    assert parse_args(["--config", str(config)])[1].views == views
 
 
 def test_length_grouping_needs_lengths():

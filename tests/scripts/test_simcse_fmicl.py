@@ -100,6 +100,35 @@ def test_a_run_resumes_from_its_newest_checkpoint(finished, material, monkeypatc
     assert second["after"] == pytest.approx(first["after"], abs=1e-3)
 
 
+def test_views_are_printed_and_recorded(material, monkeypatch, capsys):
+    """Sentences and an encoder with dropout: dropout views. Others are used if they are given."""
+    folder, flags = material
+    monkeypatch.chdir(folder)
+    for views, words, card in (([], "dropout (a median of", "dropout views of a text"), (["--views", "crops", "delete"],
+                               "crops delete (as given)", "random views of a text: crops delete")):  # fmt: skip
+        argv = [*flags, *views, "--output_dir", f"views{len(views)}", "--max_steps", "2", "--save_strategy", "no"]
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv])
+        runpy.run_path(str(RECIPE), run_name="__main__")
+        assert f"Views: {words}" in capsys.readouterr().out
+        out = folder / f"views{len(views)}"
+        assert json.loads((out / "results.json").read_text())["data"]["views"].startswith(words)
+        assert f"| positives | two {card} |" in (out / "README.md").read_text()
+
+
+def test_views_of_pairs(material, monkeypatch, capsys):
+    folder, flags = material
+    monkeypatch.chdir(folder)
+    rows = "\n".join(f"{one}\t{other}" for one, other in zip(sentences(16), sentences(16, 1), strict=True))
+    (folder / "pairs.tsv").write_text("sent0\tsent1\n" + rows)
+    argv = [*flags, "--train_file", "pairs.tsv", "--views", "crops", "--output_dir", "views-of-pairs"]
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), *argv])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.endswith("error: --views crops applies to one text column, got sent0 sent1")
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_not_overwritten(finished, material):
     out, _ = finished
