@@ -26,7 +26,7 @@ class ModelArguments:
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Path or Hub ID of the encoder to train. If omitted, the bundled small BERT is used."},
+        metadata={"help": "Path or Hub ID of the encoder. By default the bundled small BERT."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(
@@ -64,7 +64,7 @@ class ModelArguments:
     )
     dropout: float | None = field(
         default=None,
-        metadata={"help": "Override all dropout probabilities, in [0, 1). Set it for models without dropout."},
+        metadata={"help": "Override all dropout probabilities, in [0, 1)."},
     )
 
     def __post_init__(self) -> None:
@@ -109,9 +109,8 @@ class DataArguments:
     views: list[str] = field(
         default_factory=lambda: ["auto"],
         metadata={
-            "help": "How the two views of a text are made: dropout (equal texts), crops (two spans), repeat or delete "
-            "(random words); several are applied one after the other to each view. auto: crops for paragraphs; for "
-            "sentences dropout, or delete if the encoder has no dropout. Does not apply to pairs.",
+            "help": "Views of a text: dropout, crops (spans), repeat or delete (random words); several are applied in "
+            "order. By default auto: by length and dropout.",
             "choices": ["auto", *VIEWS],
         },
     )
