@@ -48,9 +48,7 @@ class ModelArguments:
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={
-            "help": "Train only LoRA adapters of this rank, for large models; merged into the weights when saving."
-        },
+        metadata={"help": "Train only LoRA adapters of this rank, for large models; merged when saved."},
     )
     trained_layers: int | None = field(
         default=None,
