@@ -11,7 +11,9 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from fmicl_text.cli.text import parse_args
 from fmicl_text.errors import InputError
+from fmicl_text.text.data import load_training_text
 from tests.support import WORDS, one_fast, sentences, tiny_bert
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "adaptation.py"
@@ -243,3 +245,11 @@ def test_one_line_errors(arguments, message, tmp_path, monkeypatch, capsys):
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line and not list(tmp_path.iterdir())
+
+
+def test_the_preset_reads_the_corpus(folder):
+    model_args, data_args, args = parse_args(["--config", "adapt", "--train_file", str(folder / "train.jsonl")])
+    assert (model_args.trained_layers, data_args.views, args.negatives) == (2, ["crops"], "cross_view")
+    data = load_training_text(data_args.train_file)
+    assert list(data.columns) == ["text"]
+    assert data.dataset["text"][:] == [row["text"] for row in ADAPTATION["read_part"](folder, "train")]
