@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
@@ -21,7 +23,7 @@ def train_last_layers(encoder: SentenceTransformer, number: int) -> None:
     Raises:
         InputError: The number is out of this range, or the layers of the model cannot be found.
     """
-    backbone: nn.Module = encoder.transformers_model
+    backbone: Any = encoder.transformers_model
     lists = [module for module in backbone.modules() if isinstance(module, nn.ModuleList) and len(module)]
     layers = max(lists, key=len, default=nn.ModuleList())  # of equals the first, the outermost
     if not 1 <= number <= len(layers):
