@@ -1,5 +1,8 @@
 """Training of the last layers: which weights move, by the recipe and in other architectures."""
 
+import runpy
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +13,9 @@ from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertMode
 from fmicl_text import build_text_encoder
 from fmicl_text.errors import InputError
 from fmicl_text.text.layers import train_last_layers
-from tests.support import run_command, sentences, sts_pairs, tiny_bert
+from tests.support import sentences, sts_pairs, tiny_bert
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "simcse_fmicl.py"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,7 @@ def test_not_with_adapters(folder):
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
-def test_the_recipe_trains_the_last_layer(folder, tmp_path):
+def test_the_recipe_trains_the_last_layer(folder, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("\n".join(sentences(32)), encoding="utf-8")
     rows = sts_pairs()
     pairs = [f"{a}\t{b}\t{c}" for a, b, c in zip(rows["sentence1"], rows["sentence2"], rows["score"], strict=True)]
@@ -69,7 +74,8 @@ def test_the_recipe_trains_the_last_layer(folder, tmp_path):
     options = ["--train_file", tmp_path / "text.txt", "--sts_dev_file", tmp_path / "dev.tsv", "--trained_layers", 1]
     options += ["--max_steps", 2, "--per_device_train_batch_size", 8, "--learning_rate", 1e-2, "--eval_strategy", "no"]
     options += ["--pooling", "mean", "--use_cpu", "True", "--output_dir", tmp_path / "run"]
-    assert run_command("train", "--model_name_or_path", folder, *map(str, options)) == 0
+    monkeypatch.setattr(sys, "argv", ["simcse_fmicl.py", "--model_name_or_path", folder, *map(str, options)])
+    runpy.run_path(str(RECIPE), run_name="__main__")
     before = build_text_encoder(folder, pooling="mean").state_dict()
     after = SentenceTransformer(str(tmp_path / "run"), device="cpu").state_dict()
     moved = {name for name, value in after.items() if not value.equal(before[name])}
