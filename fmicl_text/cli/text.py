@@ -54,7 +54,11 @@ class ModelArguments:
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={"help": "Train only LoRA adapters of this rank; merged into the weights when saving."},
+        metadata={"help": "Train only LoRA adapters of this rank, for large models; merged when saved."},
+    )
+    trained_layers: int | None = field(
+        default=None,
+        metadata={"help": "Train only the last N layers, to adapt a good encoder. Not with --lora_rank."},
     )
     load_in_4bit: bool = field(
         default=False, metadata={"help": "Quantize frozen weights to 4 bits. Needs --lora_rank."}
