@@ -46,13 +46,7 @@ from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, uniformity
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, write_json
 from fmicl_text.evaluation.sts import load_pairs
-from fmicl_text.evaluation.unlabeled import (
-    alternate_words,
-    delete_words,
-    find_documents,
-    halves,
-    random_crop,
-)
+from fmicl_text.evaluation.unlabeled import GAMMAS, find_documents, some_words
 from fmicl_text.files import read_json
 from fmicl_text.losses import AlignUniformLoss, ContrastiveLoss, FMICLLoss, InfoNCELoss
 from fmicl_text.losses.similarity import unit_rows
@@ -61,12 +55,11 @@ from fmicl_text.text.held_out import parts_of, text_hash
 from fmicl_text.training.callbacks import NonFiniteError
 
 OBJECTIVES = ("kl", "js", "pearson", "vlc", "sh", "tsallis", "infonce", "align_uniform")
-ALPHAS, GAMMAS = ("auto", "auto", 409600.0, 4096.0, 40.0), ("auto", "auto", 5.0, 80.0)
+ALPHAS, WIDTHS = ("auto", "auto", 409600.0, 4096.0, 40.0), ("auto", "auto", 5.0, 80.0)
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 VIEWS = ("dropout", "dropout", "crops")
 LOWER_IS_BETTER = ("uniformity", "alignment of halves", "alignment of dropout views", "alignment + uniformity")
 NUM_COSINES, NUM_DROPOUT, BATCH = 2000, 100, 32
-GAMMA_GRID = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 Pairs = tuple[Sequence[str], Sequence[str], Tensor, Tensor]
 
@@ -105,7 +98,7 @@ def settings_of(objective: str, model: str, text: str, seed: int) -> dict[str, A
         return settings | {"temperature": draw.choice((0.01, 0.05, 0.1, 0.5))}
     if objective == "align_uniform":
         return settings | {"gamma": draw.choice((2.0, 10.0, 20.0)), "alpha": draw.choice((0.05, 1.0))}
-    return settings | {"gamma": draw.choice(GAMMAS), "alpha": draw.choice(ALPHAS)}
+    return settings | {"gamma": draw.choice(WIDTHS), "alpha": draw.choice(ALPHAS)}
 
 
 def loss_of(settings: Mapping[str, Any]) -> ContrastiveLoss:
@@ -191,6 +184,27 @@ def run(
 # ---- scores without labels
 
 
+def halves(text: str) -> tuple[str, str]:
+    """The first and the second half of a text; of an odd number of words, the second has one more."""
+    parts, space = parts_of(text)
+    middle = len(parts) // 2
+    return space.join(parts[:middle]), space.join(parts[middle:])
+
+
+def alternate_words(text: str) -> tuple[str, str]:
+    """The words at odd and at even positions."""
+    parts, space = parts_of(text)
+    return space.join(parts[::2]), space.join(parts[1::2])
+
+
+def random_crop(text: str, share: float = 0.5) -> str:
+    """A random span of a share of the words. The same for the same text."""
+    parts, space = parts_of(text)
+    length = max(1, round(share * len(parts)))
+    start = random.Random(text).randint(0, len(parts) - length)
+    return space.join(parts[start : start + length])
+
+
 def pairs_of(encoder: Any, texts: Sequence[str], whole: Tensor) -> dict[str, Pairs]:
     """Queries and documents, as texts and as embeddings [N, D]. Embeddings `whole` of the texts are given."""
     encode = partial(encode_sentences, encoder, progress=False)
@@ -200,8 +214,8 @@ def pairs_of(encoder: Any, texts: Sequence[str], whole: Tensor) -> dict[str, Pai
         pairs[name] = first, second, encode(first), encode(second)
     changes: dict[str, Callable[[str], str]] = {
         "crop": random_crop,
-        "half of the words": delete_words,
-        "quarter of the words": partial(delete_words, share=0.75),
+        "half of the words": partial(some_words, share=0.5),
+        "quarter of the words": some_words,
     }
     for name, change in changes.items():
         queries = list(map(change, texts))
@@ -219,8 +233,8 @@ def unlabeled_scores(
         scores[f"recall@1, {name}"] = 100 * float(found.first.mean())
         scores[f"MRR, {name}"] = 100 * float(found.reciprocal_rank.mean())
         scores[f"nats, {name}"] = nats(x, y)
-        scores[f"nats at best gamma, {name}"] = max(nats(x, y, gamma) for gamma in GAMMA_GRID)
-        scores[f"InfoNCE at best gamma, {name}"] = max(infonce_bound(x, y, gamma) for gamma in GAMMA_GRID)
+        scores[f"nats at best gamma, {name}"] = max(nats(x, y, gamma) for gamma in GAMMAS)
+        scores[f"InfoNCE at best gamma, {name}"] = max(infonce_bound(x, y, gamma) for gamma in GAMMAS)
     scores["nats, dropout views"] = nats(*dropout)
     scores["alignment of dropout views"] = float(alignment(*dropout))
     scores["alignment of halves"] = float(alignment(*pairs["halves"][2:]))
@@ -278,7 +292,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     for (model, text), members in sorted(groups.items()):
         start = [one["checkpoints"][0] for one in members if one["settings"] is None]
-        trained = [start + one["checkpoints"] for one in members if one["settings"] is not None]
+        trained = [start + one["checkpoints"] for one in members if one["settings"] is not None and one["checkpoints"]]
         if not start or not trained:
             continue
         everything = start + [checkpoint for one in trained for checkpoint in one[1:]]
@@ -297,10 +311,11 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, columns in found.items():
         means = {column: float(np.mean(values)) for column, values in columns.items()}
-        correlations = [value for column, value in means.items() if not column.startswith("regret")]
-        mean = {"mean": float(np.mean(correlations))} if correlations else {}
-        rows.append({"score": name, **mean, **means, "largest regret in a run": max(columns["regret in a run"])})
-    return sorted(rows, key=lambda row: row.get("mean", -math.inf), reverse=True)
+        correlations = {column: value for column, value in means.items() if not column.startswith("regret")}
+        row = {"score": name, "mean": float(np.mean(list(correlations.values()))) if correlations else None}
+        row |= correlations | {column: means.get(column) for column in ("regret in a run", "regret over all")}
+        rows.append(row | {"largest regret in a run": max(columns["regret in a run"])})
+    return sorted(rows, key=lambda row: -math.inf if row["mean"] is None else row["mean"], reverse=True)
 
 
 def signed(name: str, checkpoint: Mapping[str, Any]) -> float:

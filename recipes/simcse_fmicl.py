@@ -65,6 +65,7 @@ def main() -> None:
         model_args.lora_rank,
         model_args.load_in,
         model_args.trust_remote_code,
+        model_args.trained_layers,
     )
     given = data_args.prompts and [prompt_text(encoder, prompt) for prompt in data_args.prompts]
     if given:

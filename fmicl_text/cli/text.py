@@ -32,7 +32,7 @@ class ModelArguments:
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Path or Hub ID of the encoder to train. If omitted, the bundled small BERT is used."},
+        metadata={"help": "Path or Hub ID of the encoder. By default the bundled small BERT."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
     trust_remote_code: bool = field(
@@ -54,7 +54,11 @@ class ModelArguments:
     )
     lora_rank: int | None = field(
         default=None,
-        metadata={"help": "Train only LoRA adapters of this rank; merged into the weights when saving."},
+        metadata={"help": "Train only LoRA adapters of this rank, for large models; merged when saved."},
+    )
+    trained_layers: int | None = field(
+        default=None,
+        metadata={"help": "Train only the last N layers, to adapt a good encoder. Not with --lora_rank."},
     )
     load_in_4bit: bool = field(
         default=False, metadata={"help": "Quantize frozen weights to 4 bits. Needs --lora_rank."}
@@ -64,7 +68,7 @@ class ModelArguments:
     )
     dropout: float | None = field(
         default=None,
-        metadata={"help": "Override all dropout probabilities, in [0, 1). Set it for models without dropout."},
+        metadata={"help": "Override all dropout probabilities, in [0, 1)."},
     )
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from fmicl_text.evaluation.report import PAPER_COLUMN, ROW_LABELS, SETTINGS
 LABELS = {  # title and explanation of panels
     "eval_sts_spearman": ("STS score", "Spearman x 100 on the evaluation pairs, higher is better"),
     "eval_cosine_ndcg@10": ("NDCG@10", "search in the evaluation data, from 0 to 1, higher is better"),
-    "eval_held_out_mrr": ("Held-out texts", "mean of 100/rank of one half of a text for the other, higher is better"),
+    "eval_held_out_nats": ("Held-out texts", "mutual information of texts and some of their words, higher is better"),
     "eval_knn_accuracy": ("k-NN accuracy", "percent of the evaluation images, higher is better"),
     "eval_view_retrieval": ("View retrieval", "percent of images next to their other view, higher is better"),
     "alignment": ("Alignment of training batches", "squared distance of positive pairs, lower: closer together"),

@@ -254,9 +254,10 @@ def results_sentence(run: Mapping[str, Any]) -> str:
         if ndcg := [name.removeprefix("eval_") for name in run["after"] if name.endswith("ndcg@10")]:
             what = "search, from 0 to 1, of `encode_document` by `encode_query`"
             metric = ndcg[0] if metric == "loss" else metric  # the evaluator's primary metric
-        elif "eval_held_out_mrr" in run["after"]:
-            what = "mean of 100/rank of the text or half of a text that belongs to another, of `held_out_mrr`"
-            metric = "held_out_mrr" if metric == "loss" else metric
+        elif "eval_held_out_nats" in run["after"]:
+            searched = "a quarter of its words" if len(str(run["data"].get("columns")).split()) == 1 else "its pair"
+            what = f"mutual information of each text and {searched}, in nats"
+            metric = "held_out_nats" if metric == "loss" else metric
         elif not run["after"]:
             return ""
         selected = f" The checkpoint was selected by {metric}." if run["best_step"] is not None else ""

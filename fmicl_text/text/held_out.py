@@ -16,7 +16,7 @@ from fmicl_text.errors import InputError
 
 FEWEST = 100  # held-out rows, below which the noise of a score is larger than what training changes
 SHARE = 10  # at most a tenth of the rows is held out
-FEWEST_PARTS = 4  # words of a text that is held out: each half has two
+FEWEST_PARTS = 4  # words of a text that is held out: it is searched by a quarter of them
 LONGEST_WORD = 15  # texts with longer words on average are written without spaces
 CHUNK = 10_000
 
@@ -80,7 +80,7 @@ def hold_out(dataset: Any, columns: Sequence[str], limit: int, at_least: int = 1
     if len(keys) < SHARE * FEWEST:
         needed = f"{SHARE * FEWEST:,} distinct rows are needed to hold out {FEWEST} of them"
         return dataset, HeldOut(reason=f"{needed}, got {len(keys):,}")
-    chosen = divisible_rows(sample, columns, first, min(limit, len(keys) // SHARE))
+    chosen = long_enough(sample, columns, first, min(limit, len(keys) // SHARE))
     if len(chosen) < FEWEST:
         return dataset, HeldOut(reason=f"{len(chosen)} texts have {FEWEST_PARTS} words or more, {FEWEST} are needed")
     known = np.unique(hashes[chosen][:, :2])
@@ -111,8 +111,8 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(normal, digest_size=8, person=b"held out").digest(), "little")
 
 
-def divisible_rows(sample: Any, columns: Sequence[str], order: NDArray[Any], wanted: int) -> list[int]:
-    """The first rows, in the given order, that can be evaluated: pairs, or texts with two halves."""
+def long_enough(sample: Any, columns: Sequence[str], order: NDArray[Any], wanted: int) -> list[int]:
+    """The first rows, in the given order, that can be evaluated: pairs, or texts of some words."""
 
     def found() -> Iterator[int]:
         for start in range(0, len(order), CHUNK):

@@ -32,6 +32,7 @@ from fmicl_text.text.columns import text_columns
 from fmicl_text.text.data import TextData, as_text_dataset
 from fmicl_text.text.dropout import replace_dropout
 from fmicl_text.text.export import write_older_spelling
+from fmicl_text.text.layers import train_last_layers
 from fmicl_text.text.lora import (
     adapter_base,
     add_lora,
@@ -197,6 +198,7 @@ def build_text_encoder(
     lora_rank: int | None = None,
     load_in: str | None = None,
     trust_remote_code: bool = False,
+    trained_layers: int | None = None,
 ) -> SentenceTransformer:
     """Load a SentenceTransformer in float32, regardless of the dtype of its files.
 
@@ -210,6 +212,8 @@ def build_text_encoder(
             weights first. None trains all weights, or only the adapters that the model comes with.
         load_in: Quantize the frozen weights to `4bit` or `8bit`; requires `lora_rank`.
         trust_remote_code: Run custom code that comes with the model. Otherwise such a model raises an error.
+        trained_layers: Train only the last layers, this many, >= 1; see `layers.train_last_layers`. Not with
+            `lora_rank`.
 
     Raises:
         InputError: An argument is invalid, a required package is not installed, or the model does not exist, is not
@@ -220,6 +224,8 @@ def build_text_encoder(
     source = f"model_name_or_path={model_name_or_path}"
     if load_in is not None and lora_rank is None:
         raise InputError(f"load_in={load_in} requires lora_rank: quantized weights cannot be trained directly")
+    if trained_layers is not None and lora_rank is not None:
+        raise InputError(f"trained_layers={trained_layers} and lora_rank={lora_rank} are mutually exclusive")
     quantization = {} if load_in is None else {"quantization_config": quantization_config(load_in)}
     with translate_loading_errors(source):
         encoder = SentenceTransformer(
@@ -233,7 +239,8 @@ def build_text_encoder(
     require_transformer(encoder, source)
     prepare_tokenizer(encoder, source)
     if is_static(encoder):
-        if given := next((name for name, value in {"pooling": pooling, "lora_rank": lora_rank}.items() if value), None):
+        settings = {"pooling": pooling, "lora_rank": lora_rank, "trained_layers": trained_layers}
+        if given := next((name for name, value in settings.items() if value is not None), None):
             raise InputError(f"{given} does not apply to {source}, a StaticEmbedding")
         static: Any = encoder[0]
         static.name_or_path = model_name_or_path
@@ -243,6 +250,8 @@ def build_text_encoder(
     open_adapters(encoder[0].model, source, merge=lora_rank is not None)
     if lora_rank is not None:
         add_lora(encoder, lora_rank)
+    if trained_layers is not None:
+        train_last_layers(encoder, trained_layers)
     return encoder
 
 

@@ -21,11 +21,16 @@ from fmicl_text.text.collator import check_max_seq_length, empty_ids
 from fmicl_text.text.data import TextData, reading_errors
 from fmicl_text.text.static import tokenizer_of
 
-CROP_SHARES = (0.1, 0.5)  # lengths of the crops of a text, as in Contriever (arXiv 2112.09118)
+# The length of a crop as a share of its text. On STS-B sentences, the bundled encoder reaches 69.04 on STS-B dev with
+# these, 67.23 with those of Contriever (0.1 to 0.5, arXiv 2112.09118), and 69.98 with dropout only (60 steps, one run
+# each). Of paragraphs, most crops have the largest length of a view with either.
+CROP_SHARES = (0.3, 0.8)
 CROP_READ = 256  # tokens of a text that crops are taken from, as in Contriever, or twice the length of a view
 PARAGRAPH = 64  # a median number of tokens, from which `auto` crops texts
 REPEATED = 0.32  # largest share of the words that are repeated, as in ESimCSE (arXiv 2109.04380)
-DELETED = 0.1  # probability that a word is deleted
+# The probability that a word is deleted. Without dropout, the bundled encoder reaches 69.51 on STS-B dev with it, and
+# 69.26 with crops.
+DELETED = 0.1
 
 LONGEST_WORD = 16  # a longer word is cut between its tokens: a line of bytes, or of a script without spaces
 # Thai, Lao, Tibetan, Burmese, Khmer, Chinese and Japanese are written without spaces between words.

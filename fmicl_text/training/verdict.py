@@ -253,12 +253,12 @@ class StepZeroCallback(TrainerCallback):
         trainer, evaluator = self.trainer, self.trainer.evaluator
         found = getattr(evaluator, "observations", None) if hasattr(evaluator, "metric_of") else None
         rows = None if found is None else np.asarray(found, dtype=float).tolist()
-        metric = trainer.args.metric_for_best_model or getattr(evaluator, "primary_metric", None) or next(iter(metrics))
+        metric = trainer.args.metric_for_best_model or getattr(evaluator, "primary_metric", None)
         rises = trainer.args.greater_is_better
         scores = Scores(
             step=trainer.state.global_step,
             metrics={name: float(value) for name, value in metrics.items()},
-            metric=str(metric).removeprefix("eval_"),
+            metric=str(metric or next(iter(metrics), "")).removeprefix("eval_"),
             greater_is_better=getattr(evaluator, "greater_is_better", True) if rises is None else bool(rises),
             observations=rows,
         )

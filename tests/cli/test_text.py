@@ -43,7 +43,7 @@ def test_defaults_with_a_model_are_the_papers_without_its_alpha():
     assert (data.max_seq_length, model.pooling, data.sts_dev_file) == (32, None, None)
     assert args.build_loss().hyperparameters == {
         "divergence": "kl",
-        "gamma": 20.0,
+        "gamma": "auto",
         "alpha": "auto",
         "negatives": "same_view",
         "similarity": "gaussian",

@@ -12,14 +12,7 @@ from fmicl_text import build_text_encoder
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, uniformity
-from fmicl_text.evaluation.unlabeled import (
-    UnlabeledEvaluator,
-    alternate_words,
-    delete_words,
-    find_documents,
-    halves,
-    random_crop,
-)
+from fmicl_text.evaluation.unlabeled import GAMMAS, UnlabeledEvaluator, distances_to, find_documents, some_words
 from tests.support import SAVING, make_trainer, sentences, tiny_tokenizer
 
 TEXTS = [f"{first} {second}" for first, second in zip(sentences(30, seed=1), sentences(30, seed=2), strict=True)]
@@ -47,6 +40,18 @@ def by_loop(x, y, queries, documents):
         ranks.append(sum(1 / position for position in positions) / equal)
         firsts.append(positions.count(1) / equal)
     return ranks, firsts
+
+
+def nats_by_loop(x, y):
+    """The largest bound over gamma, of pairs without a text in common."""
+    x, y = (rows / rows.norm(dim=1, keepdim=True) for rows in (x.double(), y.double()))
+    squared = [[float((a - b).square().sum()) for b in y] for a in x]
+    bounds, count = [], len(x)
+    for gamma in GAMMAS:
+        own = sum(-gamma * squared[i][i] for i in range(count)) / count
+        others = [math.exp(-gamma * squared[i][j]) for i in range(count) for j in range(count) if i != j]
+        bounds.append(own - math.log(sum(others) / len(others)))
+    return max(bounds)
 
 
 NAMES = [str(i) for i in range(60)]
@@ -80,16 +85,17 @@ def test_blocks_do_not_change_the_ranks(monkeypatch):
     assert all(map(torch.equal, whole, find_documents(x, y, NAMES, NAMES)))
 
 
-def test_parts_of_texts():
-    assert halves("a b c") == ("a", "b c") and halves("散步回家") == ("散步", "回家")
-    assert alternate_words("a b c d e") == ("a c e", "b d") and alternate_words("散步回家") == ("散回", "步家")
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_some_words(share):
+    """A share of the words in their order, the same in every call, at least one; of text without spaces, characters."""
     for text in TEXTS:
-        words, crop, kept = text.split(), random_crop(text).split(), delete_words(text).split()
-        assert crop and kept and " ".join(crop) in text and len(crop) == round(len(words) / 2)
-        left = iter(words)
-        assert len(kept) == len(words) - round(len(words) / 2) and all(word in left for word in kept)  # in their order
-        assert (random_crop(text), delete_words(text)) == (" ".join(crop), " ".join(kept))
-    assert len({tuple(random_crop(text).split()) for text in TEXTS}) > 20
+        words, kept, left = text.split(), some_words(text, share).split(), iter(text.split())
+        assert len(kept) == len(words) - round((1 - share) * len(words)) and all(word in left for word in kept)
+        assert some_words(text, share).split() == kept
+    assert (
+        len({tuple(some_words(f"a b c d {number}", 0.5).split()) for number in range(50)}) > 10
+    )  # not always the same
+    assert some_words("a b", 0.25) in ("a", "b") and len(some_words("我们在公园里散步", 0.25)) == 2
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +106,17 @@ def encoder(bert_folder):
 def test_the_metrics_are_those_of_the_definition(encoder):
     evaluator = UnlabeledEvaluator(TEXTS, progress=False)
     metrics = evaluator(encoder)
-    first, second = zip(*map(halves, TEXTS), strict=True)
-    x, y = (encode_sentences(encoder, list(side), progress=False) for side in (first, second))
-    ranks, firsts = by_loop(x, y, first, second)
-    both = torch.cat([x, y])
+    queries = [some_words(text) for text in TEXTS]
+    x, y = (encode_sentences(encoder, side, progress=False) for side in (queries, TEXTS))
+    ranks, firsts = by_loop(x, y, queries, TEXTS)
     assert metrics == pytest.approx(
         {
+            "held_out_nats": nats_by_loop(x, y),
             "held_out_mrr": 100 * sum(ranks) / 30,
             "held_out_recall@1": 100 * sum(firsts) / 30,
             "held_out_alignment": float(alignment(x, y)),
-            "held_out_uniformity": float(uniformity(both.unique(dim=0))),
-            "held_out_effective_rank": float(effective_rank(direction_shares(both))),
+            "held_out_uniformity": float(uniformity(y)),
+            "held_out_effective_rank": float(effective_rank(direction_shares(y))),
         },
         rel=1e-4,
     )
@@ -123,10 +129,29 @@ def test_observations_give_the_primary_metric(encoder):
     evaluator = UnlabeledEvaluator(TEXTS, progress=False)
     metrics = evaluator(encoder)
     seen = evaluator.observations
-    assert evaluator.primary_metric == "held_out_mrr" and evaluator.greater_is_better
-    assert seen.shape == (30,) and seen.dtype == np.float64
-    assert evaluator.metric_of(seen) == metrics["held_out_mrr"]
-    assert evaluator.metric_of(seen[[0, 0, 3]]) == pytest.approx(100 * (2 * seen[0] + seen[3]) / 3)
+    assert evaluator.primary_metric == "held_out_nats" and evaluator.greater_is_better
+    assert seen.shape == (30, 1 + len(GAMMAS)) and seen.dtype == np.float64
+    assert evaluator.metric_of(seen) == metrics["held_out_nats"]
+    assert evaluator.metric_of(np.concatenate([seen, seen])) == pytest.approx(metrics["held_out_nats"])
+    assert evaluator.metric_of(seen[:15]) != metrics["held_out_nats"]
+
+
+def test_nats_of_equal_texts():
+    """Rows that share a text are not compared; a row without other texts counts as log 0."""
+    x, y = random_pairs(12)
+    queries, documents = NAMES[:12], ["a", "a", *NAMES[2:12]]
+    found = distances_to(x, y, queries, documents)
+    alone = distances_to(x[1:], y[1:], queries[1:], documents[1:])
+    assert torch.allclose(found[1], alone[0])
+    incomparable = distances_to(x, y, ["q"] * 12, NAMES[:12])
+    assert incomparable[:, 1:].eq(-torch.inf).all() and UnlabeledEvaluator(TEXTS).metric_of(incomparable.numpy()) == 0
+
+
+def test_nats_do_not_depend_on_blocks(monkeypatch):
+    x, y = random_pairs(60)
+    whole = distances_to(x, y, NAMES, NAMES)
+    monkeypatch.setattr("fmicl_text.evaluation.unlabeled.BLOCK", 7)
+    assert torch.allclose(whole, distances_to(x, y, NAMES, NAMES))
 
 
 def test_pairs_find_each_other(encoder):
@@ -145,11 +170,8 @@ def test_prompts_of_queries_and_documents(encoder, prompts):
     prompts = tuple(f"{sentences(1, seed=len(prompt))[0]} " for prompt in prompts)
     evaluator = UnlabeledEvaluator(TEXTS, progress=False, prompts=prompts)
     x, y = evaluator.embed(encoder)
-    document = prompts[min(1, len(prompts) - 1)]
-    assert torch.allclose(
-        x[0], encode_sentences(encoder, [prompts[0] + halves(TEXTS[0])[0]], progress=False), atol=1e-5
-    )
-    assert torch.allclose(y[0], encode_sentences(encoder, [document + halves(TEXTS[0])[1]], progress=False), atol=1e-5)
+    whole = [prompts[0] + some_words(TEXTS[0]), prompts[min(1, len(prompts) - 1)] + TEXTS[0]]
+    assert torch.allclose(torch.stack([x[0], y[0]]), encode_sentences(encoder, whole, progress=False), atol=1e-5)
 
 
 def test_the_default_prompt_is_that_of_the_encoder(bert_folder):
@@ -166,10 +188,10 @@ def test_long_texts_are_truncated_as_in_training(encoder, monkeypatch):
     before = encoder.max_seq_length
     short = UnlabeledEvaluator(TEXTS, progress=False, max_seq_length=4).embed(encoder)
     assert encoder.max_seq_length == before
-    words = [" ".join(halves(text)[0].split()[:2]) for text in TEXTS]  # two special tokens
-    assert torch.allclose(short[0], encode_sentences(encoder, words, progress=False), atol=1e-5)
+    words = [" ".join(text.split()[:2]) for text in TEXTS]  # two special tokens
+    assert torch.allclose(short[1], encode_sentences(encoder, words, progress=False), atol=1e-5)
     long = UnlabeledEvaluator(TEXTS, progress=False, max_seq_length=10**6).embed(encoder)
-    assert torch.equal(long[0], UnlabeledEvaluator(TEXTS, progress=False).embed(encoder)[0])
+    assert torch.equal(long[1], UnlabeledEvaluator(TEXTS, progress=False).embed(encoder)[1])
     monkeypatch.setattr("fmicl_text.evaluation.unlabeled.encode_sentences", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         UnlabeledEvaluator(TEXTS, progress=False, max_seq_length=4).embed(encoder)
@@ -194,7 +216,7 @@ def test_embeddings_without_direction_are_an_error(bert_folder):
 def test_a_collapsed_encoder_is_scored(encoder, monkeypatch):
     monkeypatch.setattr(UnlabeledEvaluator, "embed", lambda self, encoder: (torch.ones(30, 8), torch.ones(30, 8)))
     metrics = UnlabeledEvaluator(TEXTS, progress=False)(encoder)
-    assert metrics["held_out_recall@1"] == pytest.approx(100 / 30)
+    assert metrics["held_out_recall@1"] == pytest.approx(100 / 30) and abs(metrics["held_out_nats"]) < 1e-9
     assert metrics["held_out_uniformity"] == 0 and metrics["held_out_effective_rank"] == pytest.approx(1)
 
 
@@ -212,7 +234,7 @@ def test_a_collapsed_encoder_is_scored(encoder, monkeypatch):
         ([("a", "b"), ("c", None)], "pair index 1"),
     ],
 )
-def test_texts_that_cannot_be_split(texts, words):
+def test_texts_that_are_too_short(texts, words):
     with pytest.raises(InputError) as caught:
         UnlabeledEvaluator(texts)
     assert not [word for word in words.split() if word not in str(caught.value)], caught.value
@@ -231,8 +253,10 @@ def test_training_selects_the_best_checkpoint_by_it(bert_folder, tmp_path):
     trainer.evaluator, trainer.args.metric_for_best_model = UnlabeledEvaluator(TEXTS, progress=False), None
     trainer.train()
     scores = {
-        entry["step"]: entry["eval_held_out_mrr"] for entry in trainer.state.log_history if "eval_held_out_mrr" in entry
+        entry["step"]: entry["eval_held_out_nats"]
+        for entry in trainer.state.log_history
+        if "eval_held_out_nats" in entry
     }
-    assert len(scores) > 1 and trainer.args.metric_for_best_model == "held_out_mrr"
+    assert len(scores) > 1 and trainer.args.metric_for_best_model == "held_out_nats"
     assert scores[trainer.state.best_global_step] == max(scores.values())
-    assert trainer.run_evaluator()["eval_held_out_mrr"] == pytest.approx(max(scores.values()), abs=1e-3)
+    assert trainer.run_evaluator()["eval_held_out_nats"] == pytest.approx(max(scores.values()), abs=1e-3)

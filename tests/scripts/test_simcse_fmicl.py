@@ -233,21 +233,22 @@ def test_held_out_texts_select_the_checkpoint(material, monkeypatch, capsys):
     (folder / "many.txt").write_text("\n".join([*lines, *lines[:200]]))
     run_in_process(folder, monkeypatch, *without_pairs(flags, "many.txt"), "--output_dir", "unlabeled")
     printed = capsys.readouterr().out
-    assert "Evaluation: 110 held-out texts of the training data" in printed and "| held_out_mrr" in printed
+    assert "Evaluation: 110 held-out texts of the training data" in printed and "| held_out_nats" in printed
     out = folder / "unlabeled"
     results = json.loads((out / "results.json").read_text())
     assert results["data"]["rows held out"] == 110 and results["scored_on"]["name"] in printed
     assert results["data"]["rows"] == 1300 - 110 - results["data"]["rows dropped with a held-out text"]
-    scores = {row["step"]: row["eval_held_out_mrr"] for row in results["log_history"] if "eval_held_out_mrr" in row}
+    scores = {row["step"]: row["eval_held_out_nats"] for row in results["log_history"] if "eval_held_out_nats" in row}
     assert len(scores) == 4  # before training and three evaluations
     trained = {step: score for step, score in scores.items() if step}
     assert results["best_step"] == max(trained, key=trained.get)
     texts = [text for (text,) in load_training_text(folder / "many.txt", held_out=2000).held_out.rows]
     evaluator = UnlabeledEvaluator(texts, progress=False, max_seq_length=32)
-    score = evaluator(SentenceTransformer(str(out), device="cpu"))["held_out_mrr"]
-    assert score == pytest.approx(results["after"]["eval_held_out_mrr"], abs=1e-6)
+    score = evaluator(SentenceTransformer(str(out), device="cpu"))["held_out_nats"]
+    assert score == pytest.approx(results["after"]["eval_held_out_nats"], abs=1e-6)
     card = (out / "README.md").read_text()
-    assert "110 held-out texts of the training data: mean of 100/rank" in card and "held_out_mrr." in card
+    assert "110 held-out texts of the training data: mutual information of each text and a quarter" in card
+    assert "selected by held_out_nats." in card
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from transformers import (
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, InputError, TextContrastiveModel, build_text_encoder
 from fmicl_text.evaluation.encoders import open_encoder
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
-from fmicl_text.text.checks import position_limit, some_word
+from fmicl_text.text.checks import has_dropout, position_limit, some_word
 from tests.soak.families import write_tiny_model
 from tests.support import SPECIAL, WORDS, run_trainers, sentences, tiny_bert, tiny_tokenizer
 
@@ -310,3 +310,16 @@ def test_left_padding_does_not_change_embeddings(tmp_path, config):
     for found in (encoder, SentenceTransformer(str(tmp_path / "b"), device="cpu")):
         alone, padded = found.encode(["a dog"]), found.encode(["a dog", "a dog " * 6])
         assert abs(alone[0] - padded[0]).max() < 1e-5
+
+
+@pytest.mark.parametrize(("dropout", "noise", "expected"), [(0.1, 0, True), (0.0, 0, False), (0.0, 1e-6, False)])
+def test_dropout_is_found_by_a_pass(dropout, noise, expected, bert_folder):
+    """Embeddings of equal texts that differ by rounding only, as in Mamba 2, are not those of dropout."""
+    encoder = build_text_encoder(bert_folder, pooling="mean", dropout=dropout)
+
+    def add(module, inputs, features):
+        features["sentence_embedding"] = features["sentence_embedding"] * (1 + noise * torch.tensor([[0.0], [1.0]]))
+        return features
+
+    encoder[1].register_forward_hook(add)
+    assert has_dropout(encoder) is expected

@@ -192,6 +192,12 @@ def test_without_selection_nothing_is_evaluated_or_restored(bert_folder, tmp_pat
     assert trainer.evaluator.calls == 2 and trainer.verdict is None and not same(before, weights(trainer))
 
 
+def test_an_evaluator_without_metrics_has_no_verdict(bert_folder, tmp_path):
+    trainer = make_trainer(bert_folder, tmp_path)
+    trainer.evaluator = lambda encoder: {}
+    assert trainer.run_evaluator() == {} and trainer.scores.metric == "" and trainer.scores.observations is None
+
+
 def test_an_encoder_that_was_just_evaluated_is_not_evaluated_again(bert_folder, tmp_path):
     trainer = selecting(bert_folder, tmp_path, Scripted(80.0, 70.0, 90.0))
     trainer.run_evaluator()
