@@ -13,8 +13,8 @@ AUTO = "auto"
 # The largest k gamma, where the conjugate's derivative falls like e^(kr). With alpha="auto" and a small BERT, six
 # divergences at 20 score at least as well on STS-B dev as with tuned gamma and alpha; 5, 40 and 80 score worse.
 AUTO_GAMMA_TIMES_EXPONENT = 20.0
-# The smallest, of encoders that do not tell positive from negative pairs.
-LEAST_GAMMA_TIMES_EXPONENT = 1.0
+# The smallest, of encoders that hardly tell positive from negative pairs, such as a ResNet with random weights.
+LEAST_GAMMA_TIMES_EXPONENT = 5.0
 # Encoders that separate positive pairs little score better below 20. A ResNet with random weights on CIFAR-10, whose
 # separation is 4: k-NN 44.6 at 5.3, 43.4 at 8, less at 2 and 20. That of dropout masks, and of crops with MiniLM, is
 # above 20.
@@ -128,10 +128,10 @@ def require_tail(argument: str, divergence: FDivergence) -> float:
 
 
 def auto_gamma(divergence: FDivergence, similarity: Similarity, separation: float = math.inf) -> float:
-    """gamma = 1.25 s / k, where k gamma is at least 1 and at most 20, and s is the `separation` of positive pairs.
+    """gamma = 1.25 s / k, where k gamma is at least 5 and at most 20, and s is the `separation` of positive pairs.
 
     Negative pairs of every divergence then repel by the same kernel e^(-k gamma d^2) of their distance d. For k < 1,
-    1.25 s is not divided by k, because attraction grows like e^((1 - k) gamma d^2).
+    1.25 s and 5 are not divided by k, because attraction grows like e^((1 - k) gamma d^2).
 
     Args:
         divergence: f and its functions; k is its tail exponent.
@@ -148,5 +148,5 @@ def auto_gamma(divergence: FDivergence, similarity: Similarity, separation: floa
             f"gamma=auto needs a similarity that is a log density ratio; {similarity.name} is not: pass a number"
         )
     k = require_tail("gamma", divergence)
-    gamma = AUTO_GAMMA_TIMES_SEPARATION * separation / max(k, 1.0)
-    return min(max(gamma, LEAST_GAMMA_TIMES_EXPONENT / k), AUTO_GAMMA_TIMES_EXPONENT / k)
+    gamma = max(AUTO_GAMMA_TIMES_SEPARATION * separation, LEAST_GAMMA_TIMES_EXPONENT) / max(k, 1.0)
+    return min(gamma, AUTO_GAMMA_TIMES_EXPONENT / k)

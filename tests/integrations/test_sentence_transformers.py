@@ -418,7 +418,7 @@ def test_gamma_and_alpha_are_measured_on_the_first_batch(no_dropout_folder, tmp_
     rows = data("pairs", 8)
     x, y = (model(model.preprocess(rows[name]))["sentence_embedding"].detach() for name in COLUMNS["pairs"])
     separation = core.FMICLLoss("pearson", 1.0, 1.0, "cross_view").distances(x, y).separation
-    gamma = min(max(1.25 * separation / 2, 0.5), 10)
+    gamma = min(max(1.25 * separation / 2, 2.5), 10)
     expected = core.FMICLLoss("pearson", gamma, 1.0, "cross_view").balance(x, y).alpha
     loss = make(model, "pearson", "auto", "auto")
     assert loss.get_config_dict()["alpha"] == "auto"

@@ -280,11 +280,11 @@ def noisy_pairs(noise):
 @pytest.mark.parametrize("noise", [0.2, 3.0, 20.0])
 @pytest.mark.parametrize("name", TAILS)
 def test_gamma_auto_is_measured_at_the_first_call(name, noise, alpha, caplog):
-    """1.25 separation / max(k, 1), for which 1 <= k gamma <= 20, and then alpha with this gamma."""
+    """1.25 separation / max(k, 1), for which 5 <= k gamma <= 20, and then alpha with this gamma."""
     x, y = noisy_pairs(noise)
     k, separation = TAILS[name], separated(x, y, None, "cross_view")
-    assert {0.2: 1.25 * separation > 20, 3.0: 1 < 1.25 * separation < 19, 20.0: separation < 0}[noise]
-    expected = min(max(1.25 * separation / max(k, 1), 1 / k), 20 / k)
+    assert {0.2: 1.25 * separation > 20, 3.0: 5 < 1.25 * separation < 19, 20.0: separation < 0}[noise]
+    expected = min(max(1.25 * separation, 5) / max(k, 1), 20 / k)
     loss = FMICLLoss(name, "auto", alpha, "cross_view")
     assert loss.hyperparameters["gamma"] == "auto"
     with caplog.at_level(logging.INFO):
@@ -317,7 +317,7 @@ def test_distances_against_the_loops(negatives, with_hard, block_size, repeated)
     assert loss.hyperparameters["gamma"] == "auto"
     loss.balance(x, y, hard, ids)
     assert (
-        loss.gamma == pytest.approx(min(max(1.25 * found.separation / 2, 0.5), 10), rel=1e-12) and loss.alpha == "auto"
+        loss.gamma == pytest.approx(min(max(1.25 * found.separation / 2, 2.5), 10), rel=1e-12) and loss.alpha == "auto"
     )
     again = loss.gamma
     loss.balance(*noisy_pairs(0.1))

@@ -168,6 +168,7 @@ def test_gamma_is_that_of_the_separation(bert_folder, tmp_path, monkeypatch, alp
     """1.25 (mean squared distance of negative pairs - that of positive pairs) / variance / k, over four batches. With
     the numbers given, weights are the same."""
     monkeypatch.setattr(balance, "AUTO_GAMMA_TIMES_EXPONENT", 200.0)
+    monkeypatch.setattr(balance, "LEAST_GAMMA_TIMES_EXPONENT", 0.1)
     settings = {"divergence": "pearson", "max_steps": 3, "learning_rate": 1e-3}
     first = make_trainer(bert_folder, tmp_path / "a", gamma="auto", alpha=alpha, **settings)
     seen, measure = [], first.loss.distances
@@ -200,7 +201,7 @@ def test_measuring_gamma_leaves_batch_statistics(tmp_path):
     first.train()
     second = image_trainer(tmp_path / "b", gamma=first.loss.gamma, alpha=30.0)
     second.train()
-    assert first.loss.gamma == 1 and same(first.model.state_dict(), second.model.state_dict())
+    assert first.loss.gamma == 5 and same(first.model.state_dict(), second.model.state_dict())
 
 
 @pytest.mark.parametrize("method", [{"queue_size": 16}, {"predictor": True}], ids=["moco", "mocov3"])
