@@ -91,7 +91,7 @@ def test_chosen_automatically_for_large_batches(monkeypatch):
         "fmicl_text.losses.contrastive.OnePass.apply", lambda *a: calls.append(len(a[3])) or (torch.zeros(()),) * 3
     )
     for rows in (BLOCKWISE_FROM - 1, BLOCKWISE_FROM):
-        FMICLLoss(alpha=1.0)(*[torch.randn(rows, 4)] * 2)
+        FMICLLoss("kl", 20.0, 1.0)(*[torch.randn(rows, 4)] * 2)
     assert calls == [BLOCKWISE_FROM]
 
 
@@ -129,7 +129,7 @@ def test_memory_is_linear():
 
     x, y = (torch.randn(3000, 8, requires_grad=True) for _ in range(2))
     with Watch():
-        FMICLLoss(alpha=1.0, block_size=100)(x, y).backward()
+        FMICLLoss("kl", 20.0, 1.0, block_size=100)(x, y).backward()
     assert largest <= 3000 * 8
 
 
@@ -142,7 +142,7 @@ def test_gradient_of_rows_is_autograds():
 
 def test_zero_vectors_and_identical_views_stay_finite():
     x = torch.zeros(3, 4, requires_grad=True)
-    loss = FMICLLoss(alpha=1.0, block_size=2)(x, x)
+    loss = FMICLLoss("kl", 20.0, 1.0, block_size=2)(x, x)
     loss.backward()
     assert loss.isfinite() and x.grad.isfinite().all()
 
@@ -185,11 +185,11 @@ def test_masks_are_made_where_a_text_recurs_and_on_the_diagonal_only(monkeypatch
     monkeypatch.setattr("fmicl_text.losses.blockwise.distinct", lambda *a: made.append(1) or distinct(*a))
     x, y, _ = material(64, torch.float32)
     ids = torch.arange(64 * 2).view(64, 2)[:, :width]
-    FMICLLoss(alpha=1.0, block_size=8)(x, y, None, ids if width else None)
+    FMICLLoss("kl", 20.0, 1.0, block_size=8)(x, y, None, ids if width else None)
     assert len(made) == 8
     if width:
         ids[40, 0] = ids[0, 0]
-        FMICLLoss(alpha=1.0, block_size=8)(x, y, None, ids)
+        FMICLLoss("kl", 20.0, 1.0, block_size=8)(x, y, None, ids)
         assert len(made) == 8 + 9
 
 
