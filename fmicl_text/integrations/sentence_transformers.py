@@ -20,6 +20,7 @@ from fmicl_text import losses
 from fmicl_text.errors import InputError
 from fmicl_text.hub.model_card import CITATION
 from fmicl_text.losses import FDivergence, Similarity
+from fmicl_text.losses.balance import AUTO, is_auto
 from fmicl_text.losses.blockwise import NEGATIVE_TERMS
 from fmicl_text.losses.checks import require_choice
 from fmicl_text.losses.distributed import world_size
@@ -63,12 +64,15 @@ class FMICLLoss(losses.FMICLLoss):
                 name that :func:`fmicl_text.load_divergence` accepts; or an :class:`fmicl_text.FDivergence`, e.g.
                 ``FDivergence.from_convex(lambda u: u**1.5)``.
             gamma: Scale of the squared distance, greater than 0. A higher gamma puts more emphasis on close pairs. On
-                normalized embeddings, ``scale = 2 * gamma`` in :class:`MultipleNegativesRankingLoss`. "auto" is 20 for
-                "kl" and "js", 10 for "pearson" and "vlc", 40 for "sh" and 20 / order for "tsallis". The paper uses 20
-                for text.
-            alpha: Weight of the negative pairs, greater than 0. "auto" is measured on the first batch, as the weight at
-                which the attraction of positives and the repulsion of negatives balance. The paper uses 409600 for text
-                with gamma 20. The best alpha depends on the model and on gamma: from 1e5 to 1e13 for gamma 20.
+                normalized embeddings, ``scale = 2 * gamma`` in :class:`MultipleNegativesRankingLoss`. "auto" is
+                measured on the first training batch: 20 for "kl" and "js", 10 for "pearson" and "vlc", 40 for "sh" and
+                20 / order for "tsallis", and less if the mean squared distance of positive pairs is above 0.3, or above
+                0.15 for "sh". The paper uses 20 for text.
+            alpha: Weight of the negative pairs, greater than 0. "auto" is measured on the first training batch, as the
+                weight at which the attraction of positives and the repulsion of negatives balance. The paper uses
+                409600 for text with gamma 20. The best alpha depends on the model and on gamma: from 1e5 to 1e13 for
+                gamma 20. Checkpoints do not contain measured numbers: to resume a training, pass ``loss.gamma`` and
+                ``loss.alpha`` of the first part.
             negatives: Which pairs of different examples are negatives. By default "same_view" for one column of texts
                 and "cross_view" for pairs, triplets and n-tuples. Options:
 
@@ -216,7 +220,13 @@ class FMICLLoss(losses.FMICLLoss):
             others = [distinct_ids(len(x), column, x.device) for column in range(len(ids))]
             pairs = zip(ids, others, strict=True)
             text_ids = torch.stack([other if column is None else column for column, other in pairs], dim=1)
-        return self.terms(x, y, torch.stack(hard, dim=1) if hard else None, text_ids).loss
+        automatic = {"gamma": self.gamma_is_auto, "alpha": is_auto(self.alpha)}
+        try:
+            return self.terms(x, y, torch.stack(hard, dim=1) if hard else None, text_ids).loss
+        finally:
+            for name, was_auto in automatic.items():
+                if was_auto and not training:  # of an evaluation before the first step
+                    setattr(self, name, AUTO)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Hyperparameters, for the model card; negatives are None if they depend on the number of columns."""

@@ -70,11 +70,11 @@ class Balance:
     @property
     def relative_error(self) -> float | None:
         """Standard error of `alpha` divided by it, from the differences between batches (delta method); None for one
-        batch."""
+        batch, and if attraction or repulsion is 0."""
         count = len(self.positive)
-        if count < 2:
+        attraction, repulsion = sum(self.positive) / max(count, 1), sum(self.negative) / max(count, 1)
+        if count < 2 or not attraction or not repulsion:
             return None
-        attraction, repulsion = sum(self.positive) / count, sum(self.negative) / count
         pairs = zip(self.positive, self.negative, strict=True)
         deviations = [positive / attraction - negative / repulsion for positive, negative in pairs]
         return math.sqrt(sum(value**2 for value in deviations) / (count * (count - 1)))

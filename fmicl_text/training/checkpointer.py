@@ -177,7 +177,8 @@ class Checkpointer:
         the same."""
         loss = cast(Any, self.trainer.loss)
         now = loss_signature(loss)
-        if any(saved.get(name) != now.get(name) for name in ("objective_name", "similarity", "negatives")):
+        same = {"objective_name", "negatives", *loss.hyperparameters} - {"gamma", "alpha", "global_batch"}
+        if any(saved.get(name) != now.get(name) for name in same):
             return
         if is_auto(now.get("gamma")):
             loss.gamma = saved.get("gamma", loss.gamma)

@@ -321,6 +321,7 @@ class FMICLTrainer(Trainer):
         settings = self.args.loss_settings()
         if not self.loss_is_given and settings != self.loss_settings:
             self.loss, self.loss_settings = self.args.build_loss(), settings
+            self.measured_gamma = self.measured_alpha = None  # numbers of the new loss are given
 
     # Training
 
@@ -698,11 +699,15 @@ class FMICLTrainer(Trainer):
             measured = evaluator(self.model.encoder)
         choose_metric(self.args, evaluator)
         measured = {"score": measured} if isinstance(measured, Number) else measured
-        if not isinstance(measured, Mapping) or not all(isinstance(value, Number) for value in measured.values()):
-            raise InputError(f"evaluator must return a dict of numbers or a number, got {measured!r:.200}")
+        try:
+            if not isinstance(measured, Mapping) or not all(isinstance(one, Number) for one in measured.values()):
+                raise TypeError
+            measured = {str(name): float(value) for name, value in measured.items()}
+        except (TypeError, OverflowError) as error:
+            raise InputError(f"evaluator must return a dict of numbers or a number, got {measured!r:.200}") from error
         if self.args.world_size > 1:  # rounding must not affect early stopping and the best checkpoint
-            (measured,) = broadcast_object_list([dict(measured)])
-        metrics = {f"{prefix}_{name}": float(value) for name, value in measured.items()}
+            (measured,) = broadcast_object_list([measured])
+        metrics = {f"{prefix}_{name}": value for name, value in measured.items()}
         wanted = str(self.args.metric_for_best_model).removeprefix("eval_")
         if self.args.metric_for_best_model and f"{prefix}_{wanted}" not in metrics:
             known = ", ".join(name.removeprefix(f"{prefix}_") for name in metrics)

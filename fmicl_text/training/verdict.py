@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 
+from fmicl_text.errors import InputError
 from fmicl_text.evaluation.bootstrap import bootstrap_difference
 from fmicl_text.training.ranks import on_main_process
 
@@ -89,7 +90,7 @@ def compare(before: Scores, after: Scores, evaluator: Any, selects: bool) -> Ver
     """
     old, new = (scores.metrics.get(after.metric, math.nan) for scores in (before, after))
     error = standard_error(before, after, evaluator)
-    gain = (new - old) * (1 if after.greater_is_better else -1)
+    gain = 0.0 if new == old else (new - old) * (1 if after.greater_is_better else -1)  # also of infinities
     if math.isnan(gain):
         gain = -math.inf if math.isnan(new) else math.inf
     noise = NOISE * (error or 0.0)
@@ -206,9 +207,11 @@ class StepZeroCallback(TrainerCallback):
 
     @property
     def is_candidate(self) -> bool:
-        """Whether this training compares its best step with the encoder before training."""
+        """Whether this training compares its best step with the encoder before training. Trials of a search do not: all
+        that are not better by more than the noise would have one score."""
         trainer = self.trainer
         selects = trainer.args.load_best_model_at_end and trainer.evaluator is not None and not self.evaluates_itself
+        selects = selects and trainer.hp_search_backend is None
         return selects and not trainer.is_fsdp_enabled and not is_deepspeed_zero3_enabled()
 
     def keep_weights(self) -> None:
@@ -252,12 +255,17 @@ class StepZeroCallback(TrainerCallback):
         """The scores of the encoder that the evaluator has just evaluated."""
         trainer, evaluator = self.trainer, self.trainer.evaluator
         found = getattr(evaluator, "observations", None) if hasattr(evaluator, "metric_of") else None
-        rows = None if found is None else np.asarray(found, dtype=float).tolist()
+        try:
+            rows = None if found is None else np.atleast_1d(np.asarray(found, dtype=float)).tolist()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"observations of the evaluator must be an array of numbers [N, ...], got {found!r:.100}"
+            ) from error
         metric = trainer.args.metric_for_best_model or getattr(evaluator, "primary_metric", None)
         rises = trainer.args.greater_is_better
         scores = Scores(
             step=trainer.state.global_step,
-            metrics={name: float(value) for name, value in metrics.items()},
+            metrics={str(name): float(value) for name, value in metrics.items()},
             metric=str(metric or next(iter(metrics), "")).removeprefix("eval_"),
             greater_is_better=getattr(evaluator, "greater_is_better", True) if rises is None else bool(rises),
             observations=rows,

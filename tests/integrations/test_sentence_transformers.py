@@ -644,3 +644,24 @@ def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, make, kin
     ):
         assert max((two[name] - one[name]).abs().max() for name in one) < 1e-6
     assert max((one[name] - before[name]).abs().max() for name in one) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["text", "pairs"])
+@pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
+def test_an_evaluation_before_training_leaves_gamma_and_alpha_to_it(bert_folder, make, kind):
+    """Without dropout, positive pairs are closer than in training."""
+    model = encoder(bert_folder)
+    loss, other = make(model, "pearson"), make(model, "pearson")
+    model.eval()
+    with torch.no_grad():
+        assert loss(features(model, kind)).isfinite()
+    assert [loss.get_config_dict()[name] for name in ("gamma", "alpha")] == ["auto", "auto"]
+    model.train()
+    for one in (loss, other):
+        torch.manual_seed(0)
+        one(features(model, kind))
+    assert (loss.gamma, loss.alpha) == (other.gamma, other.alpha) and isinstance(loss.alpha, float)
+    model.eval()
+    with torch.no_grad():
+        loss(features(model, kind))
+    assert (loss.gamma, loss.alpha) == (other.gamma, other.alpha)

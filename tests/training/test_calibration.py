@@ -314,3 +314,31 @@ def test_only_positive_numbers_and_auto(tmp_path, value):
         with pytest.raises(ValueError, match=f"{name} must be auto or a finite number > 0, got "):
             FMICLTrainingArguments(str(tmp_path), **{name: value})
     assert FMICLTrainingArguments(str(tmp_path), alpha="4e5", gamma="20").build_loss().alpha == 4e5
+
+
+@pytest.mark.filterwarnings("ignore:divergence 'pearson' with gamma 1e.06")
+def test_no_repulsion_at_any_pair_is_one_line(bert_folder, tmp_path):
+    """e^(2r) is 0 in float64 in every batch."""
+    trainer = make_trainer(bert_folder, tmp_path, divergence="pearson", gamma=1e6, alpha="auto", max_steps=1)
+    with pytest.raises(InputError, match="^alpha=auto: no finite alpha balances"):
+        trainer.train()
+
+
+def test_a_number_given_later_stays_if_it_was_measured_before(bert_folder, tmp_path):
+    trainer = make_trainer(bert_folder, tmp_path, learning_rate=0.1, **AUTO)
+    trainer.train()
+    alpha, gamma = trainer.loss.alpha, trainer.loss.gamma
+    trainer.args.divergence, trainer.args.alpha, trainer.args.gamma = "pearson", alpha, gamma
+    trainer.train()
+    assert (trainer.loss.alpha, trainer.loss.gamma) == (alpha, gamma)
+    assert trainer.loss.hyperparameters | {"divergence": "pearson", "gamma": gamma} == trainer.loss.hyperparameters
+
+
+def test_numbers_of_another_order_are_not_taken_from_a_checkpoint(bert_folder, tmp_path):
+    settings = SAVING | AUTO | {"divergence": "tsallis"}
+    make_trainer(bert_folder, tmp_path, tsallis_order=4.0, **settings).train()
+    checkpoint = min(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    other = make_trainer(bert_folder, tmp_path, tsallis_order=0.5, **settings)
+    with pytest.warns(UserWarning, match="tsallis_order 4.0 -> 0.5"):
+        other.train(resume_from_checkpoint=str(checkpoint))
+    assert other.loss.gamma > 10 and saved_run(checkpoint)["gamma"] <= 5

@@ -125,8 +125,8 @@ def test_the_best_checkpoint_by_an_evaluators_primary_metric(bert_folder, tmp_pa
 
 @pytest.mark.parametrize(
     "evaluator",
-    [lambda e: "high", lambda e: {"score": "high"}, lambda e: None],
-    ids=["text", "text in a dict", "None"],
+    [lambda e: "high", lambda e: {"score": "high"}, lambda e: None, lambda e: 1j, lambda e: {"score": 10**400}],
+    ids=["text", "text in a dict", "None", "complex", "too large"],
 )
 def test_what_an_evaluator_returns_is_checked(bert_folder, tmp_path, evaluator):
     trainer = FMICLTrainer(

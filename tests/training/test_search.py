@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -272,3 +273,27 @@ def test_searches_without_effect_are_named(bert_folder, tmp_path):
     several = make(bert_folder, tmp_path, lambda encoder: {"a": 1.0, "b": 2.0}, metric_for_best_model=None)
     with pytest.raises(InputError, match=r"metric_for_best_model is required .*choose one of a, b"):
         several.hyperparameter_search(of("alpha"), n_trials=1)
+
+
+def test_trials_within_the_noise_of_the_start_are_distinguished(bert_folder, tmp_path):
+    """The encoder before training is no candidate in a trial, although the trainer selects checkpoints."""
+
+    class Noisy:
+        """0.5 before training; after it, the learning rate is added, which is far below the noise."""
+
+        primary_metric, metric_of = "score", staticmethod(lambda rows: float(rows.mean()))
+        start = calls = 0
+
+        def __call__(self, encoder):
+            first = next(encoder.parameters()).sum().item()
+            self.start, self.calls = self.start or first, self.calls + 1
+            score = 0.5 + trainer.args.learning_rate * (first != self.start)
+            noise = np.random.default_rng(self.calls).normal(size=100)
+            self.observations = score + noise - noise.mean()
+            return {"score": score}
+
+    trainer = make(bert_folder, tmp_path, Noisy(), load_best_model_at_end=True, metric_for_best_model="score")
+    rates = [1e-3, 3e-3, 2e-3]
+    space = {"hp_space": lambda trial: {"learning_rate": rates[trial.number]}}
+    best = trainer.hyperparameter_search(n_trials=3, **space)
+    assert best.run_id == "1" and best.objective == pytest.approx(0.503)

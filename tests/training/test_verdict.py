@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmicl_text.errors import Interrupted
+from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.training.checkpoint import checkpoints_in, saved_run, write_manifest
 from fmicl_text.training.verdict import Scores, Verdict, compare, describe, encoder_digest
 from tests.support import Signal, make_family_trainer, make_trainer, peft_or_skip, same, sts_pairs, trained, weights
@@ -329,3 +329,38 @@ def test_real_scores_of_a_learning_rate_that_is_far_too_large(bert_folder, tmp_p
     trainer.train()
     assert trainer.verdict.before == pytest.approx(100) and trainer.verdict.outcome == "no better"
     assert "on 12 pairs" in trainer.verdict.text and same(before, weights(trainer))
+
+
+@pytest.mark.parametrize("rows", [[{"a": 1}], ["one"], [[1], [1, 2]], torch.ones(2, requires_grad=True)], ids=str)
+def test_observations_that_are_no_numbers_are_one_line(bert_folder, tmp_path, rows):
+    evaluator = Scripted(1.0, noise=0)
+    evaluator.metric_of = MEAN.metric_of
+    odd = SimpleNamespace(primary_metric="score", metric_of=MEAN.metric_of, observations=rows)
+    trainer = selecting(bert_folder, tmp_path, evaluator)
+    trainer.evaluator = type("Odd", (), vars(odd) | {"__call__": lambda self, encoder: {"score": 1.0}})()
+    with pytest.raises(InputError, match="^observations of the evaluator must be an array of numbers"):
+        trainer.train()
+
+
+def test_a_single_observation_has_no_noise(bert_folder, tmp_path):
+    class One(Scripted):
+        def __call__(self, encoder):
+            found = super().__call__(encoder)
+            self.observations = found["score"]
+            return found
+
+    trainer = trained(selecting(bert_folder, tmp_path, One(0.5, 0.6, noise=1.0)))
+    assert trainer.verdict.outcome == "better" and trainer.verdict.standard_error is None
+
+
+def test_names_of_metrics_that_are_no_text(bert_folder, tmp_path):
+    scores = iter([0.5, 0.6, 0.7, 0.6, 0.6])
+    evaluator = lambda encoder: {1: next(scores)}  # noqa: E731
+    trainer = trained(selecting(bert_folder, tmp_path, evaluator, metric_for_best_model="1"))
+    verdict = trainer.verdict
+    assert (verdict.outcome, verdict.before, verdict.after, verdict.saved_step) == ("better", 0.5, 0.7, 4)
+
+
+def test_equal_infinite_scores_are_no_better(bert_folder, tmp_path):
+    trainer = trained(selecting(bert_folder, tmp_path, Scripted(math.inf, noise=0)))
+    assert (trainer.verdict.outcome, trainer.verdict.saved_step) == ("no better", 0)
