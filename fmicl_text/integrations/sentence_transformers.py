@@ -65,9 +65,9 @@ class FMICLLoss(losses.FMICLLoss):
                 ``FDivergence.from_convex(lambda u: u**1.5)``.
             gamma: Scale of the squared distance, greater than 0. A higher gamma puts more emphasis on close pairs. On
                 normalized embeddings, ``scale = 2 * gamma`` in :class:`MultipleNegativesRankingLoss`. "auto" is
-                measured on the first training batch: 20 for "kl" and "js", 10 for "pearson" and "vlc", 40 for "sh" and
-                20 / order for "tsallis", and less if the mean squared distance of positive pairs is above 0.3, or above
-                0.15 for "sh". The paper uses 20 for text.
+                measured on the first training batch: at most 20 for "kl" and "js", 10 for "pearson" and "vlc", 40 for
+                "sh" and 20 / order for "tsallis", and less, down to a quarter, for models that separate positive from
+                negative pairs little. The paper uses 20 for text.
             alpha: Weight of the negative pairs, greater than 0. "auto" is measured on the first training batch, as the
                 weight at which the attraction of positives and the repulsion of negatives balance. The paper uses
                 409600 for text with gamma 20. The best alpha depends on the model and on gamma: from 1e5 to 1e13 for
