@@ -298,7 +298,7 @@ def test_only_positive_numbers_and_auto(tmp_path, value):
 def test_no_repulsion_at_any_pair_is_one_line(bert_folder, tmp_path):
     """e^(2r) is 0 in float64 in every batch."""
     trainer = make_trainer(bert_folder, tmp_path, divergence="pearson", gamma=1e6, alpha="auto", max_steps=1)
-    with pytest.raises(InputError, match="^alpha=auto: no finite alpha balances"):
+    with pytest.raises(InputError, match=r"^alpha=auto: no finite alpha balances"):
         trainer.train()
 
 

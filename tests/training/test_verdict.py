@@ -338,7 +338,7 @@ def test_observations_that_are_no_numbers_are_one_line(bert_folder, tmp_path, ro
     odd = SimpleNamespace(primary_metric="score", metric_of=MEAN.metric_of, observations=rows)
     trainer = selecting(bert_folder, tmp_path, evaluator)
     trainer.evaluator = type("Odd", (), vars(odd) | {"__call__": lambda self, encoder: {"score": 1.0}})()
-    with pytest.raises(InputError, match="^observations of the evaluator must be an array of numbers"):
+    with pytest.raises(InputError, match=r"^observations of the evaluator must be an array of numbers"):
         trainer.train()
 
 
