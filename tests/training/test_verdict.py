@@ -370,7 +370,7 @@ def test_a_metric_of_that_fails_ends_the_run_before_training(bert_folder, tmp_pa
     evaluator = Scripted(0.5)
     evaluator.metric_of = lambda rows: None
     trainer = selecting(bert_folder, tmp_path, evaluator)
-    with pytest.raises(InputError, match="^metric_of of the evaluator must return a number, got None"):
+    with pytest.raises(InputError, match=r"^metric_of of the evaluator must return a number, got None"):
         trainer.train()
     evaluator.metric_of = lambda rows: rows["score"]
     with pytest.raises(IndexError):
