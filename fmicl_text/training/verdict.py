@@ -254,7 +254,8 @@ class StepZeroCallback(TrainerCallback):
 
     def scores_of(self, metrics: Mapping[str, float]) -> Scores:
         """The scores of the encoder that the evaluator has just evaluated."""
-        trainer, evaluator = self.trainer, self.trainer.evaluator
+        trainer = self.trainer
+        evaluator: Any = trainer.evaluator
         found = getattr(evaluator, "observations", None) if hasattr(evaluator, "metric_of") else None
         try:
             rows = None if found is None else np.atleast_1d(np.asarray(found, dtype=float)).tolist()
