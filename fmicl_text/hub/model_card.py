@@ -295,7 +295,8 @@ def verdict_sentence(run: Mapping[str, Any]) -> str | None:
     if not (verdict := run.get("verdict")):
         return None
     text, _, _ = verdict["text"].partition(". Try ")
-    return f"{text[0].upper()}{text[1:]}. The number after +- is the standard error of the difference."
+    noise = " The number after +- is the standard error of the difference." if " +- " in text else ""
+    return f"{text[0].upper()}{text[1:]}.{noise}"
 
 
 def limits_of(text: bool) -> str:

@@ -215,6 +215,10 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         self.warned = False
         self.looked_at = -1
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.global_step:  # not resumed
+            vars(self).update(vars(type(self)()))
+
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs = kwargs["logs"]
         if {"effective_rank", "mean_cosine"} <= logs.keys():
@@ -238,13 +242,14 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         self.highest = max(self.highest, rank)
         start_rank, start_cosine = self.start or (math.inf, 0.0)
         high = start_rank if HIGH_RANK * min(rows, ROWS) < start_rank < math.inf else 0.0
-        low = rank < max(2.0, self.highest / 3, high / 2) and (self.before is not None and rank <= self.before[0])
-        close = cosine > 0.99 and (self.before is not None and cosine >= self.before[1])
+        is_low, is_close = rank < max(2.0, self.highest / 3, high / 2), cosine > 0.99
+        low = is_low and (self.before is not None and rank <= self.before[0])
+        close = is_close and (self.before is not None and cosine >= self.before[1])
         if step < PATIENCE and (start_rank < 2 or start_cosine > 0.99):
             low = close = False
         self.before = rank, cosine
         is_new = (low or close) and not self.warned
-        self.warned = low or close
+        self.warned = low or close or (self.warned and (is_low or is_close))
         if not is_new:
             return None
         known = f"highest so far {self.highest:.1f}" + (f", before training {start_rank:.1f}" if self.start else "")

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -253,7 +254,8 @@ class StepZeroCallback(TrainerCallback):
 
     def scores_of(self, metrics: Mapping[str, float]) -> Scores:
         """The scores of the encoder that the evaluator has just evaluated."""
-        trainer, evaluator = self.trainer, self.trainer.evaluator
+        trainer = self.trainer
+        evaluator: Any = trainer.evaluator
         found = getattr(evaluator, "observations", None) if hasattr(evaluator, "metric_of") else None
         try:
             rows = None if found is None else np.atleast_1d(np.asarray(found, dtype=float)).tolist()
@@ -261,6 +263,8 @@ class StepZeroCallback(TrainerCallback):
             raise InputError(
                 f"observations of the evaluator must be an array of numbers [N, ...], got {found!r:.100}"
             ) from error
+        if rows is not None and not isinstance(value := evaluator.metric_of(np.asarray(rows)), Number):
+            raise InputError(f"metric_of of the evaluator must return a number, got {value!r:.100}")
         metric = trainer.args.metric_for_best_model or getattr(evaluator, "primary_metric", None)
         rises = trainer.args.greater_is_better
         scores = Scores(

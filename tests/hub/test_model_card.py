@@ -82,6 +82,9 @@ def test_the_card_has_the_verdict_without_its_advice():
     card = model_card(TEXT_RUN | {"best_step": 0, "verdict": {"text": text}}, "m")
     sentence = text.removesuffix(" Try more").replace("no better", "No better", 1)
     assert f"\n{sentence} The number after +- is the standard error of the difference.\n" in card
+    unknown = "better than before training: score 1.0 -> 2.0 (+1.0, its noise is unknown)"
+    other = model_card(TEXT_RUN | {"best_step": 4, "verdict": {"text": unknown}}, "m")
+    assert f"\nB{unknown[1:]}.\n" in other and "+-" not in other
     assert "Try" not in card and "| best step (saved) | 0, the encoder before training |" in card
 
 

@@ -130,6 +130,17 @@ def test_a_collapse_is_told_of_once_when_it_begins():
     assert told([3.6, 1.4, 1.3, 1.3]) == [1]  # neyman on digits
     assert told([30.0, 8.0, 20.0, 9.0, 30.0, 5.0]) == [1, 3, 5]
     assert told([9.0] * 3, [0.2, 0.995, 0.999]) == [1]
+    assert told([30.0, 1.2, 1.3, 1.2, 1.25, 1.1]) == [1]  # a small gain is no recovery
+    assert told([9.0] * 5, [0.2, 0.995, 0.993, 0.995, 0.996]) == [1]
+
+
+def test_another_training_is_compared_with_its_own_start(bert_folder, tmp_path):
+    trainer = make_trainer(bert_folder, tmp_path, per_device_train_batch_size=32, max_steps=2, learning_rate=1e-2)
+    trainer.train()
+    watch = next(one for one in trainer.callback_handler.callbacks if isinstance(one, CollapseMonitor))
+    first = watch.start
+    trainer.train()
+    assert watch.start != first and watch.looked_at == 2
 
 
 def test_what_is_no_collapse():

@@ -364,3 +364,15 @@ def test_names_of_metrics_that_are_no_text(bert_folder, tmp_path):
 def test_equal_infinite_scores_are_no_better(bert_folder, tmp_path):
     trainer = trained(selecting(bert_folder, tmp_path, Scripted(math.inf, noise=0)))
     assert (trainer.verdict.outcome, trainer.verdict.saved_step) == ("no better", 0)
+
+
+def test_a_metric_of_that_fails_ends_the_run_before_training(bert_folder, tmp_path):
+    evaluator = Scripted(0.5)
+    evaluator.metric_of = lambda rows: None
+    trainer = selecting(bert_folder, tmp_path, evaluator)
+    with pytest.raises(InputError, match=r"^metric_of of the evaluator must return a number, got None"):
+        trainer.train()
+    evaluator.metric_of = lambda rows: rows["score"]
+    with pytest.raises(IndexError):
+        trainer.train()
+    assert trainer.state.global_step == 0
