@@ -77,12 +77,14 @@ class UnlabeledEvaluator:
             raise InputError(f"texts: at least 2 are needed, got {len(self.texts)}")
         rows = [(row,) if isinstance(row, str) else row for row in self.texts]
         for number, row in enumerate(rows):
-            are_texts = isinstance(row, list | tuple) and all(isinstance(text, str) and text.strip() for text in row[:2])
+            problem, is_row = "", isinstance(row, list | tuple)
+            are_texts = is_row and all(isinstance(text, str) and text.strip() for text in row[:2])
             if not row or not are_texts or (len(row) == 1 and len(parts_of(row[0])[0]) < 2):
-                kind = "a text of two words or more, or a pair of texts"
-                raise InputError(f"texts: expected {kind}, got {self.texts[number]!r:.80} at index {number}")
-            if len(row) != len(rows[0]):
-                raise InputError(f"texts: expected equally many per row, got {self.texts[number]!r:.80} at index {number}")
+                problem = "a text of two words or more, or a pair of texts"
+            elif len(row) != len(rows[0]):
+                problem = "equally many texts per row"
+            if problem:
+                raise InputError(f"texts: expected {problem}, got {self.texts[number]!r:.80} at index {number}")
         self.queries = [some_words(row[0]) if len(row) == 1 else row[0] for row in rows]
         self.documents = [row[:2][-1] for row in rows]
         self.observations: NDArray[np.float64] = np.zeros((0, 1 + len(GAMMAS)))

@@ -581,7 +581,7 @@ def test_views_of_the_trainer_that_do_not_apply(bert_folder, tmp_path):
     with pytest.raises(InputError, match="views are made for the prompt 'a dog '; the encoder has"):
         FMICLTrainer(encoder, args, train_dataset=sentences(64), views=views)
     for named in ("crops", ["crops"]):
-        with pytest.raises(InputError, match="views must be a callable such as TextViews, got .*crops"):
+        with pytest.raises(InputError, match=r"views must be a callable such as TextViews, got .*crops"):
             FMICLTrainer(encoder, args, train_dataset=sentences(64), views=named)
     pairs = list(zip(sentences(64), sentences(64, 1), strict=True))
     with pytest.raises(InputError, match="views apply to one text column, got sent0 sent1"):
