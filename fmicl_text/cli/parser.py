@@ -80,6 +80,8 @@ RENAMED = {
 
 
 HYPERPARAMETERS = ("divergence", "tsallis_order", "gamma", "alpha", "temperature", "similarity", "negatives")
+# What selects the checkpoint of a text run: a flag replaces what the file of --config has of these.
+SELECTING = ("sts_dev_file", "retrieval_dev_folder", "held_out")
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer [")  # of gloo, with the address of the process
 
 
@@ -246,6 +248,8 @@ def parse_groups(
         from_file = yaml_flags(find_yaml(name, "configs/*"), known_flags(parser))
         if any(word.partition("=")[0] == "--objective" for word in argv):
             from_file = without_hyperparameters(from_file, on_command_line.objective, parser)
+        if named_in(argv, SELECTING):
+            from_file = [flag for flag in from_file if not named_in([flag], SELECTING)]
     check_filled(from_file)
     named, unknown = parser.parse_known_args([*from_file, *argv])
     if unknown:
@@ -264,6 +268,11 @@ def parse_groups(
         return parser.parse_dict(vars(namespace))
     except (ValueError, TypeError, ArithmeticError, ImportError, RuntimeError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
+
+
+def named_in(flags: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether one of the options `names` is among flags."""
+    return any(flag.partition("=")[0].removeprefix("--") in names for flag in flags if flag.startswith("--"))
 
 
 def without_hyperparameters(flags: list[str], objective: str, parser: ArgumentParser) -> list[str]:

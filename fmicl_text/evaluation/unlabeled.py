@@ -57,7 +57,7 @@ class UnlabeledEvaluator:
             the mean e^(-gamma d^2) of the query and the other texts, for each gamma.
 
     Raises:
-        InputError: There are fewer than two texts, or one is too short.
+        InputError: There are fewer than two texts, one is too short, or an option is not accepted.
     """
 
     texts: Sequence[str | Sequence[str]]
@@ -69,17 +69,33 @@ class UnlabeledEvaluator:
     greater_is_better: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        self.check_options()
+        if isinstance(self.texts, str) or not isinstance(self.texts, Sequence):
+            kind = type(self.texts).__name__
+            raise InputError(f"texts must be a list of texts or pairs, or a column of a dataset; got {kind}")
         if len(self.texts) < 2:
             raise InputError(f"texts: at least 2 are needed, got {len(self.texts)}")
-        rows = [(row,) if isinstance(row, str) else tuple(row) for row in self.texts]
+        rows = [(row,) if isinstance(row, str) else row for row in self.texts]
         for number, row in enumerate(rows):
-            are_texts = all(isinstance(text, str) and text.strip() for text in row[:2])
+            problem, is_row = "", isinstance(row, list | tuple)
+            are_texts = is_row and all(isinstance(text, str) and text.strip() for text in row[:2])
             if not row or not are_texts or (len(row) == 1 and len(parts_of(row[0])[0]) < 2):
-                kind = "a text of two words or more, or a pair of texts"
-                raise InputError(f"texts: expected {kind}, got {self.texts[number]!r:.80} at index {number}")
+                problem = "a text of two words or more, or a pair of texts"
+            elif len(row) != len(rows[0]):
+                problem = "equally many texts per row"
+            if problem:
+                raise InputError(f"texts: expected {problem}, got {self.texts[number]!r:.80} at index {number}")
         self.queries = [some_words(row[0]) if len(row) == 1 else row[0] for row in rows]
         self.documents = [row[:2][-1] for row in rows]
         self.observations: NDArray[np.float64] = np.zeros((0, 1 + len(GAMMAS)))
+
+    def check_options(self) -> None:
+        """Raise `InputError` for an option that is not accepted."""
+        for name, value in (("batch_size", self.batch_size), ("max_seq_length", self.max_seq_length)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} must be an integer of at least 1, got {value!r}")
+        if isinstance(self.prompts, str) or not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise InputError(f"prompts must be a list of one or two texts, got {self.prompts!r}")
 
     def describe(self) -> dict[str, str]:
         """A hash of the evaluation data, which is compared when a run is resumed."""

@@ -41,7 +41,7 @@ class TextViewCollator:
             instead.
 
     Raises:
-        InputError: max_seq_length exceeds the model's maximum, or a prompt leaves no token for the text.
+        InputError: max_seq_length exceeds the model's maximum, or it or a prompt leaves no token for the text.
 
     A call takes rows {column: text} and returns token tensors [B, V, T] (V >= 2, padded to the longest) and
     `text_ids` [B, number of columns], the `token_id` of each text: int64, equal where the encoder sees equal texts.
@@ -116,7 +116,10 @@ def _views(tokens: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
 
 
 def check_max_seq_length(tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:
-    """Raise `InputError` if a length exceeds the model's maximum."""
+    """Raise `InputError` if a length exceeds the model's maximum, or has no room for text."""
+    if max_seq_length <= (num_special := tokenizer.num_special_tokens_to_add()):
+        special = f" besides {num_special} special tokens" if num_special else ""
+        raise InputError(f"max_seq_length={max_seq_length} leaves no token for the text{special}")
     limit = tokenizer.model_max_length
     if max_seq_length > limit:
         raise InputError(f"max_seq_length={max_seq_length} exceeds the model's maximum of {limit} tokens")

@@ -291,6 +291,8 @@ def chosen_views(encoder: SentenceTransformer, data: TextData) -> tuple[list[str
 
 def check_views(views: Sequence[str]) -> None:
     """Raise `InputError` unless the names are in `VIEWS`, each once, and `dropout` alone."""
+    if isinstance(views, str) or not isinstance(views, Sequence):
+        raise InputError(f"views must be a list of names, got {views!r}")
     got = " ".join(views)
     if not views or set(views) - set(VIEWS):
         raise InputError(f"views must be one or more of {', '.join(VIEWS)}; got {got or 'none'}")

@@ -140,6 +140,8 @@ class FMICLTrainer(Trainer):
         args = FMICLTrainingArguments() if args is None else args
         check_interface(type(self), FMICLTrainer, args, given)
         check_processes(args)
+        if views is not None and not callable(views):
+            raise InputError(f"views must be a callable such as TextViews, got {views!r:.80}")
         if args.eval_strategy != "no" and evaluator is None and not is_overridden(type(self), FMICLTrainer, "evaluate"):
             strategy = IntervalStrategy(args.eval_strategy).value
             raise InputError(f"eval_strategy={strategy} needs an evaluator; pass one, or eval_strategy='no'")

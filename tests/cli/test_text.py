@@ -298,3 +298,21 @@ def test_settings_keep_what_was_not_given_and_dictionaries(tmp_path):
     assert again[-1].accelerator_config.use_seedable_sampler is False
     assert again[-1].activation_checkpointing_kwargs == {"use_reentrant": False}
     assert "accelerator_config" not in resolved_settings(*parse_args(MODEL))
+
+
+@pytest.mark.parametrize(
+    ("preset", "flags", "expected"),
+    [
+        ("sts_dev_file: stsb", ["--held_out", "100"], (None, None, 100)),
+        ("sts_dev_file: stsb", ["--held_out=0"], (None, None, 0)),
+        ("sts_dev_file: stsb", ["--retrieval-dev-folder", "search"], (None, "search", None)),
+        ("retrieval_dev_folder: search", ["--sts_dev_file", "dev.tsv"], ("dev.tsv", None, None)),
+        ("held_out: 500", ["--sts_dev_file", "dev.tsv"], ("dev.tsv", None, None)),
+        ("sts_dev_file: stsb", [], ("stsb", None, None)),
+    ],
+)
+def test_data_that_select_the_checkpoint_replace_those_of_a_file(preset, flags, expected, tmp_path):
+    config = tmp_path / "preset.yaml"
+    config.write_text(preset + "\nmodel_name_or_path: model\ntrain_file: a.txt\n")
+    _, data, _ = parse_args(["--config", str(config), *flags])
+    assert (data.sts_dev_file, data.retrieval_dev_folder, data.held_out) == expected

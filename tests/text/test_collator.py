@@ -56,6 +56,8 @@ def test_long_texts_are_truncated(bert_folder):
 
 
 def test_a_length_beyond_the_models_maximum(bert_folder):
+    with pytest.raises(InputError, match="max_seq_length=2 leaves no token for the text"):
+        TextViewCollator(AutoTokenizer.from_pretrained(bert_folder), ["text"], max_seq_length=2)
     with pytest.raises(InputError, match="max_seq_length=41 exceeds the model's maximum of 40 tokens"):
         TextViewCollator(AutoTokenizer.from_pretrained(bert_folder), ["text"], max_seq_length=41)
 

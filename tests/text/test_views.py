@@ -371,6 +371,8 @@ def test_token_types_are_kept():
         (["crops", "crops"], "views=crops crops names one twice"),
         (["crops", "dropout"], "views=crops dropout: dropout leaves both views as they are"),
         (["auto"], "got auto"),
+        ("crops", "views must be a list of names, got 'crops'"),
+        (None, "views must be a list of names, got None"),
     ],
 )
 def test_names_that_are_not_accepted(names, message):
@@ -382,6 +384,9 @@ def test_lengths_that_are_not_accepted():
     with pytest.raises(InputError, match="max_seq_length=41 exceeds the model's maximum of 40 tokens"):
         TextViews(tiny_tokenizer(), ["crops"], 41)
     assert TextViews(tiny_tokenizer(), ["crops"], 40).read_length == 256
+    with pytest.raises(InputError, match="max_seq_length=2 leaves no token for the text besides 2 special tokens"):
+        TextViews(tiny_tokenizer(), ["crops"], 2)
+    assert TextViews(tiny_tokenizer(), ["crops"], 3).max_seq_length == 3
     with pytest.raises(InputError, match="prompts: 'a dog ' has 4 tokens, which leaves none of max_seq_length=4"):
         TextViews(tiny_tokenizer(), ["crops"], 4, "a dog ")
 
@@ -575,6 +580,9 @@ def test_views_of_the_trainer_that_do_not_apply(bert_folder, tmp_path):
     views = TextViews(encoder.tokenizer, ["crops"], 16, "a dog ")
     with pytest.raises(InputError, match="views are made for the prompt 'a dog '; the encoder has"):
         FMICLTrainer(encoder, args, train_dataset=sentences(64), views=views)
+    for named in ("crops", ["crops"]):
+        with pytest.raises(InputError, match=r"views must be a callable such as TextViews, got .*crops"):
+            FMICLTrainer(encoder, args, train_dataset=sentences(64), views=named)
     pairs = list(zip(sentences(64), sentences(64, 1), strict=True))
     with pytest.raises(InputError, match="views apply to one text column, got sent0 sent1"):
         FMICLTrainer(encoder, args, train_dataset=pairs, views=TextViews(encoder.tokenizer, ["crops"], 16))
