@@ -256,7 +256,7 @@ class CollapseMonitor(TrainerCallback, ExportableState):
         return (
             f"step {step}: embeddings are collapsing, effective rank {rank:.1f} ({known}), "
             f"mean cosine {cosine:.3f}. Try a divergence that satisfies the uniformity condition (kl, js, pearson, "
-            "vlc), a smaller learning_rate, or a larger alpha"
+            "vlc), a smaller learning_rate, or alpha=auto"
         )
 
 

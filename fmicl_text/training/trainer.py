@@ -95,8 +95,8 @@ class FMICLTrainer(Trainer):
 
     Logged with each loss, as means since the last log: loss_positive and loss_negative (their sum is the loss, over the
     rows of all processes unless global_batch is none), and for this process's batches, with dropout, after the head:
-    alignment, uniformity, mutual_information (a lower bound in nats), effective_rank and mean_cosine (on the first 512
-    rows; the last three for the last batch), the throughput, and the number of skipped steps, if any.
+    alignment, uniformity, mutual_information (an estimate of a lower bound, in nats), effective_rank and mean_cosine
+    (on the first 512 rows; the last three for the last batch), the throughput, and the number of skipped steps, if any.
 
     `train(resume_from_checkpoint=...)` takes a folder, or True or "auto" for the latest valid checkpoint ("auto" starts
     from scratch if there is none). On SIGTERM, SIGINT and SIGHUP all processes finish the same step, save a checkpoint
@@ -343,7 +343,8 @@ class FMICLTrainer(Trainer):
 
         Args:
             hp_space: Maps a trial to values of training arguments, such as {"alpha": trial.suggest_float(...)}. By
-                default, learning rate, alpha, gamma, ... from a tenth to ten times their present values.
+                default, the learning rate and the numbers of the loss (not those that are "auto"), from a tenth to ten
+                times their present values.
             compute_objective: Maps metrics to the number that is optimized; by default `metric_for_best_model` of the
                 weights that a trial ends with.
             n_trials: Number of trials.

@@ -129,6 +129,8 @@ def give_verdict(trainer: FMICLTrainer, before: Scores, after: Scores, selects: 
         advice = f"a smaller learning_rate (now {args.learning_rate:g})"
         if not args.load_best_model_at_end:
             advice = f"load_best_model_at_end=True, which keeps the better encoder, {advice}"
+        if "held-out" not in f"{items} {name}":  # held-out rows are like the training data
+            advice += ", or training data that is closer to the evaluation data"
         return replace(verdict, text=describe(verdict, " of ".join(filter(None, parts)), advice))
 
     trainer.verdict = on_main_process(decide)
@@ -154,8 +156,9 @@ def describe(verdict: Verdict, data: str, advice: str) -> str:
         return line
     line += f"; the encoder {'is saved as it came' if verdict.saved_step == 0 else f'of step {verdict.step} is saved'}"
     if verdict.outcome == NO_BETTER and abs(verdict.difference) <= NOISE * (verdict.standard_error or 0.0):
-        return f"{line}. Try more steps, or more evaluation data: a difference below {NOISE:g} standard errors is noise"
-    return f"{line}. Try {advice}, or training data that is closer to the evaluation data"
+        limit = f": a difference below {NOISE:g} standard errors is noise" if verdict.standard_error else ""
+        return f"{line}. Try more steps, or more evaluation data{limit}"
+    return f"{line}. Try {advice}"
 
 
 def encoder_digest(encoder: torch.nn.Module) -> str:
