@@ -101,12 +101,12 @@ def test_the_line():
     kept = Verdict("no better", **values, standard_error=0.01, saved_step=0)
     assert describe(kept, "", "a smaller X") == (
         "no better than before training: m 0.5000 -> 0.4500 at step 25 (-0.0500 +- 0.0100); the encoder is saved as it "
-        "came. Try a smaller X, or training data that is closer to the evaluation data"
+        "came. Try a smaller X"
     )
     worse = Verdict("worse", **values, standard_error=None, saved_step=25)
     assert describe(worse, "f", "a smaller X") == (
         "worse than before training: m 0.5000 -> 0.4500 (-0.0500, its noise is unknown, on f); the encoder of step 25 "
-        "is saved. Try a smaller X, or training data that is closer to the evaluation data"
+        "is saved. Try a smaller X"
     )
     noise = Verdict("no better", **values | {"difference": 0.01}, standard_error=0.01, saved_step=0)
     assert describe(noise, "", "X").endswith("Try more steps, or more evaluation data: a difference below 2 standard "
