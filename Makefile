@@ -9,7 +9,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 quickstart: .venv/runtime
 	$(OFFLINE) $(BIN)/fmicl-text train --divergence kl --output_dir runs/quickstart --overwrite_output_dir
 	@echo
-	@echo 'Train on your own text (STS-B dev, which selects the checkpoint, is downloaded from the Hub):'
+	@echo 'Train on your own text:'
 	@echo '    source .venv/bin/activate'
 	@echo '    fmicl-text train --model_name_or_path google-bert/bert-base-uncased --train_file SENTENCES.txt'
 

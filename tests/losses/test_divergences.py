@@ -202,7 +202,7 @@ def test_from_convex(name):
         torch.testing.assert_close(slope_of(getattr(record, function), r), expected, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", TAILS.keys() - {"vlc_as_printed"})
+@pytest.mark.parametrize("name", sorted(TAILS.keys() - {"vlc_as_printed"}))
 @pytest.mark.parametrize("written", ["as textbooks do", "without constant"])
 def test_from_convex_is_accurate_far_out(name, written):
     """Relative to the closed forms, where (u - 1)^2 - 1 has no digit left."""
