@@ -95,7 +95,8 @@ def main() -> None:
     print_rank0(args, f"Views: {chosen_views}")
     if len(set(prompts)) > 1 and data_args.sts_dev_file:
         print_rank0(args, "The STS pairs are encoded without the prompts of queries and documents")
-    evaluator, scored = make_evaluator(data_args, data, args.process_index == 0 and not args.disable_tqdm)
+    length = views.read_length if views else data_args.max_seq_length  # crops read more than one view
+    evaluator, scored = make_evaluator(data_args, data, length, args.process_index == 0 and not args.disable_tqdm)
     if evaluator is None:
         without_evaluation(args, reason := data.held_out.reason or "held_out=0")
         print_rank0(args, f"No evaluation, the last weights are saved ({reason}). To evaluate, pass --sts_dev_file")
@@ -126,8 +127,14 @@ def main() -> None:
     end_together(trainer)
 
 
-def make_evaluator(data_args: DataArguments, data: TextData, progress: bool) -> tuple[Any, dict[str, Any]]:
-    """The evaluator that selects the checkpoint, and what the record says about its data; None if there are none."""
+def make_evaluator(data_args: DataArguments, data: TextData, length: int, progress: bool) -> tuple[Any, dict[str, Any]]:
+    """The evaluator that selects the checkpoint, and what the record says about its data; None if there are none.
+
+    Args:
+        data_args, data: Options and training text.
+        length: Tokens per held-out text.
+        progress: Show progress bars.
+    """
     if data_args.retrieval_dev_folder:
         folder = Path(data_args.retrieval_dev_folder)
         return load_retrieval(folder, progress=progress), scored_on(folder.name)
@@ -142,7 +149,7 @@ def make_evaluator(data_args: DataArguments, data: TextData, progress: bool) -> 
     rows = data.held_out.rows
     if not rows:
         return None, scored_on("no evaluation data")
-    options: dict[str, Any] = {"max_seq_length": data_args.max_seq_length, "prompts": data.prompts}
+    options: dict[str, Any] = {"max_seq_length": length, "prompts": data.prompts}
     name = f"{len(rows):,} held-out {'texts' if len(rows[0]) == 1 else 'pairs'} of the training data"
     return UnlabeledEvaluator(rows, progress=progress, **options), scored_on(name)
 

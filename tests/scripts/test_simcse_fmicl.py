@@ -333,3 +333,20 @@ def test_every_preset_parses_and_contains_its_command(path):
     else:
         assert (model_args.pooling, model_args.head, model_args.lora_rank) == ("cls", "simcse", None)
     assert re.search(rf"--config (\S*/)?{re.escape(path.stem)}(\.yaml)?\s", path.read_text())
+
+
+@pytest.mark.slow
+def test_held_out_paragraphs_are_read_as_far_as_their_crops(material, monkeypatch):
+    """A query has words of the whole text, so a document that ends after the tokens of one crop would not have them."""
+    folder, flags = material
+    words = sentences(200, seed=7)
+    lines = [f"{' '.join(words[(number + j) % 200] for j in range(6))} {number}" for number in range(1100)]
+    (folder / "paragraphs.txt").write_text("\n".join(lines))
+    lengths, original = [], UnlabeledEvaluator.__call__
+    monkeypatch.setattr(
+        UnlabeledEvaluator, "__call__", lambda self, *args: lengths.append(self.max_seq_length) or original(self, *args)
+    )
+    for views in ("crops", "dropout"):
+        given = [*without_pairs(flags, "paragraphs.txt"), "--views", views, "--max_seq_length", "16"]
+        run_in_process(folder, monkeypatch, *given, "--output_dir", f"length-{views}")
+    assert lengths[0] == 256 and lengths[-1] == 16
