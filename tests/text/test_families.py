@@ -64,8 +64,8 @@ SWEEP = {
     "opt": ("dropout", 0, 48),  # two rows more than positions
     "canine": ("dropout", 2, 48),  # characters
     "t5": ("dropout", 0, 835),  # no limit
-    "mpt": ("pairs", 0, 48),  # no position embeddings, but biases for max_seq_len positions
-    "mamba": ("pairs", 0, 835),  # no dropout
+    "mpt": ("delete", 0, 48),  # no position embeddings, but biases for max_seq_len positions
+    "mamba": ("delete", 0, 835),  # no dropout
 }
 
 
