@@ -89,7 +89,7 @@ def test_average_only_when_all_seven_are_there():
 PAPER_RUN = {
     "objective": "fmicl-kl",
     "base_model": "google-bert/bert-base-uncased",
-    "hyperparameters": FMICLLoss("kl", global_batch="gather").hyperparameters,
+    "hyperparameters": FMICLLoss("kl", 20.0, 409600.0, global_batch="gather").hyperparameters,
     "processes": 1,
     "data": {"rows": 999_990, "blank rows skipped": 10},
     "settings": {"train_file": "data/wiki1m_for_simcse.txt", "pooling": "cls", "head": "simcse", "max_seq_length": 32,
@@ -127,8 +127,9 @@ DIFFERENT = {
     "an objective without a published score": PAPER_RUN | {"objective": "fmicl-jeffrey"},
     "a small model": PAPER_RUN | {"base_model": "prajjwal1/bert-tiny"},
     "a local model": PAPER_RUN | {"base_model": None},
-    "another alpha": PAPER_RUN | {"hyperparameters": FMICLLoss("kl", alpha=4096.0).hyperparameters},
-    "cross view": PAPER_RUN | {"hyperparameters": FMICLLoss("kl", negatives="cross_view").hyperparameters},
+    "another alpha": PAPER_RUN | {"hyperparameters": FMICLLoss("kl", 20.0, 4096.0).hyperparameters},
+    "cross view": PAPER_RUN
+    | {"hyperparameters": FMICLLoss("kl", 20.0, 409600.0, negatives="cross_view").hyperparameters},
     "cosine": PAPER_RUN | {"hyperparameters": FMICLLoss("kl", similarity="cosine").hyperparameters},
     "another order": PAPER_RUN
     | {"objective": "fmicl-tsallis", "hyperparameters": FMICLLoss(tsallis(2.0)).hyperparameters},

@@ -101,6 +101,7 @@ def test_record_and_card_of_every_objective(name):
         model=SimpleNamespace(describe=lambda: TEXT_RUN["encoder"]),
         metadata={},
         verdict=None,
+        views=None,
     )  # fmt: skip
     run = json.loads(json.dumps(run_record(trainer, {"eval_sts_spearman": 50.5})))
     assert (run["objective"], run["hyperparameters"]) == (name, loss.hyperparameters)

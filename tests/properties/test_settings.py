@@ -63,6 +63,8 @@ def valid_settings(draw):
     values = draw(st.fixed_dictionaries({}, optional=COMMON | HYPERPARAMETERS[objective]))
     if values.get("divergence") == "tsallis":
         values["tsallis_order"] = draw(st.floats(0.1, 9))
+    if values.get("divergence") in ("rkl", "jeffrey", "neyman"):  # which need numbers
+        values |= {"gamma": draw(POSITIVE), "alpha": draw(POSITIVE)}
     return {"train_file": draw(NAMES), "objective": objective, **values}
 
 

@@ -101,7 +101,7 @@ def test_a_pushed_encoder_has_the_score_that_its_card_states(hub, monkeypatch, t
         "model_name_or_path": tiny_bert(tmp_path / "bert"), "train_file": tmp_path / "texts.txt",
         "output_dir": tmp_path / "out", "push_to_hub": True, "hub_model_id": "user/encoder", "max_steps": 3,
         "per_device_train_batch_size": 8, "eval_steps": 1, "save_steps": 1, "use_cpu": True, "disable_tqdm": True,
-        "learning_rate": 1e-3,
+        "learning_rate": 1e-3, "sts_dev_file": "stsb",
     }  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["simcse_fmicl.py", *(f"--{name}={value}" for name, value in flags.items())])
     runpy.run_path(str(ROOT / "recipes" / "simcse_fmicl.py"))["main"]()

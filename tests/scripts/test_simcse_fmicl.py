@@ -241,7 +241,8 @@ def test_held_out_texts_select_the_checkpoint(material, monkeypatch, capsys):
     scores = {row["step"]: row["eval_held_out_nats"] for row in results["log_history"] if "eval_held_out_nats" in row}
     assert len(scores) == 4  # before training and three evaluations
     trained = {step: score for step, score in scores.items() if step}
-    assert results["best_step"] == max(trained, key=trained.get)
+    assert results["verdict"]["step"] == max(trained, key=trained.get)
+    assert results["best_step"] in (0, results["verdict"]["step"])
     texts = [text for (text,) in load_training_text(folder / "many.txt", held_out=2000).held_out.rows]
     evaluator = UnlabeledEvaluator(texts, progress=False, max_seq_length=32)
     score = evaluator(SentenceTransformer(str(out), device="cpu"))["held_out_nats"]
@@ -313,12 +314,20 @@ def test_the_configs_are_all_there():
         "spectral",
     ]
     papers = {f"{m}-{n}" for m in ("bert-base", "roberta-base") for n in names}
-    others = {"modernbert-base-kl", "qwen3-0.6b-lora-js", "bert-base-nli-kl", "bert-base-search-kl"}
+    others = {"modernbert-base-kl", "qwen3-0.6b-lora-js", "bert-base-nli-kl", "bert-base-search-kl", "adapt"}
     assert {path.stem for path in CONFIGS} == papers | others
 
 
+def test_the_preset_adapt():
+    """Its texts are the user's; gamma and alpha are measured."""
+    path = next(path for path in CONFIGS if path.stem == "adapt")
+    model_args, data_args, args = parse_args(["--config", str(path), "--train_file", "docs.jsonl", "--use_cpu", "True"])
+    assert (data_args.views, model_args.trained_layers, args.negatives) == (["crops"], 2, "cross_view")
+    assert args.gamma is None and args.alpha is None and data_args.sts_dev_file is None
+
+
 @pytest.mark.filterwarnings("ignore:.*uniformity")
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "adapt"], ids=lambda path: path.stem)
 def test_every_preset_parses_and_contains_its_command(path):
     model_args, data_args, args = parse_args(["--config", str(path), "--use_cpu", "True"])
     model, _, objective = path.stem.rpartition("-")

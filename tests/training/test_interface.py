@@ -382,7 +382,7 @@ class HalfTrainer(FMICLTrainer):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_compute_loss_of_a_subclass_is_the_loss(bert_folder, tmp_path, accumulation):
-    args = arguments(tmp_path, gradient_accumulation_steps=accumulation)
+    args = arguments(tmp_path, gradient_accumulation_steps=accumulation, gamma=2.0, alpha=4.0)
     own = UniformityTrainer(build_text_encoder(bert_folder), args, train_dataset=sentences(32))
     assert moved(own)
     logs = [entry for entry in own.state.log_history if "loss" in entry]

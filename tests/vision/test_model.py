@@ -56,7 +56,13 @@ def test_every_micro_step_draws_new_views(tmp_path):
         return make(images, generator)
 
     args = VisionTrainingArguments(
-        str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=3, eval_strategy="no"
+        str(tmp_path),
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=3,
+        eval_strategy="no",
+        gamma=1.0,
+        alpha=40.0,
     )
     wrapped = model()
     before = {name: weight.clone() for name, weight in wrapped.named_parameters()}
@@ -98,7 +104,9 @@ def test_custom_views_from_the_collator(tmp_path):
         seen.append(torch.stack(views))
         return {"pixel_values": seen[-1]}
 
-    args = VisionTrainingArguments(str(tmp_path), per_device_train_batch_size=4, max_steps=2, eval_strategy="no")
+    args = VisionTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, max_steps=2, eval_strategy="no", gamma=1.0, alpha=40.0
+    )
     wrapped = model()
     inputs = []
     wrapped.register_forward_hook(lambda module, args, output: inputs.append(args[0]["pixel_values"]))
