@@ -1,5 +1,5 @@
-"""alpha="auto" in the trainer: measured before the first step, on batches of the training data, at the encoder as it
-comes."""
+"""gamma="auto" and alpha="auto" in the trainer: measured before the first step, on batches of the training data, at the
+encoder as it comes."""
 
 from __future__ import annotations
 
@@ -112,13 +112,14 @@ def can_balance(loss: FMICLLoss) -> bool:
 
 
 def is_repeatable(rows: Any) -> bool:
-    """Whether reading some rows leaves all rows for training. A stream of the user may be read only once; alpha is then
-    measured by the loss, on the first batch."""
+    """Whether reading some rows leaves all rows for training. A stream of the user may be read only once; the loss
+    then measures both on its first batch."""
     return not isinstance(rows, IterableDataset) or hasattr(rows, "fingerprint")
 
 
 def is_replaced(trainer: FMICLTrainer) -> bool:
-    """Whether batches are embedded in another way, without `loss_arguments` to match. The loss then measures alpha."""
+    """Whether batches are embedded in another way, without `loss_arguments` to match. The loss then measures
+    both on its first batch."""
     owner = next(one for one in type(trainer).__mro__ if "loss_arguments" in vars(one))
     hooks = ("training_step", "compute_loss", "embed")
     return any(name in vars(trainer) or is_overridden(type(trainer), owner, name) for name in hooks)
