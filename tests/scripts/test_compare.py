@@ -1,0 +1,278 @@
+"""The comparison of settings: names, flags and tables by hand; a study that is killed and continued; mistakes."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from fmicl_text.errors import InputError
+
+PATH = Path(__file__).parent.parent.parent / "recipes" / "compare.py"
+
+
+@pytest.fixture
+def compare():
+    spec = importlib.util.spec_from_file_location("compare_settings", PATH)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["compare_settings"] = module  # for dataclasses
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["compare_settings"]
+
+
+def study_file(folder, text):
+    path = folder / "study.yaml"
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+STUDY = """\
+    recipe: simcse_fmicl
+    metrics: {sts_spearman: STS}
+    seeds: [1, 2, 3]
+    options: {max_steps: 2, eval_strategy: no}
+    variables: {data: texts}
+    baseline: InfoNCE, temperature 0.1
+    hyperparameters: [alpha]
+    columns:
+      one: {train_file: "{data}/one.txt"}
+      two: {train_file: ["{data}/two.txt", three.txt]}
+    rows:
+      - divergence: [kl, js]
+        gamma: [5, 10.0]
+        views: [[crops, delete]]
+      - {objective: infonce, temperature: [0.05, 0.1], name: InfoNCE}
+    """
+
+
+def test_every_setting_is_run_with_every_seed(compare, tmp_path):
+    study = compare.load_study(study_file(tmp_path, STUDY))
+    runs = study.runs({"data": "mine"})
+    names = [f"{f}, gamma {g}, views crops delete" for f in ("kl", "js") for g in ("5", "10")]
+    names += ["InfoNCE, temperature 0.05", "InfoNCE, temperature 0.1"]
+    places = [(run.seed, run.row, run.column) for run in runs]
+    assert places == [(seed, row, column) for seed in (1, 2, 3) for row in names for column in ("one", "two")]
+    options = ["--max_steps=2", "--eval_strategy=no"]
+    more = ["--divergence=kl", "--gamma=5", "--views", "crops", "delete", "--seed=1"]
+    assert runs[0].arguments == [*options, "--train_file=mine/one.txt", *more]
+    assert runs[1].arguments == [*options, "--train_file", "mine/two.txt", "three.txt", *more]
+    assert len({run.name for run in runs}) == len(runs)
+    compare.check(study, runs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("rows:", "row:"), "unknown key row; known: recipe, rows,"),
+        (("recipe: simcse_fmicl", "recipe: train"), "recipe: must be simcse_fmicl or vision_fmicl, got train"),
+        (("metrics: {sts_spearman: STS}", "about: x"), "the key metrics is missing"),
+        (("metrics: {sts_spearman: STS}", "metrics: sts"), "metrics: must be a mapping, got 'sts'"),
+        (("[1, 2, 3]", "[1, 1]"), "seeds: must be different whole numbers, got [1, 1]"),
+        (("[1, 2, 3]", "[]"), "seeds: must be a list, got []"),
+        (("[5, 10.0]", "[5, 5.0]"), "two rows have the name kl, gamma 5, views crops delete"),
+        (("baseline: InfoNCE, temperature 0.1", "baseline: infonce"), "baseline: must be one of the rows kl, gamma 5"),
+        (("max_steps: 2", "seed: 2"), "options: seed is set by this script"),
+        (("- {objective: infonce, temperature: [0.05, 0.1], name: InfoNCE}", "- kl"), "rows, number 2: must be a map"),
+        (("[1, 2, 3]", "*seeds"), "aliases (*name) are not supported"),
+    ],
+)
+def test_mistakes_in_a_study_are_one_line(compare, tmp_path, change, message):
+    path = study_file(tmp_path, STUDY.replace(*change))
+    with pytest.raises(InputError) as error:
+        compare.load_study(path)
+    assert message in str(error.value) and str(error.value).startswith(str(path))
+
+
+def test_mistakes_in_options_are_found_before_the_first_run(compare, tmp_path):
+    study = compare.load_study(study_file(tmp_path, STUDY.replace("gamma:", "gama:")))
+    with pytest.raises(InputError, match=r"^kl, gama 5, views crops delete, one: unknown argument --gama"):
+        compare.check(study, study.runs({}))
+    study = compare.load_study(study_file(tmp_path, STUDY.replace("{data}", "{folder}")))
+    with pytest.raises(InputError, match=r"\{folder\}/one.txt: --variables folder=... is required"):
+        study.runs({})
+    with pytest.raises(InputError, match="--variables dat: the study has data"):
+        study.runs({"dat": "x"})
+
+
+def result(score, before=50.0, alpha=None, **more):
+    hyperparameters = {} if alpha is None else {"alpha": alpha}
+    scores = {"before": {"eval_sts_spearman": before}, "after": {"eval_sts_spearman": score}}
+    return {"hyperparameters": hyperparameters, "data": {}, **scores, **more}
+
+
+def write_records(compare, study, folder, scores):
+    runs = study.runs({})
+    for run in runs:
+        if (score := scores.get((run.row, run.column, run.seed))) is not None:
+            record = {"row": run.row, "column": run.column, "seed": run.seed, "arguments": run.arguments, "code": "a"}
+            compare.write_json(folder / "runs" / f"{run.name}.json", record | {"results": score})
+    return runs
+
+
+def test_the_table_by_hand(compare, tmp_path):
+    text = STUDY.replace("[kl, js]", "kl").replace("[5, 10.0]", "5").replace("[0.05, 0.1]", "0.1")
+    text = text.replace("        views: [[crops, delete]]\n", "").replace("InfoNCE, temperature 0.1", "InfoNCE")
+    study = compare.load_study(study_file(tmp_path, text))
+    (tmp_path / "runs").mkdir()
+    kl, base = (60.0, 61.0, 65.0), (59.0, 61.0, 61.0)
+    scores = {("kl, gamma 5", "one", seed): result(kl[seed - 1], alpha=float(10**seed)) for seed in (1, 2, 3)}
+    scores |= {("InfoNCE", "one", seed): result(base[seed - 1]) for seed in (1, 2, 3)}
+    scores |= {("InfoNCE", "two", 1): result(70.0, before=52.0), ("kl, gamma 5", "two", 1): result(71.5, before=52.0)}
+    runs = write_records(compare, study, tmp_path, scores)
+    cells = compare.cells_of(study, [record for run in runs if (record := compare.record_of(run, tmp_path))])
+    assert list(cells) == ["before training", "kl, gamma 5", "InfoNCE"]
+    mean, half = cells["kl, gamma 5"]["one"].difference(cells["InfoNCE"]["one"])
+    interval = stats.ttest_rel(kl, base).confidence_interval(0.95)
+    assert mean == pytest.approx(5 / 3) and (mean - half, mean + half) == pytest.approx(tuple(interval))
+    lines = compare.write_tables(study, runs, tmp_path).splitlines()
+    table = [[word.strip() for word in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert table[0] == ["setting", "one", "one: difference", "two", "two: difference", "seeds", "one, alpha"]
+    assert table[2] == ["before training", "50.00 ± 0.00", "", "52.00", "", "1-3", ""]
+    assert table[3] == ["kl, gamma 5", "62.00 ± 2.65", f"+1.67 ± {half:.2f}", "71.50", "+1.50", "1-3", "10 to 1e+03"]
+    assert "8 of 12 runs" in "\n".join(lines)
+    assert json.loads((tmp_path / "table.json").read_text())["cells"]["InfoNCE"]["two"] == {"1": 70.0}
+    assert (tmp_path / "table.png").stat().st_size > 1000
+
+
+def test_the_best_row_of_every_value(compare, tmp_path):
+    text = (
+        STUDY.replace("[0.05, 0.1]", "0.1").replace("InfoNCE, temperature 0.1", "InfoNCE").rstrip(" ")
+        + "    best_by: divergence\n"
+    )
+    study = compare.load_study(study_file(tmp_path, text.replace("        views: [[crops, delete]]\n", "")))
+    cells = {
+        f"{f}, gamma {g}": {"one": compare.Cell({1: score})}
+        for f, g, score in (("kl", 5, 60.0), ("kl", 10, 61.0), ("js", 5, 63.0), ("js", 10, 62.0))
+    }
+    assert compare.best_rows(study, cells) == [
+        {"divergence": "kl", "best, one": "kl, gamma 10", "one": "61.00"},
+        {"divergence": "js", "best, one": "js, gamma 5", "one": "63.00"},
+    ]
+
+
+def test_probes_are_metrics_and_rows_before_training(compare):
+    probes = [
+        {"features": "raw pixels", "k-NN": 90.0},
+        {"features": "before training", "k-NN": 80.0},
+        {"features": "after training", "k-NN": 95.0},
+    ]
+    record = {"results": result(60.0) | {"data": {"probes": probes}}}
+    metrics = {"k-NN": "k-NN", "sts_spearman": "STS"}
+    assert compare.values_of(record, metrics) == {"k-NN": 95.0, "sts_spearman": 60.0}
+    assert compare.values_before(record, metrics) == {"k-NN": 80.0, "sts_spearman": 50.0}
+    with pytest.raises(InputError, match="metrics: knn is not in the results, which have sts_spearman, k-NN"):
+        compare.values_of(record, {"knn": "k-NN"})
+
+
+# ---- whole studies, with a recipe that only writes its result
+
+RECIPE = """\
+import json, os, sys, time
+from pathlib import Path
+options = dict(word.lstrip("-").partition("=")[::2] for word in sys.argv[1:] if "=" in word)
+folder = Path(options["output_dir"])
+print("text on the way", file=sys.stderr)
+if options["gamma"] == os.environ.get("FAILS"):
+    sys.exit("simcse_fmicl.py: error: no such file")
+if (folder / "results.json").exists():
+    sys.exit()
+folder.mkdir()
+time.sleep(0.3)
+score = 10 * float(options["gamma"]) + int(options["seed"])
+Path(os.environ["CALLS"]).open("a").write(f"{folder.name}\\n")
+result = {"hyperparameters": {}, "data": {}, "before": {}, "after": {"eval_sts_spearman": score}}
+(folder / "results.json").write_text(json.dumps(result))
+"""
+SMALL = """\
+    recipe: simcse_fmicl
+    metrics: {sts_spearman: STS}
+    seeds: [1, 2]
+    rows: [{gamma: [1, 2, 3]}]
+    """
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    shutil.copy(PATH, tmp_path / "recipes" / "compare.py")
+    for name in ("simcse_fmicl", "vision_fmicl"):
+        (tmp_path / "recipes" / f"{name}.py").write_text(RECIPE)
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    script = [sys.executable, str(tmp_path / "recipes" / "compare.py"), str(study_file(tmp_path, SMALL))]
+    return [*script, "--output_dir", str(tmp_path / "out")]
+
+
+def calls(folder):
+    return (folder / "calls").read_text().split()
+
+
+@pytest.mark.slow
+def test_a_killed_study_ends_with_the_same_table(command, tmp_path):
+    undisturbed = subprocess.run([*command[:-1], str(tmp_path / "other")], capture_output=True, text=True, check=True)
+    (tmp_path / "calls").unlink()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "calls").exists() or len(calls(tmp_path)) < 2:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    again = subprocess.run([*command, "--jobs", "2"], capture_output=True, text=True, check=True)
+    assert again.stdout == undisturbed.stdout and "| gamma 3" in again.stdout
+    assert len(calls(tmp_path)) == len(set(calls(tmp_path))) == 6  # none twice, although one was running at the kill
+    assert not (tmp_path / "out" / "encoders").exists()
+    third = subprocess.run([*command, "--table"], capture_output=True, text=True, check=True)
+    assert third.stdout == again.stdout and len(calls(tmp_path)) == 6
+
+
+@pytest.mark.slow
+def test_a_failed_run_ends_the_study_in_one_line(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAILS", "2")
+    failed = subprocess.run(command, capture_output=True, text=True)
+    assert failed.returncode == 2 and "Traceback" not in failed.stderr
+    last = failed.stderr.strip().splitlines()[-1]
+    assert last.endswith("error: gamma_2-seed-1 ended with status 1: simcse_fmicl.py: error: no such file")
+    assert calls(tmp_path) == ["gamma_1-seed-1"]
+    monkeypatch.delenv("FAILS")
+    subprocess.run(command, capture_output=True, check=True)
+    assert len(calls(tmp_path)) == 6
+    study_file(tmp_path, SMALL.replace("[1, 2, 3]", "[1]").rstrip(" ") + "    options: {max_steps: 3}\n")
+    other = subprocess.run(command, capture_output=True, text=True)
+    assert other.returncode == 2 and "is a run with other options (--max_steps=3)" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_stops_the_runs(command, tmp_path):
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "calls").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in errors
+    done = len(calls(tmp_path))
+    time.sleep(1)
+    assert len(calls(tmp_path)) == done < 6
+
+
+@pytest.mark.slow
+def test_a_study_of_the_recipe_itself(tmp_path):
+    text = """\
+        recipe: simcse_fmicl
+        metrics: {sts_spearman: STS}
+        seeds: [1]
+        options: {max_steps: 1, eval_strategy: no, per_device_train_batch_size: 8}
+        hyperparameters: [gamma]
+        rows: [{divergence: kl}]
+        """
+    command = [sys.executable, str(PATH), str(study_file(tmp_path, text)), "--output_dir", str(tmp_path / "out")]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in output.splitlines() if line.startswith("|")}
+    before, after = (float(rows[name][0]) for name in ("before training", "kl"))
+    assert 0 < abs(after - before) < 5 and float(rows["kl"][1]) == 20
