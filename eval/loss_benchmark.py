@@ -35,7 +35,7 @@ from fmicl_text.evaluation.benchmark import interleaved_seconds, median_ratio, p
 from fmicl_text.evaluation.plots import plot_scaling
 from fmicl_text.evaluation.report import library_versions, markdown_table, write_json
 from fmicl_text.losses.blockwise import blocks
-from fmicl_text.losses.contrastive import CPU_BLOCK, GPU_BLOCK
+from fmicl_text.losses.pairs import CPU_BLOCK, GPU_BLOCK, Batch, whole_matrix
 from fmicl_text.losses.similarity import log_ratio, unit_rows
 
 QUADRATIC = ("plain", "pdist", "MNRL")  # implementations with N x N matrices
@@ -75,10 +75,9 @@ def implementations(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str,
                 gradient[j].addmm_(product.T, x[i])
         return gradient
 
-    plain_terms = plain.whole_matrix
     return {
         "blockwise": gradients(blockwise),
-        "plain": gradients(lambda a, b: plain_terms(a, b, (), None, False).loss),
+        "plain": gradients(lambda a, b: whole_matrix(plain.objective, plain.pair_settings, Batch(a, b)).loss),
         "pdist": gradients(pdist),
         "MNRL": gradients(lambda a, b: ranking.compute_loss_from_embeddings([a, b], x)),
         "cached MNRL": cached_ranking,

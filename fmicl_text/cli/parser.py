@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from fmicl_text.cli.checks import check_filled
 from fmicl_text.cli.help import recipe_help
+from fmicl_text.cli.identity import forget_measured, take_measured
 from fmicl_text.cli.main import find_yaml, program_name
 from fmicl_text.cli.streams import Stopped, raise_signals
 from fmicl_text.errors import InputError, Interrupted
@@ -178,6 +179,7 @@ class ArgumentParser(HfArgumentParser):
         if groups:
             text = "YAML file of options, or the name of a preset in recipes/configs. Flags override it."
             self.add_argument("--config", metavar="FILE", help=text)
+            self.add_argument("--measured", help=argparse.SUPPRESS)  # of settings.yaml; see `take_measured`
             text = "Show all options, including those of transformers.TrainingArguments."
             self.add_argument("--help_all", nargs=0, default=argparse.SUPPRESS, action=HelpAll, help=text)
 
@@ -243,6 +245,8 @@ def parse_groups(
     argv = parser.with_underscores(list(sys.argv[1:] if argv is None else argv))
     check_filled(argv)
     on_command_line, _ = parser.parse_known_args(argv)
+    if named_in(argv, ("measured",)):
+        raise InputError("--measured can only be in a settings.yaml that a run wrote")
     from_file: list[str] = []
     if (name := on_command_line.config) is not None:
         from_file = yaml_flags(find_yaml(name, "configs/*"), known_flags(parser))
@@ -260,14 +264,18 @@ def parse_groups(
             preset.append("--max_steps=-1")  # the preset's max_steps would override the epochs
         from_file = [*preset, *from_file]
     namespace = parser.parse_args([*from_file, *argv])
-    del namespace.config
+    measured = namespace.measured
+    del namespace.config, namespace.measured
     check_json(namespace)
     check(namespace)
     find_own_modules(on_command_line)
     try:
-        return parser.parse_dict(vars(namespace))
+        parsed: Any = parser.parse_dict(vars(namespace))
     except (ValueError, TypeError, ArithmeticError, ImportError, RuntimeError, OSError) as error:
         raise InputError(" ".join(str(error).split())) from error
+    if measured is not None:
+        take_measured(json.loads(measured), resolved_settings(*parsed), parsed[-1], f"--config {name}")
+    return parsed
 
 
 def named_in(flags: Sequence[str], names: Sequence[str]) -> bool:
@@ -399,6 +407,7 @@ def yaml_flags(path: Path, known: Mapping[str, bool]) -> list[str]:
     if unknown := [key for key in settings if key not in known]:
         message = unknown_option(str(unknown[0]), known)
         raise InputError(f"--config {path}: {message.replace('unknown argument', 'unknown key')}")
+    settings = forget_measured(settings, f"--config {path}")
     document: Any = yaml.compose(text, yaml.SafeLoader)
     keys = [key.value for key, _ in document.value]
     if twice := [key for key in settings if keys.count(key) > 1]:

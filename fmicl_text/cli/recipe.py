@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,15 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fmicl_text.cli.identity import (
+    input_hashes,
+    is_incidental,
+    paths_of,
+    same_setting,
+    settings_to_repeat,
+    with_measured,
+)
 from fmicl_text.cli.launcher import resume_command
 from fmicl_text.cli.parser import FLAGS, add_dashes, printable
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.evaluation.plots import plot_training_curve
 from fmicl_text.evaluation.report import write_json
-from fmicl_text.files import content_hash, matching, move_files
+from fmicl_text.files import content_hash, move_files
 from fmicl_text.hub.model_card import CARD, write_card, wrote_card
 from fmicl_text.hub.run_record import run_record
-from fmicl_text.losses.balance import is_auto
 from fmicl_text.training.args import FMICLTrainingArguments
 from fmicl_text.training.checkpoint import UNFINISHED, checkpoints_in
 from fmicl_text.training.output_dir import (
@@ -36,23 +42,6 @@ from fmicl_text.training.output_dir import (
 from fmicl_text.training.ranks import on_main_process
 from fmicl_text.training.trainer import FMICLTrainer
 from fmicl_text.training.verdict import Scores, give_verdict
-
-# Settings that do not affect the result of a run, and beginnings of their names.
-INCIDENTAL = ("output_dir", "block_size", "activation_checkpointing", "check_disk_space", "local_rank")
-INCIDENTAL_PREFIXES = (
-    *("logging_", "log_", "hub_", "push_to_hub", "report_to", "run_name", "disable_tqdm", "project", "trackio_"),
-    *("dataloader_", "resume_", "overwrite_output_dir", "skip_memory_metrics", "include_", "save_", "ddp_", "do_"),
-    *(
-        "per_device_eval_batch_size",
-        "eval_accumulation_steps",
-        "eval_do_concat",
-        "prediction_loss",
-        "torch_empty_cache",
-    ),
-)
-
-INPUTS = ("train_file", "test_file", "sts_dev_file", "retrieval_dev_folder", "dataset_name", "model_name_or_path")
-LARGE = 2**30  # bytes; the content of larger inputs is not hashed
 
 
 def claim_output_dir(args: FMICLTrainingArguments, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
@@ -108,7 +97,7 @@ def is_finished(
     saved, now = results["settings"], json.loads(json.dumps(dict(settings)))
     measured = with_measured(results, saved)  # of settings.yaml
     saved = saved | {name: value for name, value in measured.items() if now.get(name) == value}
-    known = [name for name in defaults if name not in INCIDENTAL and not name.startswith(INCIDENTAL_PREFIXES)]
+    known = [name for name in defaults if not is_incidental(name)]
     same = all(same_setting(saved.get(name, defaults[name]), now.get(name, defaults[name])) for name in known)
     same = same and processes in (None, results.get("processes", processes))
     same = same and precision in (None, results.get("precision", precision))  # that of the launcher is no setting
@@ -116,52 +105,6 @@ def is_finished(
         return False
     found = input_hashes(settings)
     return all(found.get(name, value) == value for name, value in recorded.items())
-
-
-def input_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files and folders that settings name, by setting. Above 1 GiB, only the names, sizes and times of
-    the files count."""
-    found = {}
-    for name in INPUTS:
-        hashes = [hash_ for path in paths_of(settings.get(name)) if (hash_ := input_hash(path)) is not None]
-        if hashes:
-            found[name] = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-    return found
-
-
-def paths_of(value: Any) -> list[str]:
-    """The paths of a setting: none, one, or several, with the files that match a pattern."""
-    given = [value] if isinstance(value, str) else value or []
-    return [path for one in given for path in ([one] if os.path.lexists(one) else matching(one))]
-
-
-def input_hash(path: str) -> str | None:
-    """The hash of a file or folder; None for other names."""
-    if os.path.isfile(path):
-        status = os.stat(path)
-        return content_hash(path) if status.st_size < LARGE else f"{status.st_size} bytes, {status.st_mtime_ns} ns"
-    if not os.path.isdir(path):
-        return None
-    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-    total, digest = 0, hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        total += status.st_size
-        digest.update(os.fsencode(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n"))
-    if total < LARGE:
-        return hashlib.sha256(content_hash(*files, root=path).encode()).hexdigest()
-    return digest.hexdigest()
-
-
-def same_setting(saved: Any, now: Any) -> bool:
-    """Whether two values of a setting are equal, or two paths (or lists of paths) to the same files."""
-    if isinstance(now, list) and len(now) == 1 and isinstance(saved, str):  # written by a version with one file only
-        saved = [saved]
-    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        return all(map(same_setting, saved, now))
-    if saved == now or not (isinstance(saved, str) and isinstance(now, str)):
-        return bool(saved == now)
-    return os.path.exists(now) and os.path.realpath(saved) == os.path.realpath(now)
 
 
 def run_training(trainer: FMICLTrainer) -> None:
@@ -229,7 +172,7 @@ def write_record(trainer: FMICLTrainer, after: Mapping[str, float], files: Path)
     if not trainer.is_world_process_zero():
         return
     folder, args, run = Path(str(trainer.args.output_dir)), trainer.args, run_record(trainer, after)
-    (files / SETTINGS_FILE).write_text(settings_text(with_measured(run, run["settings"])), encoding="utf-8")
+    (files / SETTINGS_FILE).write_text(settings_text(settings_to_repeat(run, args)), encoding="utf-8")
     chosen = f"eval_{args.metric_for_best_model}".replace("eval_eval_", "eval_")  # the metric that selects
     score = chosen if chosen in after else next(iter(after), None)
     plot_training_curve(
@@ -244,13 +187,6 @@ def write_record(trainer: FMICLTrainer, after: Mapping[str, float], files: Path)
     (folder / REPLACED).unlink(missing_ok=True)
     move_files(folder / COMPLETE, folder)
     shutil.rmtree(folder / UNFINISHED)
-
-
-def with_measured(run: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the numbers that a run measured for those that are "auto"."""
-    return {
-        name: run["hyperparameters"].get(name, value) if is_auto(value) else value for name, value in settings.items()
-    }
 
 
 def finished_message(args: FMICLTrainingArguments) -> str:

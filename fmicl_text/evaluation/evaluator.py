@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -39,6 +40,7 @@ class STSEvaluator:
     progress: bool = True
     observations: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
     primary_metric, greater_is_better, items = "sts_spearman", True, "pairs"
+    smallest_differences: ClassVar[dict[str, float]] = {"sts_spearman": 0.1, "sts_pearson": 0.1}  # for the verdict
 
     def describe(self) -> dict[str, str]:
         """A hash of the evaluation data, which is compared when a run is resumed."""

@@ -67,6 +67,11 @@ class UnlabeledEvaluator:
     prompts: Sequence[str] = ()
     primary_metric: ClassVar[str] = "held_out_nats"
     greater_is_better: ClassVar[bool] = True
+    smallest_differences: ClassVar[dict[str, float]] = {  # for the verdict
+        "held_out_nats": 0.01,
+        "held_out_mrr": 0.1,
+        "held_out_recall@1": 0.1,
+    }
 
     def __post_init__(self) -> None:
         self.check_options()

@@ -7,12 +7,12 @@ from fmicl_text.losses.contrastive import (
     ContrastiveLoss,
     FMICLLoss,
     InfoNCELoss,
-    LossTerms,
     SpectralLoss,
     load_objective,
 )
 from fmicl_text.losses.divergences import DIVERGENCES, FDivergence, load_divergence, tsallis, uniformity_holds
 from fmicl_text.losses.objectives import PairObjective, Terms
+from fmicl_text.losses.pairs import LossTerms
 from fmicl_text.losses.similarity import SIMILARITIES, Similarity
 
 __all__ = [

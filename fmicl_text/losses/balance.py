@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 from fmicl_text.losses.divergences import FDivergence
 from fmicl_text.losses.similarity import Similarity
@@ -110,6 +110,19 @@ class Distances:
         positive, negative, square = (sum(each) / len(each) for each in (self.positive, self.negative, self.square))
         difference, variance = negative - positive, max(square - negative**2, 0.0)
         return difference / variance if variance else math.copysign(math.inf, difference)
+
+
+Measured = TypeVar("Measured", Balance, Distances)
+
+
+def one_entry(total: Measured) -> Measured:
+    """The mean of all entries as one entry: of several calls of the loss on the same batch, which are correlated.
+
+    >>> one_entry(Balance((1.0, 3.0), (0.25, 0.75)))
+    Balance(positive=(2.0,), negative=(0.5,))
+    """
+    values: list[tuple[float, ...]] = [getattr(total, item.name) for item in fields(total)]
+    return type(total)(*((sum(each) / len(each),) if each else () for each in values))
 
 
 def require_tail(argument: str, divergence: FDivergence) -> float:

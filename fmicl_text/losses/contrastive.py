@@ -1,84 +1,34 @@
-"""Losses on embeddings: normalize -> gather -> form pairs -> similarity -> objective. They do not depend on the model.
+"""The losses: f-MICL and baselines. Each is an objective on the pairs of a batch of embeddings (`pairs`).
 
 To add an objective, subclass `ContrastiveLoss`; its name and hyperparameters are read from the class.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from fmicl_text.losses import objectives
 from fmicl_text.losses.balance import AUTO, Balance, Distances, auto_gamma, is_auto, require_tail
-from fmicl_text.losses.blockwise import (
-    NEGATIVE_TERMS,
-    BlockwiseConfig,
-    OnePass,
-    distinct,
-    name_views,
-    view_pairs,
-    warn_without_negatives,
-)
+from fmicl_text.losses.blockwise import NEGATIVE_TERMS
 from fmicl_text.losses.checks import import_attribute, require_choice, require_positive
-from fmicl_text.losses.distributed import (
-    GLOBAL_BATCH,
-    GatherWithGradient,
-    gather_rows,
-    row_counts,
-    sum_over_ranks,
-    world_size,
-)
-from fmicl_text.losses.divergences import (
-    DIVERGENCES,
-    FDivergence,
-    derivative,
-    load_divergence,
-    log_ratio_of_score,
-    uniformity_holds,
-)
-from fmicl_text.losses.objectives import PairObjective, Terms
-from fmicl_text.losses.similarity import SIMILARITIES, Similarity, unit_rows
+from fmicl_text.losses.description import constructor_arguments, fmicl_formula, to_json
+from fmicl_text.losses.distributed import GLOBAL_BATCH, world_size
+from fmicl_text.losses.divergences import DIVERGENCES, FDivergence, as_divergence, uniformity_holds
+from fmicl_text.losses.measurements import balance_at, distances_at, information_at, terms_in_float64
+from fmicl_text.losses.objectives import Objective, PairObjective
+from fmicl_text.losses.pairs import Batch, LossTerms, PairSettings, terms_of
+from fmicl_text.losses.similarity import Similarity, load_similarity
 
 IN_BATCH = tuple(NEGATIVE_TERMS)
 NEGATIVES = (*IN_BATCH, "queue")
-BLOCKWISE_FROM = 512  # from this many rows, one pass in blocks is faster (eval/loss_benchmark.py --sizes 256 512 1024)
-CPU_BLOCK, GPU_BLOCK = 512, 4096  # CPU: the buffers of a block fit the L2 cache; GPU: kernels are large enough
-UNDERFLOW = -1.0  # stands for a mean of 0 over pairs that exist; without pairs, the negative term is 0
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def ieee_products() -> Iterator[None]:
-    """Compute float32 matrix products in float32, even if the encoder's are in TF32 (or bfloat16 on a CPU), where the
-    error of r would be up to 0.04 at gamma = 20."""
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
-        backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
-
-
-class LossTerms(NamedTuple):
-    """Scalars: the loss, which has a gradient, and its two summands without one, for logging."""
-
-    loss: Tensor
-    positive: Tensor
-    negative: Tensor
 
 
 class ContrastiveLoss(nn.Module):
@@ -165,9 +115,14 @@ class ContrastiveLoss(nn.Module):
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
 
     @property
-    def objective(self) -> Callable[[Tensor, Tensor, Tensor], Terms]:
+    def objective(self) -> Objective:
         """Function of similarities [N], [N, M] and the mask [N, M] that returns the two terms; see `objectives`."""
         raise NotImplementedError
+
+    @property
+    def pair_settings(self) -> PairSettings:
+        """The pairs that this loss compares, by which similarity."""
+        return PairSettings(self.similarity, self.gamma, self.negatives, self.block_size, self.global_batch)
 
     def forward(
         self,
@@ -208,33 +163,12 @@ class ContrastiveLoss(nn.Module):
         Warns:
             UserWarning: There is no negative pair in a batch of several examples, because they share a text.
         """
-        check_shapes(x, y, hard_negatives, text_ids)
-        if (queue is None) == (self.negatives == "queue"):
-            given = "None" if queue is None else list(queue.shape)
-            raise ValueError(
-                f"queue must be given if and only if negatives=queue; got negatives={self.negatives}, queue {given}"
-            )
-        if queue is not None:
-            if queue.ndim != 2 or queue.shape[1:] != x.shape[1:] or not len(queue):
-                raise ValueError(f"queue must be [K, {x.shape[1]}], K >= 1, got {list(queue.shape)}")
-            if hard_negatives is not None or text_ids is not None:
-                raise ValueError("queue replaces all other negatives: hard_negatives and text_ids must be None")
-        distributed = self.global_batch != "none" and world_size() > 1
-        if not len(x) and not distributed:  # otherwise, all processes raise an error together
-            raise ValueError("x has no rows; a batch needs at least 1 example")
-        hard = () if hard_negatives is None else hard_negatives.reshape(len(x), -1, x.shape[1]).unbind(1)
-        with torch.autocast(x.device.type, enabled=False), ieee_products():
-            objective = self.objective
-            if queue is not None:
-                return self.against_queue(x, y, queue, distributed)
-            small = self.block_size is None and len(x) < BLOCKWISE_FROM
-            if not isinstance(objective, PairObjective) or (small and not distributed):
-                return self.whole_matrix(x, y, hard, text_ids, distributed)
-            block_size = self.block_size or (CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK)
-            shared = self.similarity, self.gamma, self.negatives, block_size, self.global_batch
-            config = BlockwiseConfig(objective, *shared)
-            ids = ids_of_rows(x, len(hard), text_ids, distributed)
-            return LossTerms(*OnePass.apply(config, *ids, x, y, *hard))
+        batch = Batch(x, y, hard_negatives, text_ids, queue)
+        self.measure_auto(batch)
+        return terms_of(self.objective, self.pair_settings, batch)
+
+    def measure_auto(self, batch: Batch) -> None:
+        """Set hyperparameters that are "auto" by a batch."""
 
     def mutual_information(
         self,
@@ -246,6 +180,8 @@ class ContrastiveLoss(nn.Module):
     ) -> Tensor | None:
         """A lower bound of the mutual information of the two views in nats, estimated from a batch.
 
+        f-MICL: see `measurements.information_at`. InfoNCE: log N - loss.
+
         Returns:
             A scalar in float64, without gradient. nan in a batch without negative pairs. None if the objective does not
             estimate a density ratio.
@@ -254,116 +190,11 @@ class ContrastiveLoss(nn.Module):
             x, y, hard_negatives, text_ids, queue: As in `terms`. Negatives that are not drawn independently of x, such
                 as hard negatives, make it an estimate of another quantity.
         """
+        return self.information_at(Batch(x, y, hard_negatives, text_ids, queue))
+
+    def information_at(self, batch: Batch) -> Tensor | None:
+        """`mutual_information`, in subclasses that estimate a density ratio."""
         return None
-
-    def whole_matrix(
-        self, x: Tensor, y: Tensor, hard: Sequence[Tensor], text_ids: Tensor | None, distributed: bool
-    ) -> LossTerms:
-        """`terms` by autograd through the similarities of this process's rows with all columns [N, M]."""
-        own, hard_ids = ids_of_rows(x, len(hard), text_ids, distributed)
-        units = {name: unit_rows(rows) for name, rows in name_views(x, y, hard).items()}
-        pairs = view_pairs(self.negatives, len(hard))
-        counts = row_counts(x) if distributed else [len(x)]
-        own_columns, hard_columns = (torch.cat(gather_rows(ids, counts)) for ids in (own, hard_ids))
-        ids_of_views = name_views(own_columns, own_columns, [ids[:, None] for ids in hard_columns.unbind(1)])
-        masks = {view: distinct(own, ids) for view, ids in ids_of_views.items()}
-        similarities, kept = [], []
-        for row_view in dict.fromkeys(view for view, _ in pairs):  # one matrix product per view of the rows
-            views = [view for first, view in pairs if first == row_view]
-            columns = torch.stack([units[view] for view in views], dim=1)
-            if distributed:
-                columns = GatherWithGradient.apply(columns, counts)
-            keep = torch.cat([masks[view] for view in views], dim=1)
-            columns = columns.transpose(0, 1).flatten(0, 1)
-            similarities.append(self.similarity.pairwise(units[row_view], columns, self.gamma, keep))
-            kept.append(keep)
-        keep = torch.cat(kept, dim=1)
-        if text_ids is not None and not sum_over_ranks(keep.sum(), counts):
-            warn_without_negatives(sum(counts))
-        positive = self.similarity.paired(units["x"], units["y"], self.gamma)
-        return mean_over_rows(self.objective(positive, torch.cat(similarities, dim=1), keep), counts)
-
-    def against_queue(self, x: Tensor, y: Tensor, queue: Tensor, distributed: bool) -> LossTerms:
-        """`terms` with the rows of a queue as the only negatives. No pair contains a row of another process."""
-        x, y, queue = unit_rows(x), unit_rows(y), unit_rows(queue.detach())
-        positive = self.similarity.paired(x, y, self.gamma)
-        negative = self.similarity.pairwise(x, queue, self.gamma)
-        counts = row_counts(x) if distributed else [len(x)]
-        objective = self.objective
-        if not isinstance(objective, PairObjective):
-            return mean_over_rows(objective(positive, negative, torch.ones_like(negative, dtype=torch.bool)), counts)
-        mean = objective.pair(negative).mean()
-        if distributed:  # value of all processes' rows, gradient of this process's
-            everyone = sum_over_ranks(mean.detach() * len(x) / sum(counts), counts)
-            mean = everyone + mean - mean.detach()
-        return mean_over_rows(Terms(-objective.score(positive).mean(), objective.outer(mean)), counts)
-
-
-class ReadOut(ContrastiveLoss):
-    """Another objective on the pairs of a loss."""
-
-    def __init__(self, loss: ContrastiveLoss, objective: Callable[[Tensor, Tensor, Tensor], Terms]) -> None:
-        super().__init__(loss.gamma, loss.negatives, loss.similarity, loss.block_size, loss.global_batch)
-        self.given_objective = objective
-
-    @property
-    def objective(self) -> Callable[[Tensor, Tensor, Tensor], Terms]:
-        return self.given_objective
-
-    @torch.no_grad()
-    def measure(
-        self, x: Tensor, y: Tensor, hard_negatives: Tensor | None, text_ids: Tensor | None, queue: Tensor | None
-    ) -> LossTerms:
-        """`terms` in float64, without gradient."""
-        device = torch.device("cpu") if x.device.type == "mps" else x.device  # which has no float64
-        rows: Any = (None if t is None else t.detach().to(device, torch.float64) for t in (x, y, hard_negatives, queue))
-        x, y, hard_negatives, queue = rows
-        return self.terms(x, y, hard_negatives, None if text_ids is None else text_ids.to(device), queue)
-
-
-def load_similarity(similarity: str | Similarity) -> Similarity:
-    """A similarity by its name in `SIMILARITIES`."""
-    if isinstance(similarity, Similarity):
-        return similarity
-    require_choice("similarity", similarity, SIMILARITIES)
-    return SIMILARITIES[similarity]
-
-
-def mean_over_rows(terms: Terms, counts: list[int]) -> LossTerms:
-    """Means of the terms over all processes, weighted by their numbers of rows; with the gradient of this process's
-    rows, times the number of processes because DDP averages."""
-    if len(counts) == 1:
-        return LossTerms(terms.positive + terms.negative, *(term.detach() for term in terms))
-    weight = counts[dist.get_rank()] / sum(counts)
-    share = (terms.positive + terms.negative) * weight
-    positive, negative = sum_over_ranks(torch.stack(terms).detach() * weight, counts)
-    return LossTerms(len(counts) * (share - share.detach()) + positive + negative, positive, negative)
-
-
-def check_shapes(x: Tensor, y: Tensor, hard_negatives: Tensor | None, text_ids: Tensor | None) -> None:
-    """Raise a ValueError if these arguments of `ContrastiveLoss.terms` do not match."""
-    matches = hard_negatives is None or (
-        hard_negatives.ndim in (2, 3) and (*hard_negatives.shape[:1], *hard_negatives.shape[-1:]) == x.shape
-    )
-    if x.ndim != 2 or x.shape != y.shape or not matches:
-        shapes = [tuple(t.shape) for t in (x, y, hard_negatives) if t is not None]
-        raise ValueError(f"x and y must be [N, D] and hard_negatives [N, D] or [N, K, D], got {shapes}")
-    if text_ids is not None:
-        num_hard = 0 if hard_negatives is None else hard_negatives[0].numel() // x.shape[1]
-        widths = (2 + num_hard,) if num_hard else (1, 2)
-        if text_ids.ndim != 2 or len(text_ids) != len(x) or text_ids.shape[1] not in widths:
-            expected = f"[N, {' or '.join(map(str, widths))}] for {num_hard} hard negatives per example"
-            raise ValueError(f"text_ids must be {expected}, N = {len(x)}, got {list(text_ids.shape)}")
-
-
-def ids_of_rows(x: Tensor, num_hard: int, text_ids: Tensor | None, distributed: bool) -> tuple[Tensor, Tensor]:
-    """Text ids [N, V] of the examples and [N, K] of their hard negatives. Without text_ids, all differ, across
-    processes too if the batch is distributed."""
-    if text_ids is not None:
-        return text_ids[:, :2], text_ids[:, 2:]
-    first = dist.get_rank() << 32 if distributed else 0
-    own = torch.arange(first, first + len(x), device=x.device)[:, None]
-    return own, -1 - (own * max(num_hard, 1) + torch.arange(num_hard, device=x.device))
 
 
 class FMICLLoss(ContrastiveLoss):
@@ -372,6 +203,7 @@ class FMICLLoss(ContrastiveLoss):
     Up to a constant, it is the negated lower bound of an f-mutual information. The constant is chosen such that
     distinct texts that are far apart add 0 (see `divergences`). `mutual_information` is a bound in nats for every f.
 
+    >>> import torch
     >>> loss = FMICLLoss(divergence="js", gamma=1.0, alpha=40.0)
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> round(loss(x, x).item(), 4)                        # 40 log(1 + e^-2)
@@ -450,24 +282,26 @@ class FMICLLoss(ContrastiveLoss):
         score, conjugate = self.similarity.score_and_conjugate(self.divergence)
         return objectives.fmicl(score=score, conjugate=conjugate, alpha=1.0 if is_auto(self.alpha) else self.alpha)
 
-    def terms(
-        self,
-        x: Tensor,
-        y: Tensor,
-        hard_negatives: Tensor | None = None,
-        text_ids: Tensor | None = None,
-        queue: Tensor | None = None,
-    ) -> LossTerms:
-        self.measure_gamma(x, y, hard_negatives, text_ids, queue)
-        if is_auto(self.alpha):
-            balance = self.balance(x, y, hard_negatives, text_ids, queue)
-            if balance.positive and not math.isnan(balance.positive[0] + balance.negative[0]):  # else the loss is nan
-                self.alpha = balance.alpha
-                if world_size() == 1 or dist.get_rank() == 0:
-                    logger.info("alpha=auto: alpha is %.6g, measured on the first batch", self.alpha)
-        return super().terms(x, y, hard_negatives, text_ids, queue)
+    def measure_auto(self, batch: Batch) -> None:
+        self.measure_gamma(batch)
+        if not is_auto(self.alpha):
+            return
+        balance = self.balance(*batch)
+        if balance.positive and not math.isnan(balance.positive[0] + balance.negative[0]):  # else the loss is nan
+            self.alpha = balance.alpha
+            if world_size() == 1 or dist.get_rank() == 0:
+                logger.info("alpha=auto: alpha is %.6g, measured on the first batch", self.alpha)
 
-    terms.__doc__ = ContrastiveLoss.terms.__doc__
+    def measure_gamma(self, batch: Batch) -> None:
+        """If gamma is "auto", set it by the `distances` of a batch. Without negative pairs, and with rows that are not
+        finite, it is left to the next batch."""
+        if not self.gamma_is_auto:
+            return
+        separation = self.distances(*batch).separation
+        if not math.isnan(separation):
+            self.gamma = auto_gamma(self.divergence, self.similarity, separation)
+            if world_size() == 1 or dist.get_rank() == 0:
+                logger.info("gamma=auto: gamma is %.6g, measured on the first batch", self.gamma)
 
     def balance(
         self,
@@ -488,25 +322,9 @@ class FMICLLoss(ContrastiveLoss):
             ValueError: See `terms`; or no alpha can balance this divergence.
         """
         self.require_finite_alpha()
-        batch = x, y, hard_negatives, text_ids, queue
-        self.measure_gamma(*batch)
-        score, conjugate = self.similarity.score_and_conjugate(self.divergence)
-        slope = derivative(conjugate)
-        means = self.means_of_pairs(
-            derivative(score), lambda r: slope(r).masked_fill(conjugate(r).isinf(), torch.inf), self.gamma, *batch
-        )
-        return Balance((means[0],), (means[1],)) if means else Balance()
-
-    def measure_gamma(self, *batch: Tensor | None) -> None:
-        """If gamma is "auto", set it by the `distances` of a batch. Without negative pairs, and with rows that are not
-        finite, it is left to the next batch."""
-        if not self.gamma_is_auto:
-            return
-        separation = self.distances(*batch).separation  # type: ignore[arg-type]
-        if not math.isnan(separation):
-            self.gamma = auto_gamma(self.divergence, self.similarity, separation)
-            if world_size() == 1 or dist.get_rank() == 0:
-                logger.info("gamma=auto: gamma is %.6g, measured on the first batch", self.gamma)
+        batch = Batch(x, y, hard_negatives, text_ids, queue)
+        self.measure_gamma(batch)
+        return balance_at(self.divergence, self.pair_settings, batch)
 
     def distances(
         self,
@@ -517,64 +335,15 @@ class FMICLLoss(ContrastiveLoss):
         queue: Tensor | None = None,
     ) -> Distances:
         """The `Distances` of the pairs of this loss in a batch, in float64 and without gradient; see `balance`."""
-        batch = x, y, hard_negatives, text_ids, queue
-        means = self.means_of_pairs(torch.neg, torch.neg, 1.0, *batch)
-        squares = self.means_of_pairs(torch.neg, torch.square, 1.0, *batch)
-        return Distances((means[0],), (means[1],), (squares[1],)) if means and squares else Distances()
+        return distances_at(self.pair_settings, Batch(x, y, hard_negatives, text_ids, queue))
 
-    def means_of_pairs(
-        self,
-        positive: Callable[[Tensor], Tensor],
-        negative: Callable[[Tensor], Tensor],
-        gamma: float,
-        *batch: Tensor | None,
-    ) -> tuple[float, float] | None:
-        """Means of two functions of the similarities of positive and of negative pairs, the latter >= 0, over the
-        batches of all processes; None without negative pairs."""
-        objective = PairObjective(positive, negative, lambda mean: mean.where(mean != 0, UNDERFLOW))
-        read_out = ReadOut(self, objective)
-        read_out.gamma = gamma
-        found = read_out.measure(*batch)  # type: ignore[arg-type]
-        has_pairs, second = found.negative != 0, found.negative.clamp_min(0)
-        sums = torch.stack([-found.positive, second, torch.ones_like(second)]).where(has_pairs, 0)
-        if self.global_batch == "none" and world_size() > 1:
-            dist.all_reduce(sums)
-        first_sum, second_sum, count = sums.tolist()
-        return (first_sum / count, second_sum / count) if count else None
+    def information_at(self, batch: Batch) -> Tensor:
+        return information_at(self.divergence, self.pair_settings, batch)
 
     def require_finite_alpha(self) -> None:
         """Raise a ValueError if the divergence has no tail for which alpha can be measured."""
         if self.similarity.is_log_ratio:
             require_tail("alpha", self.divergence)
-
-    def mutual_information(
-        self,
-        x: Tensor,
-        y: Tensor,
-        hard_negatives: Tensor | None = None,
-        text_ids: Tensor | None = None,
-        queue: Tensor | None = None,
-    ) -> Tensor:
-        """A lower bound of the mutual information of the two views in nats: E_p[r] - log E_q[e^r] (Donsker and
-        Varadhan), over positive and over negative pairs.
-
-        At the optimum of f-MICL, alpha e^r is the density ratio for every f, and this is the mutual information. It is
-        the largest over c of the bounds E_p[r + log c] - c E_q[e^r] + 1 of Nguyen, Wainwright and Jordan (arXiv
-        0809.0853). That of c = alpha is far below if the tail exponent k is above 1: alpha is the weight of e^(kr).
-        A scalar in float64; see `ContrastiveLoss.mutual_information`.
-        """
-
-        def log_density_ratio(similarities: Tensor) -> Tensor:
-            if self.similarity.is_log_ratio:
-                return similarities
-            return log_ratio_of_score(self.divergence, similarities)[0] + 0 * similarities
-
-        tiny = torch.finfo(torch.float64).tiny  # 0 is left for batches without negative pairs
-        objective = PairObjective(
-            log_density_ratio, lambda r: log_density_ratio(r).exp(), lambda mean: mean.clamp_min(tiny)
-        )
-        found = ReadOut(self, objective).measure(x, y, hard_negatives, text_ids, queue)
-        return (-found.positive - found.negative.log()).where(found.negative != 0, torch.nan)
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -589,26 +358,7 @@ class FMICLLoss(ContrastiveLoss):
 
     @property
     def formula(self) -> str:
-        own = f"{self.divergence.name}, a user-defined convex function", "f'(e^r)", "(f* o f')(e^r)"
-        f, score, conjugate = self.divergence.formulas or own
-        symbol = self.similarity.symbol
-        if not self.similarity.is_log_ratio:
-            score, conjugate = symbol, f"f*({symbol})"
-        definition = self.similarity.definition or f"{symbol} = {self.similarity.name} similarity of unit embeddings"
-        return (
-            f"    loss = -mean score({symbol} of positives) + alpha mean conjugate({symbol} of negatives)\n"
-            f"    score({symbol}) = {score}\n    conjugate({symbol}) = {conjugate}\n\n"
-            f"for f(u) = {f}, and {definition}."
-        )
-
-
-def as_divergence(value: Any) -> FDivergence:
-    """A divergence, given itself or its name; see `load_divergence`."""
-    value = load_divergence(value) if isinstance(value, str) else value
-    if not isinstance(value, FDivergence):
-        got = type(value).__name__
-        raise ValueError(f"divergence must be a name or an FDivergence, such as from_convex makes, got {got}")
-    return value
+        return fmicl_formula(self.divergence, self.similarity)
 
 
 class InfoNCELoss(ContrastiveLoss):
@@ -639,20 +389,11 @@ class InfoNCELoss(ContrastiveLoss):
             self.gamma = 1 / (2 * value)
 
     @property
-    def objective(self) -> Callable[[Tensor, Tensor, Tensor], Terms]:
+    def objective(self) -> Objective:
         return objectives.infonce
 
-    def mutual_information(
-        self,
-        x: Tensor,
-        y: Tensor,
-        hard_negatives: Tensor | None = None,
-        text_ids: Tensor | None = None,
-        queue: Tensor | None = None,
-    ) -> Tensor:
-        """log N - loss, where N is the number of candidates of a row, including its positive (arXiv 1807.03748); see
-        `ContrastiveLoss.mutual_information`."""
-        return -ReadOut(self, objectives.infonce_bound).measure(x, y, hard_negatives, text_ids, queue).loss
+    def information_at(self, batch: Batch) -> Tensor:
+        return -terms_in_float64(objectives.infonce_bound, self.pair_settings, batch).loss
 
 
 class AlignUniformLoss(ContrastiveLoss):
@@ -716,36 +457,6 @@ class SpectralLoss(ContrastiveLoss):
     @property
     def objective(self) -> PairObjective:
         return objectives.spectral(alpha=self.alpha)
-
-
-def constructor_arguments(loss_class: type[ContrastiveLoss]) -> list[str]:
-    """Names of the arguments of a class's constructor, including those that it passes to its base as **kwargs."""
-    names: dict[str, None] = {}
-    for base in loss_class.__mro__:
-        if "__init__" in vars(base):
-            parameters = inspect.signature(base).parameters.values()
-            variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-            names |= dict.fromkeys(parameter.name for parameter in parameters if parameter.kind not in variadic)
-            if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-                break
-    return list(names)
-
-
-def to_json(value: Any) -> Any:
-    """A hyperparameter as a JSON-serializable value: divergences, similarities, functions and classes by name."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, Tensor | np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, FDivergence):
-        return value.source or value.name
-    if isinstance(value, Similarity):
-        return value.name
-    return value.__name__ if inspect.isroutine(value) or isinstance(value, type) else type(value).__name__
 
 
 OBJECTIVES: dict[str, type[ContrastiveLoss]] = {

@@ -485,3 +485,12 @@ def load_divergence(name: str) -> FDivergence:
         reason = f"elementwise function of a tensor u > 0 ({' '.join(str(error).split())})"
         raise ValueError(f"divergence={name}: f must be an {reason}") from error
     return replace(divergence, name=name.partition(":")[2], source=name).pickled_as(load_divergence, name)
+
+
+def as_divergence(value: Any) -> FDivergence:
+    """A divergence, given itself or its name; see `load_divergence`."""
+    value = load_divergence(value) if isinstance(value, str) else value
+    if not isinstance(value, FDivergence):
+        got = type(value).__name__
+        raise ValueError(f"divergence must be a name or an FDivergence, such as from_convex makes, got {got}")
+    return value

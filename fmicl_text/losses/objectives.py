@@ -28,6 +28,9 @@ class Terms(NamedTuple):
     negative: Tensor
 
 
+Objective = Callable[[Tensor, Tensor, Tensor], Terms]  # of positive, negative and keep
+
+
 @dataclass(frozen=True)
 class PairObjective:
     """-mean score(positive) + outer(mean pair(negative)).

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from fmicl_text.losses.checks import require_choice
 from fmicl_text.losses.divergences import FDivergence, convex_conjugate
 
 
@@ -145,3 +146,11 @@ SIMILARITIES: dict[str, Similarity] = {
         ),
     )
 }
+
+
+def load_similarity(similarity: str | Similarity) -> Similarity:
+    """A similarity by its name in `SIMILARITIES`."""
+    if isinstance(similarity, Similarity):
+        return similarity
+    require_choice("similarity", similarity, SIMILARITIES)
+    return SIMILARITIES[similarity]

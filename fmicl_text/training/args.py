@@ -17,13 +17,9 @@ from transformers.debug_utils import DebugOption
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import HubStrategy
 
-from fmicl_text.losses.contrastive import (
-    IN_BATCH,
-    OBJECTIVES,
-    ContrastiveLoss,
-    constructor_arguments,
-    load_objective,
-)
+from fmicl_text.losses.balance import AUTO
+from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES, ContrastiveLoss, load_objective
+from fmicl_text.losses.description import constructor_arguments
 from fmicl_text.losses.distributed import GLOBAL_BATCH
 from fmicl_text.losses.divergences import DIVERGENCES, tsallis
 from fmicl_text.losses.similarity import SIMILARITIES
@@ -398,6 +394,7 @@ class FMICLTrainingArguments(TrainingArguments):
                     f"tsallis_order={self.tsallis_order} needs divergence=tsallis, got divergence={self.divergence}"
                 )
             kwargs["divergence"] = tsallis(self.tsallis_order)
-        if self.gamma is not None and self.similarity is not None and not SIMILARITIES[self.similarity].uses_gamma:
+        has_gamma = self.gamma not in (None, AUTO)
+        if has_gamma and self.similarity is not None and not SIMILARITIES[self.similarity].uses_gamma:
             raise ValueError(f"gamma={self.gamma} does not apply to similarity={self.similarity}")
         return loss_class(**kwargs)

@@ -8,9 +8,8 @@ import math
 import os
 import random
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager, suppress
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +19,9 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from fmicl_text.errors import InputError
-from fmicl_text.losses.balance import Balance, Distances, auto_gamma, is_auto
+from fmicl_text.losses.balance import Balance, Distances, auto_gamma, is_auto, one_entry
 from fmicl_text.losses.contrastive import ContrastiveLoss, FMICLLoss
+from fmicl_text.training.args import LENGTH_STRATEGIES
 from fmicl_text.training.interface import is_overridden
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 MIN_BATCHES, MAX_BATCHES = 4, 32
 STABLE = 0.05  # relative standard error of alpha
+# Smaller batches are joined up to this number of rows: alpha depends on the closest negative pairs, which are rare, and
+# the number of pairs grows with the square of the rows.
+JOINED_ROWS = 64
 # Below this ratio of repulsion and attraction, a constant added to every similarity changes only the positive term.
 LITTLE_REPULSION = 0.05
 logger = logging.getLogger(__name__)
@@ -120,9 +123,13 @@ def is_repeatable(rows: Any) -> bool:
 def is_replaced(trainer: FMICLTrainer) -> bool:
     """Whether batches are embedded in another way, without `loss_arguments` to match. The loss then measures
     both on its first batch."""
+    return overrides(trainer, "training_step", "compute_loss", "embed")
+
+
+def overrides(trainer: FMICLTrainer, *methods: str) -> bool:
+    """Whether the trainer has another version of one of the methods than the class that its `loss_arguments` is of."""
     owner = next(one for one in type(trainer).__mro__ if "loss_arguments" in vars(one))
-    hooks = ("training_step", "compute_loss", "embed")
-    return any(name in vars(trainer) or is_overridden(type(trainer), owner, name) for name in hooks)
+    return any(name in vars(trainer) or is_overridden(type(trainer), owner, name) for name in methods)
 
 
 def measure_gamma(trainer: FMICLTrainer, model: nn.Module) -> None:
@@ -130,8 +137,8 @@ def measure_gamma(trainer: FMICLTrainer, model: nn.Module) -> None:
     loss: Any = trainer.loss
     total = Distances()
     with closing(loss_arguments(trainer, model)) as batches:
-        for arguments in batches:
-            total += loss.distances(*arguments)
+        for calls in batches:
+            total += one_entry(sum((loss.distances(*arguments) for arguments in calls), Distances()))
             if len(total.positive) >= MIN_BATCHES:
                 break
     if not math.isnan(total.separation):
@@ -147,8 +154,8 @@ def measure_balance(trainer: FMICLTrainer, model: nn.Module) -> Balance:
     loss: Any = trainer.loss
     total = Balance()
     with closing(loss_arguments(trainer, model)) as batches:
-        for arguments in batches:
-            total += loss.balance(*arguments)
+        for calls in batches:
+            total += one_entry(sum((loss.balance(*arguments) for arguments in calls), Balance()))
             error = total.relative_error
             if len(total.positive) >= MIN_BATCHES and error is not None and error < STABLE:
                 break
@@ -156,8 +163,8 @@ def measure_balance(trainer: FMICLTrainer, model: nn.Module) -> Balance:
 
 
 def loss_arguments(trainer: FMICLTrainer, model: nn.Module) -> Generator[Any, None, None]:
-    """The arguments of the loss in the first batches, without gradient, of at most `MAX_BATCHES`. Close it, also after
-    the last."""
+    """The arguments of each call of the loss in one batch, for the first batches, at most `MAX_BATCHES`, without
+    gradient; small batches are joined. Close it, also after the last."""
     past = list[Tensor]()
     with (
         torch.no_grad(),
@@ -166,10 +173,41 @@ def loss_arguments(trainer: FMICLTrainer, model: nn.Module) -> Generator[Any, No
         closing(first_batches(trainer)) as batches,
     ):
         model.train()
-        for trainer.micro_step, batch in enumerate(islice(batches, MAX_BATCHES)):
+        waiting: list[Any] = []
+        entries = 0
+        for trainer.micro_step, batch in enumerate(batches):
             inputs = trainer.make_views(trainer._prepare_inputs(batch))
             trainer.seed_dropout()
-            yield from trainer.loss_arguments(model, inputs, past)
+            waiting.append(trainer.loss_arguments(model, inputs, past))
+            if is_enough(trainer, waiting):
+                yield joined(waiting)
+                waiting, entries = [], entries + 1
+                if entries == MAX_BATCHES:
+                    return
+        if waiting:
+            yield joined(waiting)
+
+
+def is_enough(trainer: FMICLTrainer, batches: Sequence[Any]) -> bool:
+    """Whether the calls of some batches have `JOINED_ROWS` rows, or cannot be joined with those of others: negatives of
+    a queue, and batches that are not random rows, whose pairs are closer than those of different batches."""
+    args: Any = trainer.args
+    own_order = overrides(trainer, "get_train_dataloader", "_get_train_sampler")
+    has_queue = any(call[-1] is not None for calls in batches for call in calls)
+    if args.train_sampling_strategy in LENGTH_STRATEGIES or own_order or has_queue or not all(batches):
+        return True
+    processes = args.world_size if trainer.loss.global_batch == "gather" else 1
+    return sum(len(calls[0][0]) for calls in batches) * processes >= JOINED_ROWS
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """The calls of several batches as those of one batch."""
+    if len(batches) == 1:
+        return batches[0]
+    return [
+        tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*calls, strict=True))
+        for calls in zip(*batches, strict=True)
+    ]
 
 
 def first_batches(trainer: FMICLTrainer) -> Generator[Any, None, None]:

@@ -181,10 +181,10 @@ class Checkpointer:
         if any(saved.get(name) != now.get(name) for name in same):
             return
         if is_auto(now.get("gamma")):
-            loss.gamma = saved.get("gamma", loss.gamma)
+            self.trainer.measured_gamma = loss.gamma = saved.get("gamma", loss.gamma)
         same_gamma = saved.get("gamma") == loss.hyperparameters.get("gamma")
         if is_auto(now.get("alpha")) and same_gamma and saved.get("alpha") is not None:
-            loss.alpha = saved["alpha"]
+            self.trainer.measured_alpha = loss.alpha = saved["alpha"]
 
     def update_loss_signature(self) -> None:
         """Note the numbers that were measured, if gamma or alpha was "auto"."""

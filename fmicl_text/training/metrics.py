@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, mean_cosine, uniformity
-from fmicl_text.losses.contrastive import ContrastiveLoss, LossTerms
+from fmicl_text.losses.contrastive import ContrastiveLoss
+from fmicl_text.losses.pairs import LossTerms
 
 ROWS = 512  # of a batch; enough for the logged metrics
 

@@ -55,10 +55,14 @@ def check_search(trainer: FMICLTrainer, backend: Any, options: Mapping[str, Any]
 
 
 def default_space(trainer: FMICLTrainer) -> Callable[[Any], dict[str, float]]:
-    """The learning rate and the numbers of the loss, from a tenth to ten times their present values."""
+    """The learning rate and the numbers of the loss, from a tenth to ten times their present values. Numbers that an
+    earlier training measured are measured again by every trial."""
     values = {} if trainer.optimizer_cls_and_kwargs else {"learning_rate": trainer.args.learning_rate}
     if not trainer.loss_is_given:
         found = trainer.loss.hyperparameters | {"tsallis_order": trainer.args.tsallis_order}
+        for name, number in (("gamma", trainer.measured_gamma), ("alpha", trainer.measured_alpha)):
+            if found.get(name) == number:
+                found.pop(name, None)
         values |= {name: found[name] for name in trainer.args.loss_settings() if isinstance(found.get(name), float)}
     return lambda trial: {
         name: trial.suggest_float(name, value / RANGE, value * RANGE, log=True) for name, value in values.items()

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 BETTER, NO_BETTER, WORSE = "better", "no better", "worse"
 NOISE = 2.0  # standard errors; a smaller difference counts as noise
+# A smaller difference is too small to matter, as a share of the metric's scale: 0.1 of scores in percent.
+RELEVANT_SHARE = 0.001
+ROUNDING = 1e-9  # of a difference that is exactly the smallest
 
 
 @dataclass
@@ -54,8 +57,8 @@ class Verdict:
     """The encoder after training compared with the encoder before.
 
     Args:
-        outcome: `better` or `worse` if the difference is above twice its standard error, else `no better`. Without a
-            standard error, any difference counts.
+        outcome: `better` or `worse` if the difference is above twice its standard error and at least
+            `smallest_difference`, else `no better`. Without a standard error, the second alone decides.
         metric: Name of the metric.
         before: Its value before training.
         after: Its value for the trained encoder: that of the best step if checkpoints are selected, else the last.
@@ -66,6 +69,7 @@ class Verdict:
         step: The step of the trained encoder.
         saved_step: The step of the encoder that is saved: 0 for the encoder before training.
         text: All of this in one line.
+        smallest_difference: The smallest difference that counts; see `smallest_difference`.
     """
 
     outcome: str
@@ -78,6 +82,7 @@ class Verdict:
     step: int
     saved_step: int
     text: str = ""
+    smallest_difference: float = 0.0
 
 
 def compare(before: Scores, after: Scores, evaluator: Any, selects: bool) -> Verdict:
@@ -94,11 +99,27 @@ def compare(before: Scores, after: Scores, evaluator: Any, selects: bool) -> Ver
     gain = 0.0 if new == old else (new - old) * (1 if after.greater_is_better else -1)  # also of infinities
     if math.isnan(gain):
         gain = -math.inf if math.isnan(new) else math.inf
-    noise = NOISE * (error or 0.0)
-    outcome = BETTER if gain > noise else WORSE if gain < -noise and not selects else NO_BETTER
+    least = smallest_difference(evaluator, after.metric, old, new, after.greater_is_better)
+
+    def counts(change: float) -> bool:
+        return change > NOISE * (error or 0.0) and change >= least * (1 - ROUNDING)
+
+    outcome = BETTER if counts(gain) else WORSE if counts(-gain) and not selects else NO_BETTER
     saved_step = 0 if selects and outcome != BETTER else after.step
     num_items = None if error is None else len(before.observations or ())
-    return Verdict(outcome, after.metric, old, new, new - old, error, num_items, after.step, saved_step)
+    return Verdict(outcome, after.metric, old, new, new - old, error, num_items, after.step, saved_step, "", least)
+
+
+def smallest_difference(evaluator: Any, metric: str, before: float, after: float, rises: bool = True) -> float:
+    """The smallest difference of a metric that matters: the evaluator's own, in `smallest_differences` by metric (0.1
+    for scores in percent, 0.01 nats); else 0.1 % of the scale, which is 1 for scores in [0, 1] that should rise, as of
+    most evaluators of sentence-transformers, and else the larger absolute value."""
+    known = getattr(evaluator, "smallest_differences", {}).get(metric)
+    if known is not None:
+        return float(known)
+    largest = max(abs(before), abs(after))
+    is_share = rises and 0 <= before <= 1 and 0 <= after <= 1
+    return RELEVANT_SHARE if is_share else RELEVANT_SHARE * largest if math.isfinite(largest) else 0.0
 
 
 def standard_error(before: Scores, after: Scores, evaluator: Any) -> float | None:
@@ -146,19 +167,31 @@ def describe(verdict: Verdict, data: str, advice: str) -> str:
     """
     largest = max(abs(verdict.before), abs(verdict.after))
     digits = 2 if largest >= 10 or not math.isfinite(largest) else 4
-    noise = ", its noise is unknown" if verdict.standard_error is None else f" +- {verdict.standard_error:.{digits}f}"
+    error, least = verdict.standard_error, verdict.smallest_difference
+    noise = ", its noise is unknown" if error is None else f" +- {shown(error, digits)}"
+    noise += f", on {data}" if data else ""
     step = f" at step {verdict.step}" if verdict.saved_step != verdict.step else ""
     line = (
         f"{verdict.outcome} than before training: {verdict.metric} {verdict.before:.{digits}f} -> "
-        f"{verdict.after:.{digits}f}{step} ({verdict.difference:+.{digits}f}{noise}{f', on {data}' if data else ''})"
+        f"{verdict.after:.{digits}f}{step} ({shown(verdict.difference, digits, '+')}{noise})"
     )
     if verdict.outcome == BETTER:
         return line
     line += f"; the encoder {'is saved as it came' if verdict.saved_step == 0 else f'of step {verdict.step} is saved'}"
-    if verdict.outcome == NO_BETTER and abs(verdict.difference) <= NOISE * (verdict.standard_error or 0.0):
-        limit = f": a difference below {NOISE:g} standard errors is noise" if verdict.standard_error else ""
-        return f"{line}. Try more steps, or more evaluation data{limit}"
+    limit = NOISE * (error or 0.0)
+    if limit < least and abs(verdict.difference) < least:
+        reason = f"a difference below {least:.2g} is too small to matter"
+        return f"{line}. Try more steps, or a larger learning_rate: {reason}"
+    if verdict.outcome == NO_BETTER and abs(verdict.difference) <= limit:
+        reason = f": a difference below {NOISE:g} standard errors is noise" if error else ""
+        return f"{line}. Try more steps, or more evaluation data{reason}"
     return f"{line}. Try {advice}"
+
+
+def shown(value: float, digits: int, sign: str = "-") -> str:
+    """A number with a given number of digits after the point, or more if it would read 0."""
+    text = f"{value:{sign}.{digits}f}"
+    return text if float(text) else f"{value:{sign}.1g}"
 
 
 def encoder_digest(encoder: torch.nn.Module) -> str:
@@ -268,6 +301,9 @@ class StepZeroCallback(TrainerCallback):
             ) from error
         if rows is not None and not isinstance(value := evaluator.metric_of(np.asarray(rows)), Number):
             raise InputError(f"metric_of of the evaluator must return a number, got {value!r:.100}")
+        known = getattr(evaluator, "smallest_differences", {})
+        if not isinstance(known, Mapping) or not all(isinstance(one, int | float) for one in known.values()):
+            raise InputError(f"smallest_differences of the evaluator must be a dict of numbers, got {known!r:.100}")
         metric = trainer.args.metric_for_best_model or getattr(evaluator, "primary_metric", None)
         rises = trainer.args.greater_is_better
         scores = Scores(

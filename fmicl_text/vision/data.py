@@ -32,7 +32,7 @@ from fmicl_text.vision.decoding import (
     upright_size,
 )
 from fmicl_text.vision.scan import num_threads, scan_images
-from fmicl_text.vision.sources import ImageRows, find_images
+from fmicl_text.vision.sources import ImageRows, ImageSource, find_images
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def load_images(
 
     Args:
         train_file, dataset_name, dataset_config, dataset_split, image_column, label_column, test_file, test_split:
-            See `sources.find_images`.
+            See `sources.ImageSource`.
         channels: Convert all images to grayscale (1) or RGB (3).
         held_out: Number of images, stratified by class, that are held out as test images. By default 5,000, but at
             most a fifth. It does not apply to sources with test images.
@@ -215,11 +215,11 @@ def load_images(
     """
     check_channels(channels)
     check_counts(held_out, validation, max_train_samples)
-    found = find_images(
+    source = ImageSource(
         train_file, dataset_name, dataset_config, dataset_split, image_column, label_column, test_file, test_split
     )
     sets, is_small = {}, {}
-    for name, rows in found.items():
+    for name, rows in find_images(source).items():
         sets[name], is_small[name] = read_images(rows, channels, progress)
     split = split_images(ImageSets(**sets), held_out, validation, max_train_samples)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -85,6 +85,7 @@ class ImageEvaluator:
     table: list[dict[str, Any]] = field(default_factory=list, init=False)
     row_name: str | None = field(default=None, init=False)
     observations: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
+    smallest_differences: ClassVar[dict[str, float]] = {"knn_accuracy": 0.1, "view_retrieval": 0.1}  # for the verdict
 
     def __post_init__(self) -> None:
         scored = self.test if self.validation is None else self.validation

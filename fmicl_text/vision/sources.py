@@ -19,7 +19,9 @@ from datasets.arrow_reader import ReadInstruction
 from fmicl_text.errors import InputError
 from fmicl_text.loading import translate_dataset_errors
 from fmicl_text.vision.folders import SPLITS
-from fmicl_text.vision.readers import (
+from fmicl_text.vision.hub_sets import read_hub, stream_hub
+from fmicl_text.vision.readers import paths_of, read_files
+from fmicl_text.vision.sets import (
     IMAGE_FEATURES,
     ImageSet,
     ImageStream,
@@ -27,11 +29,7 @@ from fmicl_text.vision.readers import (
     dataset_set,
     explain,
     hash_of,
-    paths_of,
     read_cached,
-    read_files,
-    read_hub,
-    stream_hub,
 )
 from fmicl_text.vision.tables import sorted_classes
 
@@ -63,17 +61,12 @@ class ImageRows:
     fingerprint: str
 
 
-def find_images(
-    train_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    dataset_name: str | os.PathLike[str] | None = None,
-    dataset_config: str | None = None,
-    dataset_split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
-    test_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    test_split: str | None = None,
-) -> dict[str, ImageRows]:
-    """Find training images and, if there are any, the official test and validation images.
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where to find training images and, if there are any, the official test and validation images.
 
     Args:
         train_file: A folder of images, or one or more .parquet or .arrow files, patterns or folders of such files. In
@@ -90,47 +83,86 @@ def find_images(
         test_file: Test images, as `train_file`. By default, those of a split test or validation of a local folder.
         test_split: Test split of the dataset or folder.
 
+    Raises:
+        InputError: Not exactly one source of training images is given, or several of test images.
+    """
+
+    train_file: Paths | None = None
+    dataset_name: str | os.PathLike[str] | None = None
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    image_column: str | None = None
+    label_column: str | None = None
+    test_file: Paths | None = None
+    test_split: str | None = None
+
+    def __post_init__(self) -> None:
+        test_file, test_split = self.test_file, self.test_split
+        if (self.train_file is None) == (self.dataset_name is None):
+            got = f"train_file={self.train_file} and dataset_name={self.dataset_name}"
+            raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
+        if test_file is not None and test_split is not None:
+            raise InputError(f"test_file={test_file} and test_split={test_split} are both given: pass one of them")
+        if test_split == self.dataset_split:
+            raise InputError(f"test_split={test_split} is also dataset_split")
+        if test_file is not None:
+            name, given = self.training
+            known = set(map(os.path.realpath, paths_of(given, name)))
+            if same := [path for path in paths_of(test_file, "test_file") if os.path.realpath(path) in known]:
+                raise InputError(f"test_file={same[0]} is also {name}")
+
+    @property
+    def training(self) -> tuple[str, Any]:
+        """The argument of the training images, train_file or dataset_name, and its value."""
+        if self.dataset_name is None:
+            return "train_file", self.train_file
+        return "dataset_name", self.dataset_name
+
+    @property
+    def hub_name(self) -> str | None:
+        """The name of a dataset that is not a local folder."""
+        name = None if self.dataset_name is None else os.fspath(self.dataset_name)
+        return None if name is None or os.path.isdir(name) else name
+
+    @property
+    def columns(self) -> tuple[str | None, str | None]:
+        """The columns of images and of classes."""
+        return self.image_column, self.label_column
+
+    def read_training(self, streaming: bool = False) -> dict[str, Any]:
+        """The sets of the training files or of the local folder; see `read_files`."""
+        name, given = self.training
+        return read_files(paths_of(given, name), name, self.dataset_config, *self.columns, streaming=streaming)
+
+    def read_test(self, train_classes: Sequence[str], streaming: bool = False) -> Any:
+        """The set of the test files."""
+        paths = paths_of(self.test_file, "test_file")
+        return _test_of(read_files(paths, "test_file", None, *self.columns, train_classes, streaming))
+
+
+def find_images(source: ImageSource) -> dict[str, ImageRows]:
+    """Find the images of a source.
+
     Returns:
         {"train": ...} and possibly "test" and "validation". Only the classes of the training images exist.
 
     Raises:
         InputError: An argument or the data is invalid, or a test class is not a training class.
     """
-    check_selection(train_file, dataset_name, dataset_split, test_file, test_split)
-    columns = image_column, label_column
-    dataset_name = None if dataset_name is None else os.fspath(dataset_name)
-    if dataset_name is None:
-        found = read_files(paths_of(train_file, "train_file"), "train_file", dataset_config, *columns)
-    elif os.path.isdir(dataset_name):
-        found = read_files([dataset_name], "dataset_name", dataset_config, *columns)
+    dataset_split, test_split = source.dataset_split, source.test_split
+    if source.hub_name is None:
+        found = source.read_training()
     else:
         wanted = dict.fromkeys(filter(None, (dataset_split, test_split)))
-        found = {split: read_hub(dataset_name, dataset_config, split, *columns) for split in wanted}
+        found = {split: read_hub(source.hub_name, source.dataset_config, split, *source.columns) for split in wanted}
     _check_distinct(found, dataset_split, test_split)
     sets = {"train": _select(found, dataset_split, "dataset_split")}
-    if test_file is not None:
-        names = _names(sets["train"])
-        sets["test"] = _test_of(read_files(paths_of(test_file, "test_file"), "test_file", None, *columns, names))
+    if source.test_file is not None:
+        sets["test"] = source.read_test(_names(sets["train"]))
     elif test_split is not None:
         sets["test"] = _select(found, test_split, "test_split")
     official = set(sets) - {"train"}
     return _with_common_classes(sets | _further(found, sets, dataset_split, test_split), official)
-
-
-def check_selection(train_file: Any, dataset_name: Any, split: str, test_file: Any, test_split: str | None) -> None:
-    """Raise `InputError` unless exactly one source of training images is given, and at most one of test images."""
-    if (train_file is None) == (dataset_name is None):
-        got = f"train_file={train_file} and dataset_name={dataset_name}"
-        raise InputError(f"exactly one of train_file and dataset_name is needed, got {got}")
-    if test_file is not None and test_split is not None:
-        raise InputError(f"test_file={test_file} and test_split={test_split} are both given: pass one of them")
-    if test_split == split:
-        raise InputError(f"test_split={test_split} is also dataset_split")
-    if test_file is not None:
-        name = "train_file" if dataset_name is None else "dataset_name"
-        known = set(map(os.path.realpath, paths_of(train_file if dataset_name is None else dataset_name, name)))
-        if same := [path for path in paths_of(test_file, "test_file") if os.path.realpath(path) in known]:
-            raise InputError(f"test_file={same[0]} is also {name}")
 
 
 def _name_of(split: str, found: Collection[str]) -> str:
@@ -171,17 +203,8 @@ def _further(
     return {split: one for split, one in rest.items() if not isinstance(one, InputError)}
 
 
-def stream_images(
-    train_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    dataset_name: str | os.PathLike[str] | None = None,
-    dataset_config: str | None = None,
-    dataset_split: str = "train",
-    image_column: str | None = None,
-    label_column: str | None = None,
-    test_file: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
-    test_split: str | None = None,
-) -> dict[str, ImageStream]:
-    """Streams of images: arguments as of `find_images`. Only the start of the data is read.
+def stream_images(source: ImageSource) -> dict[str, ImageStream]:
+    """Streams of the images of a source. Only the start of the data is read.
 
     Returns:
         {"train": ...} and possibly "test" and "validation".
@@ -189,26 +212,22 @@ def stream_images(
     Raises:
         InputError: An argument or the data is invalid.
     """
-    check_selection(train_file, dataset_name, dataset_split, test_file, test_split)
-    columns = image_column, label_column
-    dataset_name = None if dataset_name is None else os.fspath(dataset_name)
+    dataset_split, test_split = source.dataset_split, source.test_split
     splits = {"train": ("dataset_split", dataset_split)}
     if test_split is not None:
         splits["test"] = ("test_split", test_split)
     found: dict[str, Any] = {}
-    if dataset_name is not None and not os.path.isdir(dataset_name):
+    if source.hub_name is not None:
         streams = {
-            kind: stream_hub(dataset_name, dataset_config, split, *columns) for kind, (_, split) in splits.items()
+            kind: stream_hub(source.hub_name, source.dataset_config, split, *source.columns)
+            for kind, (_, split) in splits.items()
         }
     else:
-        given, name = (train_file, "train_file") if dataset_name is None else (dataset_name, "dataset_name")
-        found = read_files(paths_of(given, name), name, dataset_config, *columns, streaming=True)
+        found = source.read_training(streaming=True)
         _check_distinct(found, dataset_split, test_split)
         streams = {kind: _stream_of(found, split, argument) for kind, (argument, split) in splits.items()}
-    if test_file is not None:
-        names = getattr(streams["train"].label, "names", ())
-        tests = read_files(paths_of(test_file, "test_file"), "test_file", None, *columns, names, streaming=True)
-        streams["test"] = _test_of(tests)
+    if source.test_file is not None:
+        streams["test"] = source.read_test(getattr(streams["train"].label, "names", ()), streaming=True)
     return streams | _further(found, streams, dataset_split, test_split)
 
 

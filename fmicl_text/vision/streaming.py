@@ -22,8 +22,8 @@ from fmicl_text.errors import InputError
 from fmicl_text.loading import translate_dataset_errors
 from fmicl_text.vision.data import Crop, ImageSets, check_channels, check_counts, read_images, split_images, two_crops
 from fmicl_text.vision.decoding import UnreadableImageError, read_encoded
-from fmicl_text.vision.readers import ImageStream
-from fmicl_text.vision.sources import STREAM_BUFFER, first_rows, stream_images
+from fmicl_text.vision.sets import ImageStream
+from fmicl_text.vision.sources import STREAM_BUFFER, ImageSource, first_rows, stream_images
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def load_image_stream(
 
     Args:
         train_file, dataset_name, dataset_config, dataset_split, image_column, label_column, test_file, test_split:
-            See `sources.find_images`.
+            See `sources.ImageSource`.
         channels, held_out, validation, progress: See `data.load_images`.
 
     Raises:
@@ -61,9 +61,10 @@ def load_image_stream(
     """
     check_channels(channels)
     check_counts(held_out, validation, None)
-    streams = stream_images(
+    source = ImageSource(
         train_file, dataset_name, dataset_config, dataset_split, image_column, label_column, test_file, test_split
     )
+    streams = stream_images(source)
     official = {"test"} if test_file is not None or test_split is not None else set()
     found = first_rows(max(START, 2 * ((held_out or 0) + validation)), **streams, official=official)
     sets = {split: read_images(rows, channels, progress)[0] for split, rows in found.items()}

@@ -111,9 +111,8 @@ def test_a_run_without_selection_ends_with_a_verdict(bert_folder, tmp_path, caps
     save_run(trainer, after)
     print_verdict(trainer)
     line = capsys.readouterr().out.strip().splitlines()[-1]
-    assert line.startswith(
-        f"Verdict: {outcome} than before training: score 0.0000 -> {change:.4f} ({change:+.4f} +- 0."
-    )
+    difference = f"{change:+.4f}" if change else "+0"
+    assert line.startswith(f"Verdict: {outcome} than before training: score 0.0000 -> {change:.4f} ({difference} +- 0.")
     assert "on 100 texts of my.txt)" in line and ("the encoder of step 4 is saved" in line) == (outcome != "better")
     assert ("--load_best_model_at_end True, " in line and "--learning_rate (now 0.001)" in line) == (outcome == "worse")
     results = json.loads((tmp_path / "results.json").read_text())

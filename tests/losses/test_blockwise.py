@@ -7,8 +7,9 @@ import torch
 
 from fmicl_text import FDivergence, FMICLLoss
 from fmicl_text.losses.blockwise import NEGATIVE_TERMS, blocks, distinct, ids_of_ranks
-from fmicl_text.losses.contrastive import BLOCKWISE_FROM, IN_BATCH, OBJECTIVES, AlignUniformLoss, InfoNCELoss
+from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES, AlignUniformLoss, InfoNCELoss
 from fmicl_text.losses.divergences import DIVERGENCES
+from fmicl_text.losses.pairs import BLOCKWISE_FROM
 from fmicl_text.losses.similarity import gradient_of_rows, unit_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:divergence .* fails the uniformity condition")
@@ -88,7 +89,7 @@ def test_alignment_uniformity_at_both_ends_of_gamma(gamma):
 def test_chosen_automatically_for_large_batches(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "fmicl_text.losses.contrastive.OnePass.apply", lambda *a: calls.append(len(a[3])) or (torch.zeros(()),) * 3
+        "fmicl_text.losses.pairs.OnePass.apply", lambda *a: calls.append(len(a[3])) or (torch.zeros(()),) * 3
     )
     for rows in (BLOCKWISE_FROM - 1, BLOCKWISE_FROM):
         FMICLLoss("kl", 20.0, 1.0)(*[torch.randn(rows, 4)] * 2)

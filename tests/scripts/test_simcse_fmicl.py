@@ -224,6 +224,27 @@ def run_in_process(folder, monkeypatch, *flags):
     runpy.run_path(str(RECIPE), run_name="__main__")
 
 
+def test_settings_yaml_repeats_a_run_and_measures_for_another(material, monkeypatch, capsys):
+    folder, flags = material
+    argv = [*flags[: flags.index("--gamma")], *flags[flags.index("--gamma") + 4 :], "--max_steps", "2"]
+    run_in_process(folder, monkeypatch, *argv, "--output_dir", "auto")
+    config = ("--config", "auto/settings.yaml")
+    run_in_process(folder, monkeypatch, *config, "--output_dir", "again")
+    printed = capsys.readouterr().out
+    config = ("--config", "again/settings.yaml")
+    run_in_process(folder, monkeypatch, *config, "--output_dir", "js", "--divergence", "js")
+    assert "measured again" not in printed and "are measured again" in capsys.readouterr().out
+    first, second, js = (json.loads((folder / name / "results.json").read_text()) for name in ("auto", "again", "js"))
+    assert first["hyperparameters"] == second["hyperparameters"] and first["after"] == second["after"]
+    assert "alpha" in {name for entry in js["log_history"] for name in entry}
+    assert js["hyperparameters"]["alpha"] != first["hyperparameters"]["alpha"]
+    settings = [yaml.safe_load((folder / name / "settings.yaml").read_text()) for name in ("auto", "js")]
+    assert [one["alpha"] for one in settings] == [one["hyperparameters"]["alpha"] for one in (first, js)]
+    for output_dir in ("auto", "again"):
+        run_in_process(folder, monkeypatch, *config, "--output_dir", output_dir, "--resume_from_checkpoint", "auto")
+        assert "already contains this finished run" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_held_out_texts_select_the_checkpoint(material, monkeypatch, capsys):
     """Without graded pairs, offline. They are not trained on, and the saved encoder has the best score."""

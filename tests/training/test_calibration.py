@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokenization import training_rows
 from fmicl_text.training import calibration
 from fmicl_text.training.checkpoint import saved_run
+from fmicl_text.training.search import default_space
 from fmicl_text.vision.data import Images, TrainingRows, collate_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel
@@ -36,6 +38,11 @@ from tests.support import (
 )
 
 AUTO = {"alpha": "auto", "gamma": "auto"}
+
+
+@pytest.fixture(autouse=True)
+def each_batch_by_itself(monkeypatch):
+    monkeypatch.setattr(calibration, "JOINED_ROWS", 1)
 
 
 def unit(rows):
@@ -215,6 +222,32 @@ def test_momentum_encoders_and_queues_are_measured_with_real_keys(bert_folder, t
     assert same(weights(trainer), weights(again))
 
 
+@pytest.mark.parametrize("method", [{"queue_size": 16}, {"predictor": True}], ids=["moco", "mocov3"])
+def test_both_directions_of_a_batch_are_one_entry(bert_folder, tmp_path, monkeypatch, method):
+    """They share all embeddings. As two entries, they would make the standard error too small, and two batches would
+    count as four."""
+    totals = []
+    measure = calibration.measure_balance
+    monkeypatch.setattr(calibration, "measure_balance", lambda *given: totals.append(measure(*given)) or totals[-1])
+    monkeypatch.setattr(calibration, "STABLE", 1e9)  # the fewest batches
+    trainer = make_momentum_trainer(bert_folder, tmp_path, method, alpha="auto", gamma="auto")
+    calls = {"balance": [], "distances": []}
+    for name, found in calls.items():
+        own = getattr(trainer.loss, name)
+        record = lambda *given, own=own, found=found: found.append(own(*given)) or found[-1]  # noqa: E731
+        object.__setattr__(trainer.loss, name, record)
+    trainer.train()
+    (total,) = totals
+    assert [len(total.positive), len(calls["balance"]), len(calls["distances"])] == [4, 8, 8]
+    for name in ("positive", "negative"):
+        values = np.array([getattr(one, name)[0] for one in calls["balance"]])
+        assert getattr(total, name) == pytest.approx(tuple(values.reshape(4, 2).mean(1)))
+    assert trainer.loss.alpha == pytest.approx(sum(total.positive) / sum(total.negative))
+    deviations = [a / np.mean(total.positive) - b / np.mean(total.negative) for a, b in
+                  zip(total.positive, total.negative, strict=True)]  # fmt: skip
+    assert logged(trainer, "alpha_relative_error") == [pytest.approx(np.linalg.norm(deviations) / math.sqrt(12))]
+
+
 @pytest.mark.parametrize("automatic", [{"alpha": "auto"}, {"gamma": "auto"}, AUTO], ids=str)
 def test_a_resumed_run_takes_the_recorded_number(bert_folder, tmp_path, monkeypatch, automatic):
     settings = SAVING | {"columns": PAIR_COLUMNS, "dataset": padded_pairs(64)} | automatic
@@ -241,6 +274,21 @@ def test_a_second_training_measures_again_and_a_changed_number_stays(bert_folder
     trainer.loss.alpha = 7.0
     trainer.train()
     assert trainer.loss.alpha == 7.0
+
+
+def test_a_training_after_a_resume_measures_again(bert_folder, tmp_path):
+    """Numbers of the checkpoint were measured too: they are those of other weights, and no numbers to search around."""
+    settings = SAVING | {"learning_rate": 0.1} | AUTO
+    make_trainer(bert_folder, tmp_path, **settings).train()
+    checkpoint = min(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    trainer = make_trainer(bert_folder, tmp_path, **settings)
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    resumed = trainer.loss.alpha
+    trial = SimpleNamespace(suggest_float=lambda name, *between, log: between)
+    assert list(default_space(trainer)(trial)) == ["learning_rate"]
+    trainer.args.overwrite_output_dir = True
+    trainer.train()
+    assert trainer.loss.alpha != resumed == saved_run(checkpoint)["alpha"]
 
 
 def test_several_processes_have_one_alpha(no_dropout_folder, tmp_path):
@@ -342,3 +390,32 @@ def test_numbers_of_another_order_are_not_taken_from_a_checkpoint(bert_folder, t
     with pytest.warns(UserWarning, match="tsallis_order 4.0 -> 0.5"):
         other.train(resume_from_checkpoint=str(checkpoint))
     assert other.loss.gamma >= 5 and saved_run(checkpoint)["gamma"] < 5
+
+
+# ---- small batches
+
+
+def joined_alpha(folder, output_dir, rows, monkeypatch, **options):
+    """A trainer with batches of 8, and the sizes of the batches that were measured."""
+    monkeypatch.setattr(calibration, "JOINED_ROWS", 64)
+    texts = sentences(rows)
+    dataset = Dataset.from_dict({"text": texts, "length": list(map(len, texts))})
+    trainer = make_trainer(folder, output_dir, dataset=dataset, max_steps=1, **AUTO, **options)
+    seen = recording(trainer)
+    trainer.train()
+    return trainer, seen
+
+
+def test_small_batches_are_joined(bert_folder, tmp_path, monkeypatch):
+    """alpha is the ratio of the means over all pairs of 64 rows, also over those of different batches."""
+    trainer, seen = joined_alpha(bert_folder, tmp_path, 150, monkeypatch)
+    assert [len(x) for x, _ in seen] == [64, 64, 16]
+    parts = [balances(x, y, trainer.loss.gamma, math.exp) for x, y in seen]
+    positive, negative = (sum(values) / 3 for values in zip(*parts, strict=True))
+    assert trainer.loss.alpha == pytest.approx(positive / negative, rel=1e-4)
+
+
+def test_batches_of_similar_lengths_are_not_joined(bert_folder, tmp_path, monkeypatch):
+    """Their pairs are closer than those of different batches."""
+    _, seen = joined_alpha(bert_folder, tmp_path, 96, monkeypatch, train_sampling_strategy="group_by_length")
+    assert {len(x) for x, _ in seen} == {8}

@@ -8,10 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
 from fmicl_text.errors import InputError, Interrupted
+from fmicl_text.evaluation import STSEvaluator, UnlabeledEvaluator
+from fmicl_text.evaluation.retrieval import RetrievalEvaluator
 from fmicl_text.training.checkpoint import checkpoints_in, saved_run, write_manifest
 from fmicl_text.training.verdict import Scores, Verdict, compare, describe, encoder_digest
+from fmicl_text.vision.evaluator import ImageEvaluator
 from tests.support import Signal, make_family_trainer, make_trainer, peft_or_skip, same, sts_pairs, trained, weights
 
 MEAN = SimpleNamespace(metric_of=lambda rows: float(rows.mean()))
@@ -66,6 +70,76 @@ def test_a_difference_counts_from_twice_its_standard_error():
         assert last.num_items == 100 and (last.before, last.step) == (0.0, 7)
         falling = compare(scores(0, np.zeros(100)), scores(7, noise - difference, rises=False), MEAN, True)
         assert falling.outcome == with_selection
+
+
+RISES, FALLS, PERCENT = True, False, "sts_spearman"
+
+
+@pytest.mark.parametrize(
+    "evaluator, metric, rises, before, least",
+    [
+        (STSEvaluator, "sts_spearman", RISES, 60.0, 0.1),
+        (STSEvaluator, "sts_pearson", RISES, 0.5, 0.1),  # percent, although it is below 1
+        (STSEvaluator, "sts_uniformity", FALLS, -2.5, 0.0025),
+        (UnlabeledEvaluator, "held_out_nats", RISES, 4.0, 0.01),
+        (UnlabeledEvaluator, "held_out_mrr", RISES, 40.0, 0.1),
+        (UnlabeledEvaluator, "held_out_effective_rank", RISES, 40.0, 0.04),
+        (ImageEvaluator, "knn_accuracy", RISES, 40.0, 0.1),
+        (ImageEvaluator, "view_retrieval", RISES, 40.0, 0.1),
+        (ImageEvaluator, "alignment", FALLS, 0.4, 0.0004),
+        (RetrievalEvaluator, "cosine_ndcg@10", RISES, 0.3, 0.001),
+        (EmbeddingSimilarityEvaluator, "spearman_cosine", RISES, 0.1, 0.001),
+        (SimpleNamespace, "loss", FALLS, 1e-4, 1e-7),
+        (SimpleNamespace, "score", RISES, 60.0, 0.06),
+        (SimpleNamespace, "score", RISES, -60.0, 0.06),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_difference_that_is_too_small_to_matter_is_no_better(evaluator, metric, rises, before, least):
+    """Also without noise, and in both directions."""
+    for share, outcomes in ((0.9, ("no better", "no better")), (1.05, ("better", "worse"))):
+        for sign, outcome in zip((1, -1), outcomes, strict=True):
+            after = before + sign * share * least * (1 if rises else -1)
+            start, end = (Scores(step, {metric: value}, metric, rises) for step, value in ((0, before), (3, after)))
+            verdict = compare(start, end, evaluator, False)
+            assert verdict.outcome == outcome and verdict.smallest_difference == pytest.approx(least, rel=0.01)
+            assert compare(start, end, evaluator, True).saved_step == (3 if outcome == "better" else 0)
+
+
+def test_exactly_the_smallest_difference_counts():
+    start, end = (Scores(step, {PERCENT: value}, PERCENT) for step, value in ((0, 60.4), (3, 60.5)))
+    assert compare(start, end, STSEvaluator, True).outcome == "better"  # 60.5 - 60.4 is 0.1 only up to rounding
+
+
+def test_a_tiny_difference_beyond_its_noise_is_no_better():
+    """Every item is better by the same amount, so that the noise is 0."""
+    rows = np.linspace(0, 1, 100)
+    verdict = compare(scores(0, rows), scores(4, rows + 4e-4), MEAN, True)
+    assert verdict.outcome == "no better" and verdict.standard_error < 1e-9 and verdict.saved_step == 0
+    line = describe(verdict, "", "X")
+    assert "0.5000 -> 0.5004 at step 4 (+0.0004 +- " in line and " +- 0.0" not in line
+    assert line.endswith(
+        "the encoder is saved as it came. Try more steps, or a larger learning_rate: a difference below 0.001 is too "
+        "small to matter"
+    )
+
+
+def test_noise_and_difference_never_read_zero():
+    values = {"metric": "m", "num_items": 9, "step": 2, "saved_step": 0, "smallest_difference": 0.1}
+    small = Verdict("no better", before=60.0, after=60.0 + 2e-3, difference=2e-3, standard_error=4e-4, **values)
+    assert "60.00 -> 60.00 at step 2 (+0.002 +- 0.0004)" in describe(small, "", "X")
+    none = Verdict("no better", before=60.0, after=60.0, difference=0.0, standard_error=0.0, **values)
+    assert "(+0 +- 0)" in describe(none, "", "X")
+
+
+@pytest.mark.parametrize("least", [0.1, {"score": "x"}], ids=str)
+def test_smallest_differences_that_are_no_numbers_end_the_run_before_training(bert_folder, tmp_path, least):
+    evaluator = Scripted(0.5)
+    evaluator.smallest_differences = least
+    trainer = selecting(bert_folder, tmp_path, evaluator)
+    with pytest.raises(InputError, match=r"^smallest_differences of the evaluator must be a dict of numbers, got"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_observations_of_another_metric_give_no_standard_error():
@@ -143,10 +217,15 @@ def test_the_best_step_must_be_better_by_more_than_the_noise(bert_folder, tmp_pa
     assert trainer.verdict.outcome == ("better" if kept else "no better")
 
 
-def test_without_noise_any_gain_counts(bert_folder, tmp_path):
-    trainer = trained(selecting(bert_folder, tmp_path / "a", Scripted(80.0, 80.001, 79.0, noise=0)))
+def test_without_noise_a_gain_counts_unless_it_is_too_small(bert_folder, tmp_path):
+    trainer = trained(selecting(bert_folder, tmp_path / "a", Scripted(80.0, 80.1, 79.0, noise=0)))
     assert trainer.verdict.outcome == "better" and trainer.state.best_global_step == 2
     assert trainer.verdict.standard_error is None and "its noise is unknown" in trainer.verdict.text
+    small = Scripted(80.0, 80.05, 79.0, noise=0)
+    too_small = trained(selecting(bert_folder, tmp_path / "c", small))
+    assert too_small.verdict.outcome == "no better" and too_small.state.best_global_step == 0
+    small.smallest_differences, small.calls = {"score": 0.05}, 0  # the evaluator's own
+    assert trained(selecting(bert_folder, tmp_path / "d", small)).verdict.outcome == "better"
     same_score = trained(selecting(bert_folder, tmp_path / "b", Scripted(80.0, noise=0)))
     assert same_score.verdict.outcome == "no better" and same_score.state.best_global_step == 0
 

@@ -13,7 +13,7 @@ import xxhash
 from fmicl_text.errors import InputError
 from fmicl_text.vision import scan as module
 from fmicl_text.vision.scan import read_scan, scan_images
-from fmicl_text.vision.sources import find_images
+from fmicl_text.vision.sources import ImageSource, find_images
 from tests.support import picture, run_ranks
 
 BROKEN = {7: b"no image", 150: b""}
@@ -28,7 +28,7 @@ def found(tmp_path, monkeypatch):
     for i in range(200):
         content = picture(size=SIZES[i % 3], seed=i, kind="JPEG" if i % 2 else "PNG")["bytes"]
         (tmp_path / "images" / f"{i:03}.jpg").write_bytes(BROKEN.get(i, content))
-    return find_images(str(tmp_path / "images"))["train"]
+    return find_images(ImageSource(str(tmp_path / "images")))["train"]
 
 
 def check(scan):

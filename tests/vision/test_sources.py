@@ -13,13 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from fmicl_text.errors import InputError
-from fmicl_text.vision.sources import find_images, first_rows, stream_images
+from fmicl_text.vision import sources
+from fmicl_text.vision.sources import ImageSource, first_rows
 from tests.support import image_parquet, picture
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def find_images(*arguments, **named):
+    return sources.find_images(ImageSource(*arguments, **named))
+
+
+def stream_images(*arguments, **named):
+    return sources.stream_images(ImageSource(*arguments, **named))
 
 
 def make(folder, *names):
@@ -477,8 +486,8 @@ def test_a_table_is_read_again_when_it_changes(tmp_path):
 
 
 def test_large_files_are_not_hashed(tmp_path, monkeypatch):
-    monkeypatch.setattr("fmicl_text.vision.readers._HASHED_BYTES", 10)
-    monkeypatch.setattr("fmicl_text.vision.readers.cache_of", None)
+    monkeypatch.setattr("fmicl_text.vision.sets._HASHED_BYTES", 10)
+    monkeypatch.setattr("fmicl_text.vision.sets.cache_of", None)
     path = write_table(tmp_path / "t.parquet", image=encoded(), label=[0, 0, 1, 1])
     first = find_images(path)["train"]
     write_table(tmp_path / "t.parquet", image=encoded(), label=[1, 0, 0, 0])
@@ -676,7 +685,7 @@ def test_datasets_on_the_hub(monkeypatch):
         return rows.to_iterable_dataset() if streaming else rows
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("fmicl_text.vision.readers.stream_fingerprint", lambda name, config: f"{name} {config}")
+    monkeypatch.setattr("fmicl_text.vision.hub_sets.stream_fingerprint", lambda name, config: f"{name} {config}")
     found = find_images(dataset_name="who/pictures", dataset_config="tiny")
     assert set(found) == {"train"} and found["train"].labels.tolist() == [1, 0, 0, 1]
     assert found["train"].classes == ("a", "b") and found["train"].source == f"who/pictures/tiny [train] @{commit}"

@@ -23,7 +23,7 @@ from fmicl_text.vision import streaming
 from fmicl_text.vision.data import ImageSets, collate_images, load_images
 from fmicl_text.vision.encoder import new_image_encoder
 from fmicl_text.vision.model import ImageContrastiveModel
-from fmicl_text.vision.sources import first_rows, stream_images
+from fmicl_text.vision.sources import ImageSource, first_rows, stream_images
 from fmicl_text.vision.streaming import StreamedRows, load_image_stream
 from fmicl_text.vision.views import ImageViews
 from tests.support import IMAGE_FAMILIES, picture, run_ranks, same, weights
@@ -57,7 +57,7 @@ def gray(value):
 
 
 def rows_of(path, excluded=None, seed=3, batch_size=4, **options):
-    stream = stream_images(path)["train"]
+    stream = stream_images(ImageSource(path))["train"]
     return StreamedRows(stream, excluded, 3, 4, CROP, seed, batch_size, **options)
 
 
@@ -219,7 +219,7 @@ def image_trainer(path, output_dir, workers, **settings):
         str(output_dir), per_device_train_batch_size=4, max_steps=6, eval_strategy="no", save_strategy="steps",
         save_steps=4, dataloader_num_workers=workers, dataloader_persistent_workers=workers > 0, **settings,
     )  # fmt: skip
-    rows = StreamedRows(stream_images(path)["train"], None, 3, 8, CROP, args.seed, 4)
+    rows = StreamedRows(stream_images(ImageSource(path))["train"], None, 3, 8, CROP, args.seed, 4)
     views = ImageViews("cifar", 8, (0.5,) * 3, (0.25,) * 3)
     return FMICLTrainer(model, args, train_dataset=rows, data_collator=collate_images, views=views)
 
@@ -294,7 +294,7 @@ def test_a_hub_style_folder_and_a_stream_without_classes(tmp_path):
     (tmp_path / "data" / "README.md").write_text(
         "---\nconfigs:\n- config_name: part\n  data_files:\n  - split: train\n    path: train-00000-*\n---\n"
     )
-    stream = stream_images(dataset_name=path, dataset_config="part")["train"]
+    stream = stream_images(ImageSource(dataset_name=path, dataset_config="part"))["train"]
     rows = first_rows(99, stream)["train"]
     assert len(rows.labels) == 8 and rows.classes == ("cat", "dog") and stream.fingerprint
     assert sorted(values(itertools.islice(StreamedRows(stream, None, 3, 4, CROP, 0, 4), 8))) == list(range(8))
@@ -303,6 +303,6 @@ def test_a_hub_style_folder_and_a_stream_without_classes(tmp_path):
 def test_excluding_everything_is_an_error(tmp_path):
     path = shards(tmp_path / "data", 6)
     images = load_images(path, held_out=0, progress=False).train
-    rows = StreamedRows(stream_images(path)["train"], ImageSets(images, images), 3, 4, CROP, 0, 4)
+    rows = StreamedRows(stream_images(ImageSource(path))["train"], ImageSets(images, images), 3, 4, CROP, 0, 4)
     with pytest.raises(InputError, match="no image can be trained on: its images are held out"):
         next(iter(rows))
