@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-fast soak check format wheel clean
+.PHONY: quickstart test test-fast studies soak check format wheel clean
 
 quickstart: .venv/runtime
 	$(OFFLINE) $(BIN)/fmicl-text train --divergence kl --output_dir runs/quickstart --overwrite_output_dir
@@ -19,6 +19,10 @@ test: .venv/ready
 # without the tests marked slow
 test-fast: .venv/ready
 	$(OFFLINE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+
+# the comparisons of recipes/studies with their number of runs and cost
+studies: .venv/runtime
+	@$(BIN)/python recipes/compare.py --list recipes/studies/*.yaml
 
 # crash, memory, file and fuzz tests, about an hour; results in tests/README.md
 soak: .venv/ready
