@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fmicl_text.training.trainer import FMICLTrainer
 
 MIN_BATCHES, MAX_BATCHES = 4, 32
+MIN_BATCHES_OF_ALPHA = 8  # the order statistics of fewer are no measure of its error
 STABLE = 0.05  # relative standard error of alpha
 # Smaller batches are joined up to this number of rows: alpha depends on the closest negative pairs, which are rare, and
 # the number of pairs grows with the square of the rows.
@@ -147,7 +148,7 @@ def measure_gamma(trainer: FMICLTrainer, model: nn.Module) -> None:
 
 def measure_balance(trainer: FMICLTrainer, model: nn.Module) -> Balance:
     """The `Balance` of the trainer's loss over the first batches of the training data, in training mode and without
-    gradient: until the relative standard error of alpha is below `STABLE`, but at least `MIN_BATCHES`.
+    gradient: until the relative standard error of alpha is below `STABLE`, but at least `MIN_BATCHES_OF_ALPHA`.
 
     Every process must call this. Random states, and the weights and buffers of the model, are as before.
     """
@@ -157,7 +158,7 @@ def measure_balance(trainer: FMICLTrainer, model: nn.Module) -> Balance:
         for calls in batches:
             total += one_entry(sum((loss.balance(*arguments) for arguments in calls), Balance()))
             error = total.relative_error
-            if len(total.positive) >= MIN_BATCHES and error is not None and error < STABLE:
+            if len(total.positive) >= MIN_BATCHES_OF_ALPHA and error is not None and error < STABLE:
                 break
     return total
 
