@@ -171,7 +171,10 @@ def test_early_stopping_ends_the_run(material, monkeypatch, capsys):
     assert verdict["outcome"] == "no better" and verdict["difference"] == verdict["standard_error"] == 0
     assert (verdict["metric"], verdict["num_items"], verdict["saved_step"]) == ("sts_spearman", 12, 0)
     line = capsys.readouterr().out.strip().splitlines()[-1]
-    assert line == f"Verdict: {verdict['text']}" and "on 12 pairs of dev.tsv); the encoder is saved as it came" in line
+    assert (
+        line == f"Verdict: {verdict['text']}".replace("learning_rate", "--learning_rate")
+        and "on 12 pairs of dev.tsv); the encoder is saved as it came" in line
+    )
     card = (material[0] / "stopped" / "README.md").read_text()
     assert "| best step (saved) | 0, the encoder before training |" in card
     assert "\nNo better than before training: sts_spearman" in card and "the encoder is saved as it came. The" in card
