@@ -134,6 +134,8 @@ class Study:
             value = getattr(self, name)
             if not isinstance(value, kind) or (kind is not str and not value and name in ("rows", "seeds", "metrics")):
                 raise InputError(f"{name}: must be {names[kind]}, got {value!r}")
+        if untitled := [title for title in self.metrics.values() if not isinstance(title, str)]:
+            raise InputError(f"metrics: titles must be text, got {untitled[0]!r}")
         if self.recipe not in PARSERS:
             raise InputError(f"recipe: must be {' or '.join(PARSERS)}, got {self.recipe}")
         if any(type(seed) is not int or seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
@@ -142,6 +144,8 @@ class Study:
             where = f"rows, number {place}" if isinstance(place, int) else str(place) or "columns"
             if not isinstance(settings, dict):
                 raise InputError(f"{where}: must be a mapping of options, got {settings!r}")
+            if unnamed := [name for name in settings if not isinstance(name, str)]:
+                raise InputError(f"{where}: the name of an option must be text, got {unnamed[0]!r}")
             if reserved := [name for name in settings if name in RESERVED]:
                 raise InputError(f"{where}: {reserved[0]} is set by this script")
         names_of_rows = [name for name, _ in self.settings()]
@@ -158,7 +162,7 @@ class Study:
             for chosen in product(*values.values()):
                 options = dict(zip(values, chosen, strict=True))
                 varied = {key: value for key, value in options.items() if len(values[key]) > 1}
-                name = row_name(options) if "name" not in row else ", ".join([row["name"], *row_parts(varied)])
+                name = row_name(options) if "name" not in row else ", ".join([str(row["name"]), *row_parts(varied)])
                 found.append((name, options))
         return found
 
@@ -364,8 +368,13 @@ def code_hash() -> str:
 
 def execute(study: Study, runs: Sequence[Run], folder: Path, jobs: int, threads: int) -> None:
     """Execute all runs that are not finished, `jobs` at a time. The first one that fails ends all."""
+    if folder.is_dir() and any(folder.iterdir()) and not ((folder / "runs").is_dir() and (folder / "logs").is_dir()):
+        raise InputError(f"--output_dir {folder}: contains other files; choose a new or empty folder")
     for name in ("runs", "logs", "encoders"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output_dir {folder}: {error.strerror}") from error
     missing = [run for run in runs if record_of(run, folder) is None]
     runner = Runner(study, folder, threads)
     progress = tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", smoothing=0)

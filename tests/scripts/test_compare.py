@@ -82,6 +82,8 @@ def test_every_setting_is_run_with_every_seed(compare, tmp_path):
         (("baseline: InfoNCE, temperature 0.1", "baseline: infonce"), "baseline: must be one of the rows kl, gamma 5"),
         (("max_steps: 2", "seed: 2"), "options: seed is set by this script"),
         (("- {objective: infonce, temperature: [0.05, 0.1], name: InfoNCE}", "- kl"), "rows, number 2: must be a map"),
+        (("gamma: [5, 10.0]", "1: 5"), "rows, number 1: the name of an option must be text, got 1"),
+        (("{sts_spearman: STS}", "{sts_spearman: [STS]}"), "metrics: titles must be text, got ['STS']"),
         (("[1, 2, 3]", "*seeds"), "aliases (*name) are not supported"),
     ],
 )
@@ -101,6 +103,27 @@ def test_mistakes_in_options_are_found_before_the_first_run(compare, tmp_path):
         study.runs({})
     with pytest.raises(InputError, match="--variables dat: the study has data"):
         study.runs({"dat": "x"})
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(compare, tmp_path):
+    study = compare.load_study(study_file(tmp_path, STUDY))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"--output_dir .*file: Not a directory"):
+        compare.execute(study, study.runs({}), tmp_path / "file", 1, 1)
+
+
+def test_a_folder_with_other_files_is_left_alone(compare, tmp_path):
+    study = compare.load_study(study_file(tmp_path, STUDY))
+    with pytest.raises(InputError, match="contains other files"):
+        compare.execute(study, study.runs({}), tmp_path, 1, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_names_that_are_numbers_are_text(compare, tmp_path):
+    text = STUDY.replace("name: InfoNCE", "name: 7").replace("one:", "128:").replace("baseline: InfoNCE", "baseline: 7")
+    study = compare.load_study(study_file(tmp_path, text))
+    assert {run.column for run in study.runs({})} == {"128", "two"}
+    assert {run.row for run in study.runs({})} >= {"7, temperature 0.05", "7, temperature 0.1"}
 
 
 def result(score, before=50.0, alpha=None, **more):
