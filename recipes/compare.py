@@ -291,7 +291,11 @@ class Runner:
             return
         with self.locked_log(run) as log:
             if record_of(run, self.folder) is None:  # of a process that went on after this script was killed
-                self.execute(run, log)
+                try:
+                    self.execute(run, log)
+                except BaseException:
+                    self.stopped = True  # before this thread begins the next run
+                    raise
 
     @contextmanager
     def locked_log(self, run: Run) -> Iterator[Any]:
