@@ -6,7 +6,8 @@
     python eval/adaptation.py score --folder docs --model before=MODEL adapt=runs/adapt-{1,2,3} --sts_dev_file DEV.tsv
 
 The corpus has paragraphs of prose from .rst and .md files, descriptions and docstrings, with the package as label. The
-score is the k-NN accuracy of packages on paragraphs of files that training does not see, and STS-B dev. The peers are
+scores are the k-NN accuracy of packages on paragraphs of files that training does not see, search of the second half of
+such a paragraph by the first, and STS-B dev. The peers are
 TSDAE and SimCSE of sentence-transformers, stopped after a given CPU time of the process. eval/README.md describes the
 protocol.
 """
@@ -39,6 +40,7 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss, MultipleNegativesRankingLoss
+from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, set_seed
 
@@ -206,14 +208,39 @@ class Neighbors:
         return knn_accuracies(train, a, test, b, [K], [TEMPERATURE])[K, TEMPERATURE]
 
 
+class Search:
+    """Search of an encoder: the first half of a paragraph is the query, the second halves are the documents.
+
+    Args:
+        folder: The corpus.
+        part: dev or test.
+    """
+
+    def __init__(self, folder: Path, part: str) -> None:
+        words = [row["text"].split() for row in read_part(folder, part)]
+        self.first, self.second = (
+            [" ".join(half) for half in halves] for halves in zip(*map(in_halves, words), strict=True)
+        )
+
+    def __call__(self, encoder: SentenceTransformer) -> float:
+        """Percent of the queries whose own second half is the nearest by cosine."""
+        queries, found = encode_sentences(encoder, self.first + self.second).chunk(2)
+        nearest = (normalize(queries, dim=1) @ normalize(found, dim=1).T).argmax(1)
+        return 100 * (nearest == torch.arange(len(nearest))).double().mean().item()
+
+
+def in_halves(words: list[str]) -> tuple[list[str], list[str]]:
+    return words[: len(words) // 2], words[len(words) // 2 :]
+
+
 def score(args: argparse.Namespace) -> None:
     """Print a table with one row per name, and write the scores of every model."""
-    neighbors = Neighbors(args.folder, args.part)
+    neighbors, search = Neighbors(args.folder, args.part), Search(args.folder, args.part)
     pairs = load_pairs(args.sts_dev_file) if args.sts_dev_file else None
     results: list[dict[str, Any]] = []
     for name, path in map(named_model, args.model):
         encoder = open_encoder(path)
-        metrics = {f"k-NN, {args.part}": neighbors(encoder)}
+        metrics = {f"k-NN, {args.part}": neighbors(encoder), f"search, {args.part}": search(encoder)}
         if pairs is not None:
             metrics["STS-B dev"] = evaluate_sts(partial(encode_sentences, encoder), pairs)["spearman"]
         setup = encoder_metadata(path, encoder) | {"versions": library_versions()}

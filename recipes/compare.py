@@ -12,6 +12,7 @@ A study is a YAML file:
     seeds: [1, 2, 3]
     metrics: {knn_accuracy: k-NN}    # a metric of results.json or a column of its probes; its title in the table
     hyperparameters: [alpha]         # optional: shown as well, such as those that the recipe measures
+    curves: {loss: loss}             # optional: logged values to plot along training; their titles in the plot
     baseline: infonce, temperature 0.5
     options: {max_steps: 100}        # options of the recipe, for all runs
     columns:                         # optional: settings that become columns of the table, such as data or encoders
@@ -24,9 +25,11 @@ A study is a YAML file:
 An option that takes several values is given as a list in `options` and `columns`, and as a list in a list in `rows`.
 `{data}` in a value is replaced by --variables data=..., whose default the study can give (variables: {data: data}).
 
+`mine:power` is the attribute `power` of a module mine.py beside the YAML file (or of an installed one).
+
 The output folder contains the record of every run (runs/*.json), the output of the recipe (logs/), and table.md,
-table.json and table.png. Started again, a study continues: runs that are finished are not repeated, and a run with
-checkpoints resumes from the last one. Encoders are deleted after their run unless keep_encoders is true.
+table.json, table.png and curves.png. Started again, a study continues: runs that are finished are not repeated, and a
+run with checkpoints resumes from the last one. Encoders are deleted after their run unless keep_encoders is true.
 
 Differences are paired by seed. Their 95% intervals are those of Student's t: a bootstrap over three to five seeds would
 be too narrow.
@@ -41,37 +44,30 @@ from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that ta
 import argparse
 import fcntl
 import os
-import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-from matplotlib.figure import Figure
-from scipy import stats
 from tqdm.auto import tqdm
 
 import fmicl_text
 from fmicl_text.cli.checks import whole_number
-from fmicl_text.cli.parser import ArgumentParser, LoaderWithoutAliases, cli_errors
+from fmicl_text.cli.parser import ArgumentParser, cli_errors
 from fmicl_text.cli.streams import Stopped
+from fmicl_text.cli.study import Run, Study, load_study
+from fmicl_text.cli.study_tables import values_of, write_tables
 from fmicl_text.cli.text import parse_args as parse_text_args
 from fmicl_text.cli.vision import parse_vision_args
 from fmicl_text.errors import InputError
-from fmicl_text.evaluation.plots import save_figure
-from fmicl_text.evaluation.report import library_versions, markdown_table, mean_std, write_json
+from fmicl_text.evaluation.report import markdown_table, write_json
 from fmicl_text.files import content_hash, read_json
 from fmicl_text.training.checkpoint import checkpoints_in
 
@@ -82,160 +78,6 @@ PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
 IN_NAME = ("objective", "divergence")  # options whose value suffices in the name of a row
 BEFORE = "before training"
 RESERVED = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "seed", "config")
-
-
-@dataclass
-class Run:
-    """One run of the recipe.
-
-    Attributes:
-        row, column: Its place in the table; column is "" in a study without columns.
-        seed: Its seed.
-        arguments: Its command line, without the output folder.
-    """
-
-    row: str
-    column: str
-    seed: int
-    arguments: list[str]
-
-    @property
-    def name(self) -> str:
-        """Name of its files."""
-        return re.sub(r"[^\w.-]+", "_", f"{self.row}-{self.column or 'seed'}-{self.seed}")
-
-
-@dataclass
-class Study:
-    """A study; see the docstring of this file. Fields are the keys of the YAML file."""
-
-    recipe: str
-    rows: list[Mapping[str, Any]]
-    metrics: Mapping[str, str]
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
-    options: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
-    variables: Mapping[str, str] = field(default_factory=dict)
-    hyperparameters: list[str] = field(default_factory=list)
-    baseline: str | None = None
-    best_by: str | None = None
-    keep_encoders: bool = False
-    about: str = ""
-    cost: str = ""
-
-    def __post_init__(self) -> None:
-        kinds = {
-            **dict.fromkeys(("rows", "seeds", "hyperparameters"), list),
-            **dict.fromkeys(("metrics", "options", "columns", "variables"), dict),
-            **dict.fromkeys(("recipe", "about", "cost"), str),
-        }
-        names = {list: "a list", dict: "a mapping", str: "text"}
-        for name, kind in kinds.items():
-            value = getattr(self, name)
-            if not isinstance(value, kind) or (kind is not str and not value and name in ("rows", "seeds", "metrics")):
-                raise InputError(f"{name}: must be {names[kind]}, got {value!r}")
-        if untitled := [title for title in self.metrics.values() if not isinstance(title, str)]:
-            raise InputError(f"metrics: titles must be text, got {untitled[0]!r}")
-        if self.recipe not in PARSERS:
-            raise InputError(f"recipe: must be {' or '.join(PARSERS)}, got {self.recipe}")
-        if any(type(seed) is not int or seed < 0 for seed in self.seeds) or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds: must be different whole numbers, got {self.seeds}")
-        for place, settings in [("options", self.options), *self.columns.items(), *enumerate(self.rows, 1)]:
-            where = f"rows, number {place}" if isinstance(place, int) else str(place) or "columns"
-            if not isinstance(settings, dict):
-                raise InputError(f"{where}: must be a mapping of options, got {settings!r}")
-            if unnamed := [name for name in settings if not isinstance(name, str)]:
-                raise InputError(f"{where}: the name of an option must be text, got {unnamed[0]!r}")
-            if reserved := [name for name in settings if name in RESERVED]:
-                raise InputError(f"{where}: {reserved[0]} is set by this script")
-        names_of_rows = [name for name, _ in self.settings()]
-        if twice := [name for name in names_of_rows if names_of_rows.count(name) > 1]:
-            raise InputError(f"rows: two rows have the name {twice[0]}; give one of them another `name`")
-        if self.baseline is not None and self.baseline not in names_of_rows:
-            raise InputError(f"baseline: must be one of the rows {'; '.join(names_of_rows)}, got {self.baseline}")
-
-    def settings(self) -> list[tuple[str, dict[str, Any]]]:
-        """Name and options of every row, with lists of values expanded."""
-        found = []
-        for row in self.rows:
-            values = {key: value if isinstance(value, list) else [value] for key, value in row.items() if key != "name"}
-            for chosen in product(*values.values()):
-                options = dict(zip(values, chosen, strict=True))
-                varied = {key: value for key, value in options.items() if len(values[key]) > 1}
-                name = row_name(options) if "name" not in row else ", ".join([str(row["name"]), *row_parts(varied)])
-                found.append((name, options))
-        return found
-
-    def runs(self, variables: Mapping[str, str]) -> list[Run]:
-        """All runs, those of the first seed first. Variables override those of the study."""
-        known = {**self.variables, **variables}
-        if unknown := [name for name in variables if name not in self.variables]:
-            raise InputError(f"--variables {unknown[0]}: the study has {', '.join(self.variables) or 'no variables'}")
-        return [
-            Run(row, str(column), seed, flags({**self.options, **given, **options, "seed": seed}, known))
-            for seed in self.seeds
-            for row, options in self.settings()
-            for column, given in self.columns.items()
-        ]
-
-
-def row_name(options: Mapping[str, Any]) -> str:
-    return ", ".join(row_parts(options)) or "defaults"
-
-
-def row_parts(options: Mapping[str, Any]) -> list[str]:
-    """Descriptions of options: `kl`, `gamma 10`, `views crops repeat`."""
-    parts = []
-    for name, value in options.items():
-        shown = " ".join(map(shown_value, value if isinstance(value, list) else [value]))
-        parts.append(shown if name in IN_NAME else f"{name} {shown}")
-    return parts
-
-
-def shown_value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def flags(options: Mapping[str, Any], variables: Mapping[str, str]) -> list[str]:
-    """Options as a command line, with `{name}` replaced by the variable of this name."""
-    words = []
-    for name, value in options.items():
-        value = "no" if value is False and name.endswith("_strategy") else value  # YAML reads an unquoted no as False
-        values = [filled(str(one), variables) for one in (value if isinstance(value, list) else [value])]
-        words += [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
-    return words
-
-
-def filled(value: str, variables: Mapping[str, str]) -> str:
-    def variable(match: re.Match[str]) -> str:
-        if match[1] not in variables:
-            raise InputError(f"{value}: --variables {match[1]}=... is required")
-        return str(variables[match[1]])
-
-    return re.sub(r"\{(\w+)\}", variable, value)
-
-
-def load_study(path: Path) -> Study:
-    """Read a study.
-
-    Raises:
-        InputError: It cannot be read, or has an unknown, missing or wrong key.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), LoaderWithoutAliases)
-    except (OSError, ValueError, AttributeError, LookupError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
-    keys = Study.__dataclass_fields__
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must be a mapping, got {type(content).__name__}")
-    if unknown := [key for key in content if key not in keys]:
-        raise InputError(f"{path}: unknown key {unknown[0]}; known: {', '.join(keys)}")
-    if missing := [key for key in ("recipe", "rows", "metrics") if key not in content]:
-        raise InputError(f"{path}: the key {missing[0]} is missing")
-    try:
-        return Study(**content)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 # ---- runs
@@ -278,10 +120,11 @@ class Runner:
         study: The study.
         folder: The output folder.
         threads: Threads of each run.
+        modules: Folder of modules that the study names.
     """
 
-    def __init__(self, study: Study, folder: Path, threads: int) -> None:
-        self.study, self.folder, self.threads = study, folder, threads
+    def __init__(self, study: Study, folder: Path, threads: int, modules: Path) -> None:
+        self.study, self.folder, self.threads, self.modules = study, folder, threads, modules
         self.running: set[subprocess.Popen[bytes]] = set()
         self.stopped = False
 
@@ -317,7 +160,12 @@ class Runner:
             shutil.rmtree(encoder, ignore_errors=True)
         resume = ["--resume_from_checkpoint=auto"] if encoder.exists() else []
         script = Path(__file__).with_name(f"{self.study.recipe}.py")
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        paths = [str(self.modules), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(self.threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
         command = [
             sys.executable,
             str(script),
@@ -370,7 +218,7 @@ def code_hash() -> str:
     return content_hash(*sorted(files))[:12]
 
 
-def execute(study: Study, runs: Sequence[Run], folder: Path, jobs: int, threads: int) -> None:
+def execute(study: Study, runs: Sequence[Run], folder: Path, jobs: int, threads: int, modules: Path) -> None:
     """Execute all runs that are not finished, `jobs` at a time. The first one that fails ends all."""
     if folder.is_dir() and any(folder.iterdir()) and not ((folder / "runs").is_dir() and (folder / "logs").is_dir()):
         raise InputError(f"--output_dir {folder}: contains other files; choose a new or empty folder")
@@ -380,7 +228,7 @@ def execute(study: Study, runs: Sequence[Run], folder: Path, jobs: int, threads:
         except OSError as error:
             raise InputError(f"--output_dir {folder}: {error.strerror}") from error
     missing = [run for run in runs if record_of(run, folder) is None]
-    runner = Runner(study, folder, threads)
+    runner = Runner(study, folder, threads, modules)
     progress = tqdm(total=len(runs), initial=len(runs) - len(missing), desc="runs", smoothing=0)
     with progress, ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(runner.run, run) for run in missing]
@@ -400,175 +248,10 @@ def execute(study: Study, runs: Sequence[Run], folder: Path, jobs: int, threads:
 # ---- table
 
 
-def values_of(record: Mapping[str, Any], metrics: Mapping[str, str]) -> dict[str, float]:
-    """The metrics of a run, by name.
-
-    Raises:
-        InputError: One of them is not in its results.
-    """
-    results = record["results"]
-    probes = results["data"].get("probes") or [{}]
-    known = {name.removeprefix("eval_"): value for name, value in results["after"].items()}
-    known |= {name: value for name, value in probes[-1].items() if isinstance(value, float)}
-    if unknown := [name for name in metrics if name not in known]:
-        raise InputError(f"metrics: {unknown[0]} is not in the results, which have {', '.join(known)}")
-    return {name: float(known[name]) for name in metrics}
-
-
-def values_before(record: Mapping[str, Any], metrics: Mapping[str, str]) -> dict[str, float]:
-    """Those of the metrics that the encoder was evaluated by before training."""
-    results = record["results"]
-    known = {name.removeprefix("eval_"): value for name, value in results["before"].items()}
-    for row in results["data"].get("probes") or []:
-        known |= row if BEFORE in row.values() else {}
-    return {name: float(known[name]) for name in metrics if name in known}
-
-
-@dataclass
-class Cell:
-    """The values of a row in a column, by seed."""
-
-    values: dict[int, float]
-
-    def difference(self, other: Cell) -> tuple[float, float | None]:
-        """Mean difference to another cell over the seeds of both, and half of its 95% interval (None for one seed)."""
-        seeds = [seed for seed in self.values if seed in other.values]
-        differences = [self.values[seed] - other.values[seed] for seed in seeds]
-        if not differences:
-            return float("nan"), None
-        mean, count = statistics.mean(differences), len(differences)
-        if count < 2:
-            return mean, None
-        return mean, float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
-
-
-def cells_of(study: Study, records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Cell]]:
-    """The cells of the table by row and title of the column, rows in the order of the study."""
-    rows: dict[str, dict[str, Cell]] = {BEFORE: {}, **{name: {} for name, _ in study.settings()}}
-    for record in records:
-        for row, values in (
-            (BEFORE, values_before(record, study.metrics)),
-            (record["row"], values_of(record, study.metrics)),
-        ):
-            for metric, value in values.items():
-                title = str(study.metrics[metric])
-                if record["column"]:
-                    title = record["column"] if len(study.metrics) == 1 else f"{record['column']}, {title}"
-                rows[row].setdefault(title, Cell({})).values[record["seed"]] = value
-    return {row: cells for row, cells in rows.items() if cells}
-
-
-def hyperparameters_of(study: Study, records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """The values of the study's hyperparameters in all runs of a row, by row and title."""
-    rows: dict[str, dict[str, list[float]]] = {}
-    for record in records:
-        for name in study.hyperparameters:
-            if isinstance(value := record["results"]["hyperparameters"].get(name), int | float):
-                title = ", ".join(filter(None, (record["column"], name)))
-                rows.setdefault(record["row"], {}).setdefault(title, []).append(value)
-    return rows
-
-
-def table_rows(
-    study: Study,
-    cells: Mapping[str, Mapping[str, Cell]],
-    hyperparameters: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
-) -> list[dict[str, Any]]:
-    """The rows of the Markdown table: means, standard deviations, differences to the baseline, and the smallest and
-    largest value of hyperparameters."""
-    hyperparameters = hyperparameters or {}
-    titles = list(dict.fromkeys(title for row in cells.values() for title in row))
-    base = cells.get(study.baseline or "", {})
-    rows = []
-    for name, row in cells.items():
-        shown: dict[str, Any] = {"setting": name}
-        for title in titles:
-            cell = row.get(title)
-            shown[title] = cell and mean_std(list(cell.values.values()))
-            if base and cell and title in base and name not in (BEFORE, study.baseline):
-                mean, half = cell.difference(base[title])
-                shown[f"{title}: difference"] = f"{mean:+.2f}" + ("" if half is None else f" ± {half:.2f}")
-            elif base:
-                shown[f"{title}: difference"] = None
-        for title, values in hyperparameters.get(name, {}).items():
-            low, high = (f"{value:.3g}" for value in (min(values), max(values)))
-            shown[title] = low if low == high else f"{low} to {high}"
-        counts = {len(cell.values) for cell in row.values()}
-        if counts != {len(study.seeds)}:
-            shown["seeds"] = "-".join(map(str, sorted(counts)))
-        rows.append(shown)
-    return rows
-
-
-def best_rows(study: Study, cells: Mapping[str, Mapping[str, Cell]]) -> list[dict[str, Any]]:
-    """For every value of the option `best_by`, the best row in every column."""
-    groups: dict[str, list[str]] = {}
-    for name, options in study.settings():
-        if study.best_by in options and name in cells:
-            groups.setdefault(str(options[study.best_by]), []).append(name)
-    rows = []
-    for value, names in groups.items():
-        row: dict[str, Any] = {str(study.best_by): value}
-        for title in dict.fromkeys(title for name in names for title in cells[name]):
-            means = {n: statistics.mean(cells[n][title].values.values()) for n in names if title in cells[n]}
-            best = max(means, key=lambda name: means[name])
-            row |= {f"best, {title}": best, title: mean_std(list(cells[best][title].values.values()))}
-        rows.append(row)
-    return rows
-
-
-def write_tables(study: Study, runs: Sequence[Run], folder: Path) -> str:
-    """Write table.md, table.json and table.png of the finished runs; returns the Markdown."""
-    records = [record for run in runs if (record := record_of(run, folder)) is not None]
-    if not records:
-        raise InputError(f"--output_dir {folder}: contains no finished run of this study")
-    cells = cells_of(study, records)
-    parts = [markdown_table(table_rows(study, cells, hyperparameters_of(study, records)))]
-    seeds = ", ".join(map(str, study.seeds))
-    parts.append(f"Mean ± standard deviation over seeds {seeds}; {len(records)} of {len(runs)} runs.")
-    if study.baseline:
-        parts.append(f"Differences to {study.baseline}, paired by seed, ± half of the 95% interval (Student's t).")
-    if study.best_by:
-        parts += [f"The best row of every {study.best_by}:", markdown_table(best_rows(study, cells))]
-    if len(codes := {record["code"] for record in records}) > 1:
-        parts.append(f"These runs are of {len(codes)} versions of the code.")
-    markdown = "\n\n".join(parts) + "\n"
-    (folder / "table.md").write_text(markdown, encoding="utf-8")
-    content = {name: {title: cell.values for title, cell in row.items()} for name, row in cells.items()}
-    write_json(folder / "table.json", {"cells": content, "code": sorted(codes), "versions": library_versions()})
-    plot(study, cells, folder / "table.png")
-    return markdown
-
-
-def plot(study: Study, cells: Mapping[str, Mapping[str, Cell]], path: Path) -> None:
-    """Plot the seeds and the mean of every row, one panel per column."""
-    titles = list(dict.fromkeys(title for row in cells.values() for title in row))
-    height = 0.28 * len(cells) + 1.0
-    figure = Figure(figsize=(2.5 + 3.2 * len(titles), height), layout="constrained")
-    panels = figure.subplots(1, len(titles), squeeze=False, sharey=True)[0]
-    names = list(cells)
-    for axes, title in zip(panels, titles, strict=True):
-        axes.grid(axis="x", color="0.9")
-        axes.set_axisbelow(True)
-        for place, name in enumerate(names):
-            if title in cells[name]:
-                values = list(cells[name][title].values.values())
-                color = "0.5" if name == BEFORE else "tab:orange" if name == study.baseline else "tab:blue"
-                axes.plot(values, np.full(len(values), place), "o", color=color, alpha=0.4, markersize=4)
-                axes.plot([statistics.mean(values)], [place], "|", color=color, markersize=12, markeredgewidth=2)
-        axes.set_title(title, fontsize="medium")
-        axes.set_yticks(range(len(names)), names)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    panels[0].invert_yaxis()
-    save_figure(figure, path, dpi=150)
-
-
 def print_list(paths: Sequence[Path]) -> None:
     """Print the studies with their number of runs and cost."""
     studies = [(path, load_study(path)) for path in paths]
-    count = {path: len(study.settings()) * len(study.columns) * len(study.seeds) for path, study in studies}
-    rows = [{"study": path.stem, "runs": count[path], "cost": one.cost, "about": one.about} for path, one in studies]
+    rows = [{"study": path.stem, "runs": one.num_runs, "cost": one.cost, "about": one.about} for path, one in studies]
     print(markdown_table(rows))
 
 
@@ -613,9 +296,14 @@ def main() -> None:
     folder = args.output_dir or Path("runs") / path.stem
     runs = study.runs(dict(args.variables))
     if not args.table:
+        modules = path.parent.resolve()
+        sys.path.insert(0, str(modules))
         check(study, runs)
-        execute(study, runs, folder, args.jobs, args.threads)
-    print(write_tables(study, runs, folder), end="")
+        execute(study, runs, folder, args.jobs, args.threads, modules)
+    records = [record for run in runs if (record := record_of(run, folder)) is not None]
+    if not records:
+        raise InputError(f"--output_dir {folder}: contains no finished run of this study")
+    print(write_tables(study, records, folder), end="")
 
 
 if __name__ == "__main__":

@@ -267,7 +267,7 @@ def announce(model_args: ModelArguments, data_args: DataArguments, args: TextTra
         lines.append(f"Training the bundled small BERT on {text}. The paper's run: {PAPER_COMMAND}")
     hyperparameters = args.build_loss().hyperparameters
     if args.negatives is None:
-        del hyperparameters["negatives"]  # chosen when the columns of the training text are known
+        hyperparameters.pop("negatives", None)  # chosen when the columns of the training text are known
     loss = " ".join(f"{name}={value}" for name, value in hyperparameters.items())
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     batch = str(args.per_device_train_batch_size) + (f" x {args.world_size}" if args.world_size > 1 else "")

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 class ContrastiveLoss(nn.Module):
     """Base class of the losses: applies `objective` to the similarities of all positive and negative pairs of a batch.
 
-    A subclass implements `objective`. It stores its constructor's arguments as attributes of the same name, from which
-    records and model cards read them, and may define `formula`.
+    A subclass implements `objective`, or overrides `terms` if its loss is not one of pairs. It stores its constructor's
+    arguments as attributes of the same name, from which records and model cards read them, and may define `formula`.
 
     Args:
         gamma: 1/(2 sigma^2) of the Gaussian log ratio r = -gamma ||x - y||^2; finite, > 0.

@@ -8,6 +8,7 @@ import yaml
 from fmicl_text.cli.parser import FLAGS, add_dashes, resolved_settings
 from fmicl_text.cli.text import announce, parse_args, without_evaluation
 from fmicl_text.errors import InputError
+from fmicl_text.losses import ContrastiveLoss
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
 
 MODEL = ["--model_name_or_path", "some-model", "--train_file", "a.txt", "--use_cpu", "True"]
@@ -30,6 +31,18 @@ def test_several_files_and_columns():
     assert (data.train_file, data.text_columns) == (["a.csv", "b.csv"], ["x", "y", "z"])
     small = parse_args(["--train_file", "a.csv", "b.csv"])
     assert announce(*small).startswith("Training the bundled small BERT on a.csv b.csv. ")
+
+
+class WithoutNegatives(ContrastiveLoss):
+    """An objective of a user that has no argument `negatives`."""
+
+    def __init__(self):
+        super().__init__(gamma=1.0, negatives="same_view")
+
+
+def test_an_objective_without_negatives_is_announced():
+    settings = parse_args(["--objective", f"{__name__}:WithoutNegatives", "--output_dir", "out"])
+    assert f"{__name__}:WithoutNegatives  | pooling mean" in announce(*settings)
 
 
 def test_configurations_are_found_by_name():

@@ -182,6 +182,23 @@ def test_knn_accuracy(folder, corpus, monkeypatch, wrong):
     assert neighbors["test"](None) == pytest.approx(100 - 100 * wrong / len(parts["test"]))
 
 
+@pytest.mark.parametrize("wrong", [0, 5])
+def test_search_of_the_second_half_by_the_first(folder, corpus, monkeypatch, wrong):
+    """With an encoder that knows the paragraph of all but some first halves."""
+    search = ADAPTATION["Search"](folder, "test")
+    texts = [row["text"] for row in corpus[0]["test"]]
+    assert [f"{first} {second}" for first, second in zip(search.first, search.second, strict=True)] == texts
+    assert all(0 <= len(b.split()) - len(a.split()) <= 1 for a, b in zip(search.first, search.second, strict=True))
+    first = torch.eye(len(texts))
+    first[:wrong] = first[:wrong].roll(1, dims=1)
+    monkeypatch.setitem(
+        ADAPTATION["Search"].__call__.__globals__,
+        "encode_sentences",
+        lambda encoder, rows: torch.cat([3 * first, torch.eye(len(texts))]),
+    )
+    assert search(None) == pytest.approx(100 - 100 * wrong / len(texts))
+
+
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("method", one_fast(["tsdae", "simcse"]))

@@ -59,6 +59,7 @@ USUAL = {
     "views_benchmark.py": "--batch 4 --size 8 --source 8 --rounds 1 --output out/scores.json",
     "throughput.py": "--model bert --train_file train.txt --batch_size 4 --steps 1 --rounds 1 --output out/scores.json",
     "batch_memory.py": "--batches 4 --mini_batch_size 2 --output out/scores.json",
+    "batch_bias.py": "--batch 4 --micro_batches 2 --partitions 1 --output out/scores.json",
     "fmicl-text push": "",
     "fmicl-text compare": "",
 }
@@ -589,6 +590,14 @@ CASES = {
         "--batches": ("--batches", "expected at least one argument"),
         "--mini_batch_size 8": "--mini_batch_size 8 4",
         "--batch 4": "--batch 4",
+        "--output out": "--output out folder",
+    },
+    "batch_bias.py": {
+        "--batch 1": "--batch 1 2",
+        "--micro_batches": ("--micro_batches", "expected at least one argument"),
+        "--micro_batches 3": "--micro_batches 3 4",
+        "--partitions 0": "--partitions 0 1",
+        "--plot none/r.png": "--plot none/r.png folder",
         "--output out": "--output out folder",
     },
     "fmicl-text push": {

@@ -77,6 +77,18 @@ def test_batch_memory(monkeypatch, capsys, tmp_path):
     assert row["batch"] == 4 and row["other / first"] == 1.0
 
 
+def test_batch_bias(monkeypatch, capsys, tmp_path):
+    """With one part, the error is 0. The average of f-MICL over all partitions of 4 rows into two pairs is its
+    gradient, and that of InfoNCE is not."""
+    flags = ["--batch", 4, "--micro_batches", 2, 4, "--partitions", 1, 200, "--output", tmp_path / "r.json"]
+    run("batch_bias.py", *flags, "--plot", tmp_path / "r.png", monkeypatch=monkeypatch)
+    table = json.loads((tmp_path / "r.json").read_text())["table"]
+    errors = {(row["micro-batch"], row["loss"]): row for row in table}
+    assert all(errors[4, name]["1"] < 1e-4 for name in ("kl", "pearson", "alignment + uniformity", "InfoNCE"))
+    assert errors[2, "kl"]["200"] < 0.2 < errors[2, "InfoNCE"]["200"]
+    assert (tmp_path / "r.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("kornia", [True, False])
 def test_views_benchmark(tmp_path, monkeypatch, capsys, kornia):
     """Rows: views of this package twice, PIL, and kornia if it is installed."""

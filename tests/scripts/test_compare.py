@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,12 +12,19 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from scipy import stats
+import torch
+from scipy import integrate, stats
+from torch.nn.functional import normalize
 
+from fmicl_text.cli.study import load_study
+from fmicl_text.cli.study_tables import Cell, best_rows, cells_of, curve, values_before, values_of, write_tables
 from fmicl_text.errors import InputError
+from fmicl_text.losses import FDivergence, load_divergence, load_objective
 
 PATH = Path(__file__).parent.parent.parent / "recipes" / "compare.py"
+STUDIES = PATH.parent / "studies"
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ STUDY = """\
 
 
 def test_every_setting_is_run_with_every_seed(compare, tmp_path):
-    study = compare.load_study(study_file(tmp_path, STUDY))
+    study = load_study(study_file(tmp_path, STUDY))
     runs = study.runs({"data": "mine"})
     names = [f"{f}, gamma {g}, views crops delete" for f in ("kl", "js") for g in ("5", "10")]
     names += ["InfoNCE, temperature 0.05", "InfoNCE, temperature 0.1"]
@@ -90,15 +98,15 @@ def test_every_setting_is_run_with_every_seed(compare, tmp_path):
 def test_mistakes_in_a_study_are_one_line(compare, tmp_path, change, message):
     path = study_file(tmp_path, STUDY.replace(*change))
     with pytest.raises(InputError) as error:
-        compare.load_study(path)
+        load_study(path)
     assert message in str(error.value) and str(error.value).startswith(str(path))
 
 
 def test_mistakes_in_options_are_found_before_the_first_run(compare, tmp_path):
-    study = compare.load_study(study_file(tmp_path, STUDY.replace("gamma:", "gama:")))
+    study = load_study(study_file(tmp_path, STUDY.replace("gamma:", "gama:")))
     with pytest.raises(InputError, match=r"^kl, gama 5, views crops delete, one: unknown argument --gama"):
         compare.check(study, study.runs({}))
-    study = compare.load_study(study_file(tmp_path, STUDY.replace("{data}", "{folder}")))
+    study = load_study(study_file(tmp_path, STUDY.replace("{data}", "{folder}")))
     with pytest.raises(InputError, match=r"\{folder\}/one.txt: --variables folder=... is required"):
         study.runs({})
     with pytest.raises(InputError, match="--variables dat: the study has data"):
@@ -106,22 +114,22 @@ def test_mistakes_in_options_are_found_before_the_first_run(compare, tmp_path):
 
 
 def test_an_output_folder_that_cannot_be_made_is_one_line(compare, tmp_path):
-    study = compare.load_study(study_file(tmp_path, STUDY))
+    study = load_study(study_file(tmp_path, STUDY))
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"--output_dir .*file: Not a directory"):
-        compare.execute(study, study.runs({}), tmp_path / "file", 1, 1)
+        compare.execute(study, study.runs({}), tmp_path / "file", 1, 1, tmp_path)
 
 
 def test_a_folder_with_other_files_is_left_alone(compare, tmp_path):
-    study = compare.load_study(study_file(tmp_path, STUDY))
+    study = load_study(study_file(tmp_path, STUDY))
     with pytest.raises(InputError, match="contains other files"):
-        compare.execute(study, study.runs({}), tmp_path, 1, 1)
+        compare.execute(study, study.runs({}), tmp_path, 1, 1, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
 
 
 def test_names_that_are_numbers_are_text(compare, tmp_path):
     text = STUDY.replace("name: InfoNCE", "name: 7").replace("one:", "128:").replace("baseline: InfoNCE", "baseline: 7")
-    study = compare.load_study(study_file(tmp_path, text))
+    study = load_study(study_file(tmp_path, text))
     assert {run.column for run in study.runs({})} == {"128", "two"}
     assert {run.row for run in study.runs({})} >= {"7, temperature 0.05", "7, temperature 0.1"}
 
@@ -144,19 +152,20 @@ def write_records(compare, study, folder, scores):
 def test_the_table_by_hand(compare, tmp_path):
     text = STUDY.replace("[kl, js]", "kl").replace("[5, 10.0]", "5").replace("[0.05, 0.1]", "0.1")
     text = text.replace("        views: [[crops, delete]]\n", "").replace("InfoNCE, temperature 0.1", "InfoNCE")
-    study = compare.load_study(study_file(tmp_path, text))
+    study = load_study(study_file(tmp_path, text))
     (tmp_path / "runs").mkdir()
     kl, base = (60.0, 61.0, 65.0), (59.0, 61.0, 61.0)
     scores = {("kl, gamma 5", "one", seed): result(kl[seed - 1], alpha=float(10**seed)) for seed in (1, 2, 3)}
     scores |= {("InfoNCE", "one", seed): result(base[seed - 1]) for seed in (1, 2, 3)}
     scores |= {("InfoNCE", "two", 1): result(70.0, before=52.0), ("kl, gamma 5", "two", 1): result(71.5, before=52.0)}
     runs = write_records(compare, study, tmp_path, scores)
-    cells = compare.cells_of(study, [record for run in runs if (record := compare.record_of(run, tmp_path))])
+    records = [record for run in runs if (record := compare.record_of(run, tmp_path))]
+    cells = cells_of(study, records)
     assert list(cells) == ["before training", "kl, gamma 5", "InfoNCE"]
     mean, half = cells["kl, gamma 5"]["one"].difference(cells["InfoNCE"]["one"])
     interval = stats.ttest_rel(kl, base).confidence_interval(0.95)
     assert mean == pytest.approx(5 / 3) and (mean - half, mean + half) == pytest.approx(tuple(interval))
-    lines = compare.write_tables(study, runs, tmp_path).splitlines()
+    lines = write_tables(study, records, tmp_path).splitlines()
     table = [[word.strip() for word in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert table[0] == ["setting", "one", "one: difference", "two", "two: difference", "seeds", "one, alpha"]
     assert table[2] == ["before training", "50.00 ± 0.00", "", "52.00", "", "1-3", ""]
@@ -166,23 +175,23 @@ def test_the_table_by_hand(compare, tmp_path):
     assert (tmp_path / "table.png").stat().st_size > 1000
 
 
-def test_the_best_row_of_every_value(compare, tmp_path):
+def test_the_best_row_of_every_value(tmp_path):
     text = (
         STUDY.replace("[0.05, 0.1]", "0.1").replace("InfoNCE, temperature 0.1", "InfoNCE").rstrip(" ")
         + "    best_by: divergence\n"
     )
-    study = compare.load_study(study_file(tmp_path, text.replace("        views: [[crops, delete]]\n", "")))
+    study = load_study(study_file(tmp_path, text.replace("        views: [[crops, delete]]\n", "")))
     cells = {
-        f"{f}, gamma {g}": {"one": compare.Cell({1: score})}
+        f"{f}, gamma {g}": {"one": Cell({1: score})}
         for f, g, score in (("kl", 5, 60.0), ("kl", 10, 61.0), ("js", 5, 63.0), ("js", 10, 62.0))
     }
-    assert compare.best_rows(study, cells) == [
+    assert best_rows(study, cells) == [
         {"divergence": "kl", "best, one": "kl, gamma 10", "one": "61.00"},
         {"divergence": "js", "best, one": "js, gamma 5", "one": "63.00"},
     ]
 
 
-def test_probes_are_metrics_and_rows_before_training(compare):
+def test_probes_are_metrics_and_rows_before_training():
     probes = [
         {"features": "raw pixels", "k-NN": 90.0},
         {"features": "before training", "k-NN": 80.0},
@@ -190,10 +199,97 @@ def test_probes_are_metrics_and_rows_before_training(compare):
     ]
     record = {"results": result(60.0) | {"data": {"probes": probes}}}
     metrics = {"k-NN": "k-NN", "sts_spearman": "STS"}
-    assert compare.values_of(record, metrics) == {"k-NN": 95.0, "sts_spearman": 60.0}
-    assert compare.values_before(record, metrics) == {"k-NN": 80.0, "sts_spearman": 50.0}
+    assert values_of(record, metrics) == {"k-NN": 95.0, "sts_spearman": 60.0}
+    assert values_before(record, metrics) == {"k-NN": 80.0, "sts_spearman": 50.0}
     with pytest.raises(InputError, match="metrics: knn is not in the results, which have sts_spearman, k-NN"):
-        compare.values_of(record, {"knn": "k-NN"})
+        values_of(record, {"knn": "k-NN"})
+
+
+def test_curves_are_means_over_the_steps_that_all_seeds_logged(tmp_path):
+    study = load_study(
+        study_file(tmp_path, STUDY.rstrip(" ") + "    curves: {loss: the loss, uniformity: uniformity}\n")
+    )
+    history = [[(1, 2.0), (2, 4.0), (3, 9.0)], [(1, 4.0), (2, 5.0)]]
+    records = [
+        {"row": "InfoNCE, temperature 0.1", "column": "one", "seed": seed, "code": "a"}
+        | {"results": result(60.0, log_history=[{"step": step, "loss": loss} for step, loss in of_seed])}
+        for seed, of_seed in enumerate(history, 1)
+    ]
+    assert curve(records, "loss") == ([1, 2], [3.0, 4.5])
+    records[0]["results"]["log_history"] += [{"step": 1, "eval_knn": 5.0}]
+    assert curve(records[:1], "knn") == ([1], [5.0]) and curve(records, "knn") == ([], [])
+    with pytest.raises(InputError, match="curves: uniformity was not logged by any run"):
+        write_tables(study, records, tmp_path)
+    del study.curves["uniformity"]
+    write_tables(study, records, tmp_path)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+# ---- the modules of the studies
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDIES))
+    yield
+    for name in ("study_divergences", "study_objectives"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_mixture_is_the_divergence_of_the_sum_of_f():
+    mixture = load_divergence("study_divergences:kl_pearson")
+    by_autograd = FDivergence.from_convex(mixture.f)
+    r = torch.linspace(-8, 1, 91, dtype=torch.float64)
+    for function in ("score", "conjugate"):
+        assert torch.allclose(getattr(mixture, function)(r), getattr(by_autograd, function)(r), atol=1e-12)
+    assert mixture.tail_exponent == 1.0 and load_divergence("study_divergences:js_sh").tail_exponent == 0.5
+    assert load_divergence("study_divergences:power").tail_exponent == 1.5
+
+
+@pytest.mark.usefixtures("modules")
+@pytest.mark.parametrize("name", ["SkewRenyi", "KernelContrastive", "TemperatureFree"])
+def test_objectives_equal_loops_in_float64(name):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (normalize(torch.randn(6, 4, generator=generator, dtype=torch.float64), dim=1) for _ in range(2))
+    rows, pairs = range(6), [(i, j) for i in range(6) for j in range(6) if i != j]
+
+    def cross(i, j):
+        return float(x[i] @ y[j])
+
+    if name == "SkewRenyi":  # order 2, skewness 1/64, temperature 0.05
+        above = math.log(sum(math.exp(cross(i, i) / 0.05) for i in rows) / 6)
+        same = sum(math.exp(2 * cross(i, i) / 0.05) for i in rows) / 6
+        other = sum(math.exp(2 * cross(i, j) / 0.05) for i, j in pairs) / 30
+        expected = -above + 0.5 * math.log(same / 64 + other * 63 / 64)
+    elif name == "KernelContrastive":
+        same = sum(math.exp(-2 * float((x[i] - y[i]).square().sum())) for i in rows) / 6
+        other = sum(math.exp(-2 * float((x[i] - x[j]).square().sum())) for i, j in pairs) / 30
+        expected = -same + 16 * other
+    else:
+        odds = [[(1 + cross(i, j)) / (1 - cross(i, j)) for j in rows] for i in rows]
+        expected = sum(math.log(sum(odds[i]) / odds[i][i]) for i in rows) / 6
+    loss = load_objective(f"study_objectives:{name}")()
+    assert float(loss(x, y)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.usefixtures("modules")
+def test_the_statistic_of_sigreg():
+    """Against the integral over [-5, 5] for given projections, and near 0 for normal rows only."""
+    loss = load_objective("study_objectives:SIGReg")(projections=1)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(512, 3, generator=generator)
+    torch.manual_seed(1)
+    found = float(loss.statistic(rows))
+    torch.manual_seed(1)
+    values = (rows @ normalize(torch.randn(3, 1), dim=0))[:, 0].double().numpy()
+
+    def integrand(t):
+        empirical = np.exp(1j * t * values).mean()
+        return abs(empirical - math.exp(-(t**2) / 2)) ** 2 * math.exp(-(t**2) / 2)
+
+    assert found == pytest.approx(512 * integrate.quad(integrand, -5, 5)[0], rel=1e-3)
+    assert found < 3 < float(loss.statistic(3 * rows)) and float(loss.statistic(rows.sign())) > 3
 
 
 # ---- whole studies, with a recipe that only writes its result

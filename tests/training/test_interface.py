@@ -14,6 +14,8 @@ from fmicl_text.hub.model_card import model_card
 from fmicl_text.hub.run_record import run_record
 from fmicl_text.losses import ContrastiveLoss
 from fmicl_text.losses.objectives import PairObjective
+from fmicl_text.losses.pairs import LossTerms
+from fmicl_text.losses.similarity import unit_rows
 from fmicl_text.text import TextContrastiveModel, TextViewCollator
 from fmicl_text.training.trainer import NonFiniteError
 from tests.support import same, sentences, weights
@@ -171,6 +173,27 @@ def test_a_loss_of_the_users_own_trains_and_is_recorded(bert_folder, tmp_path):
     record = run_record(trainer, {})
     assert record["hyperparameters"]["margin"] == -2.0
     assert "squared margin" in model_card(record, "name")
+
+
+class DistanceLoss(ContrastiveLoss):
+    """The distance of the views: a loss that is not one of pairs, and has no `negatives`."""
+
+    def __init__(self) -> None:
+        super().__init__(gamma=1.0, negatives="same_view")
+
+    def terms(self, x, y, hard_negatives=None, text_ids=None, queue=None):
+        distance = (unit_rows(x) - unit_rows(y)).square().sum(1).mean()
+        return LossTerms(distance, distance.detach(), torch.zeros(()))
+
+
+def test_a_loss_that_overrides_terms_trains_is_recorded_and_resumes(bert_folder, tmp_path):
+    args = arguments(tmp_path, objective=f"{__name__}:DistanceLoss", save_strategy="steps", save_steps=1, max_steps=2)
+    trainer = FMICLTrainer(build_text_encoder(bert_folder), args, train_dataset=sentences(16))
+    assert moved(trainer)
+    assert run_record(trainer, {})["objective"] == "distance_loss"
+    again = FMICLTrainer(build_text_encoder(bert_folder), args, train_dataset=sentences(16))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert same(weights(trainer), weights(again))
 
 
 def test_an_objective_is_named_by_its_place(bert_folder, tmp_path):
