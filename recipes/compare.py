@@ -12,6 +12,8 @@ A study is a YAML file:
     seeds: [1, 2, 3]
     metrics: {knn_accuracy: k-NN}    # a metric of results.json or a column of its probes; its title in the table
     hyperparameters: [alpha]         # optional: shown as well, such as those that the recipe measures
+    best_by: divergence              # optional: a second table with the best row of every value of an option
+    choose_by: mutual_information    # optional: a table of the rows that this logged value would choose
     curves: {loss: loss}             # optional: logged values to plot along training; their titles in the plot
     baseline: infonce, temperature 0.5
     options: {max_steps: 100}        # options of the recipe, for all runs

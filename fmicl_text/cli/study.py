@@ -55,6 +55,7 @@ class Study:
     curves: Mapping[str, str] = field(default_factory=dict)
     baseline: str | None = None
     best_by: str | None = None
+    choose_by: str | None = None
     keep_encoders: bool = False
     about: str = ""
     cost: str = ""

@@ -137,6 +137,54 @@ def best_rows(study: Study, cells: Mapping[str, Mapping[str, Cell]]) -> list[dic
     return rows
 
 
+def chosen_rows(study: Study, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a choice by the logged value `choose_by` would give. For every column and seed, it takes the row with the
+    largest mean of the second half of its values. Shows the scores of these rows, how far they are below the row that
+    is best on average, and the same of a random choice.
+
+    Raises:
+        InputError: A run did not log it.
+    """
+    table = []
+    for column in dict.fromkeys(record["column"] for record in records):
+        of_column = [record for record in records if record["column"] == column]
+        by_seed: dict[int, dict[str, Mapping[str, Any]]] = {}
+        for record in of_column:
+            by_seed.setdefault(record["seed"], {})[record["row"]] = record
+        rows = set.intersection(*(set(runs) for runs in by_seed.values()))
+        if not rows:
+            continue
+        chosen = {
+            seed: max(sorted(rows), key=lambda row: second_half(runs[row], str(study.choose_by)))
+            for seed, runs in by_seed.items()
+        }
+        for metric, title in study.metrics.items():
+            scores = {
+                row: [values_of(runs[row], study.metrics)[metric] for runs in by_seed.values()] for row in sorted(rows)
+            }
+            best = max(statistics.mean(values) for values in scores.values())
+            of_choice = [values_of(by_seed[seed][row], study.metrics)[metric] for seed, row in chosen.items()]
+            random = statistics.mean(statistics.mean(values) for values in scores.values())
+            table.append(
+                {
+                    "column": column if len(study.metrics) == 1 else f"{column}, {title}".removeprefix(", "),
+                    "chosen": "; ".join(dict.fromkeys(chosen.values())),
+                    "score": mean_std(of_choice),
+                    "below the best": best - statistics.mean(of_choice),
+                    "random choice": best - random,
+                }
+            )
+    return table
+
+
+def second_half(record: Mapping[str, Any], name: str) -> float:
+    """The mean of the second half of the logged values of a run."""
+    _, values = curve([record], name)
+    if not values:
+        raise InputError(f"choose_by: {name} was not logged by {record['row']}")
+    return statistics.mean(values[len(values) // 2 :])
+
+
 def write_tables(study: Study, records: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """Write table.md, table.json, table.png and, if the study has curves, curves.png.
 
@@ -156,6 +204,8 @@ def write_tables(study: Study, records: Sequence[Mapping[str, Any]], folder: Pat
         parts.append(f"Differences to {study.baseline}, paired by seed, ± half of the 95% interval (Student's t).")
     if study.best_by:
         parts += [f"The best row of every {study.best_by}:", markdown_table(best_rows(study, cells))]
+    if study.choose_by:
+        parts += [f"Choice of the row by {study.choose_by}, per seed:", markdown_table(chosen_rows(study, records))]
     if len(codes := {record["code"] for record in records}) > 1:
         parts.append(f"These runs are of {len(codes)} versions of the code.")
     markdown = "\n\n".join(parts) + "\n"

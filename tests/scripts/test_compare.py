@@ -18,8 +18,17 @@ import torch
 from scipy import integrate, stats
 from torch.nn.functional import normalize
 
-from fmicl_text.cli.study import load_study
-from fmicl_text.cli.study_tables import Cell, best_rows, cells_of, curve, values_before, values_of, write_tables
+from fmicl_text.cli.study import Study, load_study
+from fmicl_text.cli.study_tables import (
+    Cell,
+    best_rows,
+    cells_of,
+    chosen_rows,
+    curve,
+    values_before,
+    values_of,
+    write_tables,
+)
 from fmicl_text.errors import InputError
 from fmicl_text.losses import FDivergence, load_divergence, load_objective
 
@@ -223,6 +232,29 @@ def test_curves_are_means_over_the_steps_that_all_seeds_logged(tmp_path):
     del study.curves["uniformity"]
     write_tables(study, records, tmp_path)
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_the_choice_by_a_logged_value():
+    """Row a is better on average (62 against 61). The value chooses b in seed 1 and a in seed 2: 0.5 below a."""
+    settings = {"recipe": "simcse_fmicl", "metrics": {"sts_spearman": "STS"}, "seeds": [1, 2], "choose_by": "nats"}
+    study = Study(**settings, rows=[{"name": "a"}, {"name": "b", "gamma": 5}])
+    scores = {
+        ("a", 1): (61.0, [9, 1, 2]),
+        ("a", 2): (63.0, [0, 5, 5]),
+        ("b", 1): (60.0, [0, 2, 4]),
+        ("b", 2): (62.0, [9, 1, 1]),
+    }
+    records = [
+        {"row": row, "column": "", "seed": seed}
+        | {"results": result(score, log_history=[{"step": i, "nats": value} for i, value in enumerate(values)])}
+        for (row, seed), (score, values) in scores.items()
+    ]
+    (table,) = chosen_rows(study, records)
+    assert table["chosen"] == "b; a" and table["score"] == "61.50 ± 2.12"
+    assert table["below the best"] == 0.5 and table["random choice"] == 0.5
+    del records[0]["results"]["log_history"][:]
+    with pytest.raises(InputError, match="choose_by: nats was not logged by a"):
+        chosen_rows(study, records)
 
 
 # ---- the modules of the studies
