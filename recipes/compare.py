@@ -27,7 +27,8 @@ A study is a YAML file:
 An option that takes several values is given as a list in `options` and `columns`, and as a list in a list in `rows`.
 `{data}` in a value is replaced by --variables data=..., whose default the study can give (variables: {data: data}).
 
-`mine:power` is the attribute `power` of a module mine.py beside the YAML file (or of an installed one).
+`mine:power` is the attribute `power` of a module mine.py beside the YAML file (or of an installed one), so a study can
+run code: like a script, it has to be trusted.
 
 The output folder contains the record of every run (runs/*.json), the output of the recipe (logs/), and table.md,
 table.json, table.png and curves.png. Started again, a study continues: runs that are finished are not repeated, and a
@@ -97,6 +98,12 @@ def check(study: Study, runs: Sequence[Run]) -> None:
         raise InputError(f"rows: the files of {twice[0]} would have the name of another row; give it another `name`")
 
 
+def names_module(run: Run) -> bool:
+    """Whether the objective or the divergence of a run is given as module:name. Only then is the folder of the study
+    searched for modules, as one of them may have the name of a library."""
+    return any(word.startswith(("--objective=", "--divergence=")) and ":" in word for word in run.arguments)
+
+
 def record_of(run: Run, folder: Path) -> dict[str, Any] | None:
     """The record of a run; None if it is not finished."""
     path = folder / "runs" / f"{run.name}.json"
@@ -162,12 +169,9 @@ class Runner:
             shutil.rmtree(encoder, ignore_errors=True)
         resume = ["--resume_from_checkpoint=auto"] if encoder.exists() else []
         script = Path(__file__).with_name(f"{self.study.recipe}.py")
-        paths = [str(self.modules), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(self.threads),
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONPATH": os.pathsep.join(paths),
-        }
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        if names_module(run):
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(self.modules), os.environ.get("PYTHONPATH")]))
         command = [
             sys.executable,
             str(script),
@@ -299,7 +303,8 @@ def main() -> None:
     runs = study.runs(dict(args.variables))
     if not args.table:
         modules = path.parent.resolve()
-        sys.path.insert(0, str(modules))
+        if any(map(names_module, runs)):
+            sys.path.insert(0, str(modules))
         check(study, runs)
         execute(study, runs, folder, args.jobs, args.threads, modules)
     records = [record for run in runs if (record := record_of(run, folder)) is not None]

@@ -384,6 +384,26 @@ def test_a_killed_study_ends_with_the_same_table(command, tmp_path):
 
 
 @pytest.mark.slow
+def test_modules_beside_the_study_are_found_by_runs_that_name_one(command, tmp_path):
+    """The recipe of this test fails if it can import `mine`, or, for the run that names it, cannot."""
+    (tmp_path / "mine.py").write_text("def power(u):\n    return u**1.5\n")
+    script = tmp_path / "recipes" / "simcse_fmicl.py"
+    check = """
+    import importlib.util
+    found = importlib.util.find_spec("mine") is not None
+    if found != ("mine:power" in " ".join(sys.argv)):
+        sys.exit(f"mine is found: {found}")
+    """
+    script.write_text(RECIPE.replace("folder = ", textwrap.dedent(check) + "folder = ", 1))
+    study_file(
+        tmp_path, SMALL.replace("rows: [{gamma: [1, 2, 3]}]", 'rows: [{divergence: [js, "mine:power"], gamma: 1}]')
+    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "recipes")
+    assert done.returncode == 0, done.stderr
+    assert "| mine:power, gamma 1" in done.stdout
+
+
+@pytest.mark.slow
 def test_a_failed_run_ends_the_study_in_one_line(command, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILS", "2")
     failed = subprocess.run(command, capture_output=True, text=True)
