@@ -65,12 +65,16 @@ class Study:
             **dict.fromkeys(("rows", "seeds", "hyperparameters"), list),
             **dict.fromkeys(("metrics", "options", "columns", "variables", "curves"), dict),
             **dict.fromkeys(("recipe", "about", "cost"), str),
+            **{name: str for name in ("baseline", "best_by", "choose_by") if getattr(self, name) is not None},
+            "keep_encoders": bool,
         }
-        names = {list: "a list", dict: "a mapping", str: "text"}
+        names = {list: "a list", dict: "a mapping", str: "text", bool: "true or false"}
         for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind) or (kind is not str and not value and name in ("rows", "seeds", "metrics")):
                 raise InputError(f"{name}: must be {names[kind]}, got {value!r}")
+        if unnamed := [name for name in self.hyperparameters if not isinstance(name, str)]:
+            raise InputError(f"hyperparameters: names must be text, got {unnamed[0]!r}")
         for name, titles in (("metrics", self.metrics), ("curves", self.curves)):
             if untitled := [title for title in titles.values() if not isinstance(title, str)]:
                 raise InputError(f"{name}: titles must be text, got {untitled[0]!r}")
@@ -89,6 +93,9 @@ class Study:
         names_of_rows = [name for name, _ in self.settings()]
         if twice := [name for name in names_of_rows if names_of_rows.count(name) > 1]:
             raise InputError(f"rows: two rows have the name {twice[0]}; give one of them another `name`")
+        options_of_rows = dict.fromkeys(name for _, options in self.settings() for name in options)
+        if self.best_by is not None and self.best_by not in options_of_rows:
+            raise InputError(f"best_by: must be one of the options {', '.join(options_of_rows)}, got {self.best_by}")
         if self.baseline is not None and self.baseline not in names_of_rows:
             raise InputError(f"baseline: must be one of the rows {'; '.join(names_of_rows)}, got {self.baseline}")
 

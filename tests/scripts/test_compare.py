@@ -95,6 +95,18 @@ def test_every_setting_is_run_with_every_seed(compare, tmp_path):
         (("metrics: {sts_spearman: STS}", "metrics: sts"), "metrics: must be a mapping, got 'sts'"),
         (("[1, 2, 3]", "[1, 1]"), "seeds: must be different whole numbers, got [1, 1]"),
         (("[1, 2, 3]", "[]"), "seeds: must be a list, got []"),
+        (
+            ("hyperparameters: [alpha]", "hyperparameters: [[alpha]]"),
+            "hyperparameters: names must be text, got ['alpha']",
+        ),
+        (("hyperparameters: [alpha]", "best_by: [gamma]"), "best_by: must be text, got ['gamma']"),
+        (
+            ("hyperparameters: [alpha]", "best_by: alpha"),
+            "best_by: must be one of the options divergence, gamma, views",
+        ),
+        (("hyperparameters: [alpha]", "choose_by: 1"), "choose_by: must be text, got 1"),
+        (("hyperparameters: [alpha]", "curves: {loss: 1}"), "curves: titles must be text, got 1"),
+        (("hyperparameters: [alpha]", "keep_encoders: maybe"), "keep_encoders: must be true or false, got 'maybe'"),
         (("[5, 10.0]", "[5, 5.0]"), "two rows have the name kl, gamma 5, views crops delete"),
         (("baseline: InfoNCE, temperature 0.1", "baseline: infonce"), "baseline: must be one of the rows kl, gamma 5"),
         (("max_steps: 2", "seed: 2"), "options: seed is set by this script"),
