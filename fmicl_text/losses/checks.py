@@ -38,15 +38,16 @@ def import_attribute(argument: str, value: str, expected: str) -> Any:
         expected: Accepted values, for messages.
 
     Raises:
-        ValueError: The value has another form, or the module or the attribute does not exist.
+        ValueError: The value has another form, the module cannot be imported, or the attribute does not exist.
     """
     module_name, _, attribute = value.partition(":")
     if not (attribute.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
         raise ValueError(f"{argument}={value}: expected {expected}")
     try:
         module = import_module(module_name)
-    except ImportError as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # any type, by the code of the module
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        reason = kind + " ".join(str(error).split())
         raise ValueError(f"{argument}={value}: cannot import {module_name} ({reason}); expected {expected}") from error
     try:
         return getattr(module, attribute)

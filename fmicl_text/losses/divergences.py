@@ -481,7 +481,9 @@ def load_divergence(name: str) -> FDivergence:
         raise ValueError(f"divergence={name}: is of type {type(found).__name__}, expected {expected}")
     try:
         divergence = FDivergence.from_convex(found, name)
-    except (AttributeError, RuntimeError, TypeError) as error:
+    except ValueError:  # not convex
+        raise
+    except Exception as error:  # any type, by the code of f
         reason = f"elementwise function of a tensor u > 0 ({' '.join(str(error).split())})"
         raise ValueError(f"divergence={name}: f must be an {reason}") from error
     return replace(divergence, name=name.partition(":")[2], source=name).pickled_as(load_divergence, name)

@@ -305,12 +305,17 @@ def test_load_divergence():
         (f"{__name__}:FDivergence", "type, expected one of kl, js, "),
         (f"{__name__}:CONCAVE", "convex"),
         (f"{__name__}:BROKEN", "function of a tensor"),
+        (f"{__name__}:missing_key", "function of a tensor u > 0 .*'power'"),
     ],
 )
 def test_names_that_load_no_divergence(name, message):
     with pytest.raises(ValueError, match=f"^divergence={name}: .*{message}") as error:
         load_divergence(name)
     assert "\n" not in str(error.value)
+
+
+def missing_key(u):
+    return u ** {}["power"]
 
 
 def quartic(u):

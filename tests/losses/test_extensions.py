@@ -15,6 +15,7 @@ from fmicl_text.losses import (
     PairObjective,
     Similarity,
     Terms,
+    load_divergence,
     load_objective,
 )
 from tests import reference
@@ -242,3 +243,15 @@ def test_names_that_load_no_objective(name, message):
     with pytest.raises(ValueError, match=f"^objective={name}: .*{message}") as error:
         load_objective(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["1 / 0", "def f(:", "raise SystemError('no license')"])
+def test_a_module_that_fails_while_it_is_imported_is_named(tmp_path, monkeypatch, content):
+    (tmp_path / "fails_on_import.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    kind = {"1": "ZeroDivisionError", "d": "SyntaxError", "r": "SystemError"}[content[0]]
+    for load in (load_objective, load_divergence):
+        with pytest.raises(
+            ValueError, match=rf"=fails_on_import:f: cannot import fails_on_import \({kind}: .*expected one"
+        ):
+            load("fails_on_import:f")
