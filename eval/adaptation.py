@@ -40,7 +40,6 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss, MultipleNegativesRankingLoss
-from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, set_seed
 
@@ -52,6 +51,7 @@ from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.probes import knn_accuracies
 from fmicl_text.evaluation.report import library_versions, markdown_table, mean_std, named_model, write_json
 from fmicl_text.evaluation.sts import evaluate_sts, load_pairs
+from fmicl_text.evaluation.unlabeled import find_documents, halves
 from fmicl_text.files import write_atomic
 
 SKIPPED_FOLDERS = {"tests", "test", "testing", "vendor", "_vendor", "vendored", "extern", "licenses"}
@@ -217,20 +217,12 @@ class Search:
     """
 
     def __init__(self, folder: Path, part: str) -> None:
-        words = [row["text"].split() for row in read_part(folder, part)]
-        self.first, self.second = (
-            [" ".join(half) for half in halves] for halves in zip(*map(in_halves, words), strict=True)
-        )
+        self.first, self.second = zip(*(halves(row["text"]) for row in read_part(folder, part)), strict=True)
 
     def __call__(self, encoder: SentenceTransformer) -> float:
         """Percent of the queries whose own second half is the nearest by cosine."""
-        queries, found = encode_sentences(encoder, self.first + self.second).chunk(2)
-        nearest = (normalize(queries, dim=1) @ normalize(found, dim=1).T).argmax(1)
-        return 100 * (nearest == torch.arange(len(nearest))).double().mean().item()
-
-
-def in_halves(words: list[str]) -> tuple[list[str], list[str]]:
-    return words[: len(words) // 2], words[len(words) // 2 :]
+        queries, found = encode_sentences(encoder, [*self.first, *self.second]).chunk(2)
+        return 100 * float(find_documents(queries, found, self.first, self.second).first.mean())
 
 
 def score(args: argparse.Namespace) -> None:

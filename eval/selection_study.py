@@ -46,7 +46,7 @@ from fmicl_text.evaluation.evaluator import STSEvaluator
 from fmicl_text.evaluation.geometry import alignment, direction_shares, effective_rank, uniformity
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, write_json
 from fmicl_text.evaluation.sts import load_pairs
-from fmicl_text.evaluation.unlabeled import GAMMAS, find_documents, some_words
+from fmicl_text.evaluation.unlabeled import GAMMAS, find_documents, halves, some_words
 from fmicl_text.files import read_json
 from fmicl_text.losses import AlignUniformLoss, ContrastiveLoss, FMICLLoss, InfoNCELoss
 from fmicl_text.losses.similarity import unit_rows
@@ -182,13 +182,6 @@ def run(
 
 
 # ---- scores without labels
-
-
-def halves(text: str) -> tuple[str, str]:
-    """The first and the second half of a text; of an odd number of words, the second has one more."""
-    parts, space = parts_of(text)
-    middle = len(parts) // 2
-    return space.join(parts[:middle]), space.join(parts[middle:])
 
 
 def alternate_words(text: str) -> tuple[str, str]:

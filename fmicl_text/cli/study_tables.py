@@ -147,31 +147,23 @@ def chosen_rows(study: Study, records: Sequence[Mapping[str, Any]]) -> list[dict
     """
     table = []
     for column in dict.fromkeys(record["column"] for record in records):
-        of_column = [record for record in records if record["column"] == column]
-        by_seed: dict[int, dict[str, Mapping[str, Any]]] = {}
-        for record in of_column:
-            by_seed.setdefault(record["seed"], {})[record["row"]] = record
-        rows = set.intersection(*(set(runs) for runs in by_seed.values()))
+        found = {(record["seed"], record["row"]): record for record in records if record["column"] == column}
+        seeds = sorted({seed for seed, _ in found})
+        rows = [row for row, _ in study.settings() if all((seed, row) in found for seed in seeds)]
         if not rows:
             continue
-        chosen = {
-            seed: max(sorted(rows), key=lambda row: second_half(runs[row], str(study.choose_by)))
-            for seed, runs in by_seed.items()
-        }
+        chosen = [max(rows, key=lambda row: second_half(found[seed, row], str(study.choose_by))) for seed in seeds]
         for metric, title in study.metrics.items():
-            scores = {
-                row: [values_of(runs[row], study.metrics)[metric] for runs in by_seed.values()] for row in sorted(rows)
-            }
-            best = max(statistics.mean(values) for values in scores.values())
-            of_choice = [values_of(by_seed[seed][row], study.metrics)[metric] for seed, row in chosen.items()]
-            random = statistics.mean(statistics.mean(values) for values in scores.values())
+            scores = {place: values_of(record, study.metrics)[metric] for place, record in found.items()}
+            of_choice = [scores[place] for place in zip(seeds, chosen, strict=True)]
+            means = [statistics.mean(scores[seed, row] for seed in seeds) for row in rows]
             table.append(
                 {
                     "column": column if len(study.metrics) == 1 else f"{column}, {title}".removeprefix(", "),
-                    "chosen": "; ".join(dict.fromkeys(chosen.values())),
+                    "chosen": "; ".join(dict.fromkeys(chosen)),
                     "score": mean_std(of_choice),
-                    "below the best": best - statistics.mean(of_choice),
-                    "random choice": best - random,
+                    "below the best": max(means) - statistics.mean(of_choice),
+                    "random choice": max(means) - statistics.mean(means),
                 }
             )
     return table

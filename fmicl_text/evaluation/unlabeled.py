@@ -160,6 +160,13 @@ def some_words(text: str, share: float = 0.25) -> str:
     return space.join(parts[i] for i in kept)
 
 
+def halves(text: str) -> tuple[str, str]:
+    """The first and the second half of a text; of an odd number of words, the second has one more."""
+    parts, space = parts_of(text)
+    middle = len(parts) // 2
+    return space.join(parts[:middle]), space.join(parts[middle:])
+
+
 class Found(NamedTuple):
     """How each query found its document, [N] each: 1/rank, and whether the rank is 1; expectations under ties."""
 

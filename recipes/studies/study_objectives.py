@@ -1,6 +1,8 @@
 """Objectives of the studies that are not f-divergences, with the hyperparameters of their papers where nothing else is
 said. Each is a subclass of `ContrastiveLoss`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -100,14 +102,7 @@ class SIGReg(ContrastiveLoss):
         super().__init__(gamma=1.0, negatives="same_view")
         self.weight, self.projections = weight, projections
 
-    def terms(
-        self,
-        x: Tensor,
-        y: Tensor,
-        hard_negatives: Tensor | None = None,
-        text_ids: Tensor | None = None,
-        queue: Tensor | None = None,
-    ) -> LossTerms:
+    def terms(self, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> LossTerms:
         views = [normalize(view.float(), dim=-1) * view.shape[1] ** 0.5 for view in (x, y)]
         distance = (1 - self.weight) * ((views[0] - views[1]) / 2).square().mean()
         regularization = self.weight * torch.stack([self.statistic(view) for view in views]).mean()
