@@ -117,7 +117,7 @@ class ContrastiveLoss(nn.Module):
     @property
     def objective(self) -> Objective:
         """Function of similarities [N], [N, M] and the mask [N, M] that returns the two terms; see `objectives`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement `objective`, or override `terms`")
 
     @property
     def pair_settings(self) -> PairSettings:

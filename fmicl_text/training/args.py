@@ -397,4 +397,10 @@ class FMICLTrainingArguments(TrainingArguments):
         has_gamma = self.gamma not in (None, AUTO)
         if has_gamma and self.similarity is not None and not SIMILARITIES[self.similarity].uses_gamma:
             raise ValueError(f"gamma={self.gamma} does not apply to similarity={self.similarity}")
-        return loss_class(**kwargs)
+        try:
+            return loss_class(**kwargs)
+        except ValueError:  # a hyperparameter
+            raise
+        except Exception as error:  # any type, by the code of a user's class
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"objective={self.objective} cannot be built with {kwargs} ({reason})") from error

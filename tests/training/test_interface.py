@@ -196,6 +196,24 @@ def test_a_loss_that_overrides_terms_trains_is_recorded_and_resumes(bert_folder,
     assert same(weights(trainer), weights(again))
 
 
+class NeedsArgument(ContrastiveLoss):
+    def __init__(self, width):
+        super().__init__(gamma=width, negatives="same_view")
+
+
+class FailsWhenBuilt(ContrastiveLoss):
+    def __init__(self):
+        super().__init__(gamma={}["width"], negatives="same_view")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("NeedsArgument", "TypeError: .*'width'"), ("FailsWhenBuilt", "KeyError")]
+)
+def test_an_objective_that_cannot_be_built_is_one_line(tmp_path, name, reason):
+    with pytest.raises(ValueError, match=rf"^objective={__name__}:{name} cannot be built with {{}} \({reason}"):
+        arguments(tmp_path, objective=f"{__name__}:{name}").build_loss()
+
+
 def test_an_objective_is_named_by_its_place(bert_folder, tmp_path):
     objective = f"{__name__}:MarginLoss"
     args = arguments(tmp_path, objective=objective)
