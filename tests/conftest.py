@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -15,6 +16,12 @@ from tests.hub_server import TOKEN, running_hub
 from tests.support import SAVING, make_trainer, tiny_bert, trained
 
 torch.set_num_threads(1)  # for the fixtures of modules and sessions, which are set up before one_thread
+
+
+def pytest_configure(config):
+    """Hide GPUs, except from `pytest -m gpu`: rounding differs, and tests fork processes, which cannot use CUDA."""
+    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr or ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_finish():

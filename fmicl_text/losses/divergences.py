@@ -141,6 +141,7 @@ class FDivergence:
         return tail_exponent_of(derivative(self.conjugate))
 
     @classmethod
+    @torch.inference_mode(False)
     def from_convex(cls, f: Callable[[Tensor], Tensor], name: str = "custom") -> FDivergence:
         """The divergence of any convex, differentiable f: (0, inf) -> R, by autograd in float64.
 
@@ -216,6 +217,7 @@ class WithSlope(torch.autograd.Function):
         return gradient * slopes, None, None
 
 
+@torch.inference_mode(False)
 def tail_exponent_of(slope: Callable[[Tensor], Tensor]) -> float:
     """k, where a function of r falls like e^(kr) for r -> -inf, to 6 digits; nan if there is no such k."""
     for depth in TAIL_DEPTHS:
@@ -421,6 +423,7 @@ def log_ratio_of_score(divergence: FDivergence, t: Tensor) -> tuple[Tensor, Tens
     return low, beyond
 
 
+@torch.inference_mode(False)
 def uniformity_holds(divergence: FDivergence, gamma: float, points: int = 2001) -> bool:
     """Whether h(t) = conjugate(-gamma t) is strictly convex on [0, 4], the condition of the uniformity theorem.
 

@@ -111,7 +111,7 @@ def _views(tokens: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
     used for both views."""
     batch = {key: value.unflatten(0, ids.shape) for key, value in tokens.items()}
     if ids.shape[1] == 1:
-        batch = {key: value.expand(-1, 2, -1) for key, value in batch.items()}
+        batch = {key: value.repeat(1, 2, 1) for key, value in batch.items()}  # memory of a view cannot be pinned
     return {**batch, "text_ids": ids}
 
 

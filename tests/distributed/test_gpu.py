@@ -2,18 +2,22 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fmicl_text import FMICLLoss
+from fmicl_text.quickstart import SENTENCES
 from tests.support import sentences
 
 ROOT = Path(__file__).parent.parent.parent
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+NO_DEVICE = "needs a CUDA device, and pytest -m gpu"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_DEVICE)]
 several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
 TRAIN = """
@@ -86,3 +90,50 @@ def test_memory_of_the_loss_on_cuda_is_linear():
     held = torch.cuda.memory_allocated()
     FMICLLoss(block_size=1024)(x, y).backward()
     assert torch.cuda.max_memory_allocated() - held < 16384**2 * 4 / 8
+
+
+SHORT = "--max_steps 6 --save_steps 3 --eval_steps 3 --save_strategy steps --disable_tqdm True"
+TEXT = f"simcse_fmicl.py {SHORT} --per_device_train_batch_size 16"
+IMAGES = f"vision_fmicl.py {SHORT} --per_device_train_batch_size 64"
+RUNS = [
+    TEXT,
+    f"{TEXT} --bf16 True",
+    f"{TEXT} --fp16 True",
+    f"{TEXT} --tf32 True --train_sampling_strategy group_by_length",
+    f"{TEXT} --mini_batch_size 4",
+    f"{TEXT} --gradient_accumulation_steps 2 --dataloader_num_workers 2",
+    f"{TEXT} --objective infonce --head simcse",
+    f"{TEXT} --activation_checkpointing True",
+    f"{TEXT} --lora_rank 4",
+    f"{TEXT} --torch_compile True",
+    f"{TEXT} --torch_compile True --torch_compile_mode reduce-overhead --bf16 True",
+    f"{TEXT} --train_file {SENTENCES} --streaming True --dataloader_num_workers 2",
+    IMAGES,
+    f"{IMAGES} --bf16 True",
+    f"{IMAGES} --method moco --queue_size 256",
+    f"{IMAGES} --method mocov3",
+    f"{IMAGES} --torch_compile True",
+]
+
+
+def run_recipe(flags, folder):
+    recipe, *flags = flags.split()
+    return subprocess.run(
+        [sys.executable, str(ROOT / "recipes" / recipe), *flags, "--output_dir", str(folder)],
+        cwd=folder.parent, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", RUNS, ids=lambda flags: flags.replace(f" {SHORT}", ""))
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, flags):
+    done = run_recipe(flags, tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    assert "cuda" in (tmp_path / "whole" / "results.json").read_text()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    done = run_recipe(f"{flags} --resume_from_checkpoint auto", tmp_path / "resumed")
+    assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "whole" / "checkpoint-6").glob("*.safetensors"):
+        whole, resumed = load_file(path), load_file(tmp_path / "resumed" / "checkpoint-6" / path.name)
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole)

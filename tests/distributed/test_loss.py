@@ -130,10 +130,10 @@ def count_collectives(rank, loss, split, tensors):
     x, y, hard, ids = own_rows(rank, split, tensors)
     x, y = x.requires_grad_(), y.requires_grad_()
     counts = []
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         value = loss(x, y, hard, ids)
     counts.append(sum(event.count for event in profile.key_averages() if event.key.startswith(("gloo:", "c10d::"))))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         value.backward()
     counts.append(sum(event.count for event in profile.key_averages() if event.key.startswith(("gloo:", "c10d::"))))
     return counts
