@@ -81,6 +81,10 @@ class ContrastiveModel(nn.Module):
         rows = inputs.pop(str(self.view_input))
         return inputs | {str(self.model_input): views(rows, generator)}
 
+    def pad(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch [B, V, ...] with padding that makes batches of fewer different shapes, for `torch_compile`."""
+        return inputs
+
     def describe(self) -> dict[str, Any]:
         """Properties of the encoder for the run record and the model card: base_model, base_revision, pooling, size."""
         raise NotImplementedError

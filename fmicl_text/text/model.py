@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
@@ -51,6 +52,7 @@ from fmicl_text.text.views import TextViews, choose_views
 logger = logging.getLogger(__name__)
 
 POOLINGS = Pooling.POOLING_MODES
+MULTIPLE = 16  # of tokens, to which `TextContrastiveModel.pad` pads
 
 
 def no_head(width: int) -> nn.Module:
@@ -116,6 +118,14 @@ class TextContrastiveModel(ContrastiveModel):
         if text_ids.shape[1] > 1:
             raise InputError(f"views apply to one text column, got {text_ids.shape[1]}, which are views already")
         return {**views(inputs, generator), "text_ids": text_ids}
+
+    def pad(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tokens [B, V, T] with T a multiple of 16, unless the model's maximum is less."""
+        tokenizer, length = tokenizer_of(self.encoder), next(iter(inputs.values())).shape[-1]
+        missing = min(-length % MULTIPLE, max(tokenizer.model_max_length - length, 0))
+        sides = (missing, 0) if tokenizer.padding_side == "left" else (0, missing)
+        values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        return {name: pad(tokens, sides, value=values.get(name, 0)) for name, tokens in inputs.items()}
 
     def prepare_data(self, train_dataset: Any, views: Any = None) -> tuple[Any, Any]:
         """The tokens of texts, pairs or triplets, and their collator. Longer texts are truncated to the encoder's

@@ -547,7 +547,10 @@ class FMICLTrainer(Trainer):
     def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Embeddings [B, V, D] of a batch [B, V, ...]: flattened, one forward pass, unflattened."""
         shape = next(iter(inputs.values())).shape[:2]
-        return model({name: value.flatten(0, 1) for name, value in inputs.items()}).unflatten(0, shape)
+        if compiled := self.args.torch_compile:
+            inputs = self.model.pad(inputs)
+        embeddings = model({name: value.flatten(0, 1) for name, value in inputs.items()}).unflatten(0, shape)
+        return embeddings.clone() if compiled else embeddings  # the next call of a CUDA graph overwrites its output
 
     def compute_loss(
         self,

@@ -229,6 +229,32 @@ def test_dropout_of_a_model_without_dropout(tmp_path):
     build_text_encoder(str(tmp_path), dropout=0.0)
 
 
+# ---- padding for compiled models
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+def test_padding_does_not_change_embeddings(bert_folder, side, pooling):
+    encoder = build_text_encoder(bert_folder, pooling=pooling).eval()
+    encoder.tokenizer.padding_side = side
+    model = TextContrastiveModel(encoder)
+    rows, collator = model.prepare_data(Dataset.from_dict({"anchor": sentences(8), "positive": sentences(8, seed=1)}))
+    batch = collator([rows[i] for i in range(8)])
+    ids = batch.pop("text_ids")
+    padded = model.pad(batch)
+    assert batch["input_ids"].shape[-1] not in (16, 32) and padded["input_ids"].shape == (*ids.shape, 16)
+    expected, got = (model({key: value.flatten(0, 1) for key, value in one.items()}) for one in (batch, padded))
+    assert torch.allclose(got, expected, atol=1e-6)
+
+
+def test_padding_ends_at_the_models_maximum(bert_folder):
+    model = TextContrastiveModel(build_text_encoder(bert_folder))  # 40 positions
+    for length, expected in ((1, 16), (16, 16), (33, 40), (40, 40)):
+        tokens = torch.ones(2, 2, length, dtype=torch.long)
+        padded = model.pad({"input_ids": tokens, "attention_mask": tokens})
+        assert {value.shape[-1] for value in padded.values()} == {expected}
+
+
 # ---- the pooling of a plain folder
 
 
