@@ -276,8 +276,8 @@ def launch(
 
 def tile_of(device: torch.device) -> Tile:
     """The tile that fits the shared memory of a GPU."""
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    return TILE if shared >= 128 * 1024 else SMALL_TILE
+    properties: Any = torch.cuda.get_device_properties(device)
+    return TILE if properties.shared_memory_per_block_optin >= 128 * 1024 else SMALL_TILE
 
 
 @functools.cache
