@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from fmicl_text.losses.distributed import gather_rows, own_rank, row_counts, rows_of_others, sum_over_ranks
 from fmicl_text.losses.objectives import PairObjective, Terms
 from fmicl_text.losses.similarity import Similarity, gradient_of_rows, unit_rows
+from fmicl_text.losses.triton_kernel import fused_pair_block
 
 HARD = "hard"  # prefix of the names of the views of hard negatives
 NEGATIVE_TERMS = {"same_view": [("x", "x")], "cross_view": [("x", "y")], "both": [("x", "x"), ("x", "y")]}
@@ -121,14 +122,19 @@ def positive_block(x: Tensor, y: Tensor, config: BlockwiseConfig) -> tuple[Tenso
 
 
 class PairSumAccumulator:
-    """Accumulates the sum of all pairs, their number and the gradients of this process's rows, block by block."""
+    """Accumulates the sum of all pairs, their number and the gradients of this process's rows, block by block.
 
-    def __init__(self, config: BlockwiseConfig, device: torch.device) -> None:
-        self.config = config
+    Args:
+        config: Objective, similarity and block size.
+        rows: Unit rows, for their dtype and device.
+    """
+
+    def __init__(self, config: BlockwiseConfig, rows: Tensor) -> None:
+        self.config, self.pair_block = config, fused_pair_block(config, rows) or pair_block
         # Over the pairs that this process counts. Updated in place: a small tensor kept for each block would fragment
         # the heap, and memory would grow with the number of blocks. In float64 if available, for millions of blocks.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.sum_and_count = torch.zeros(2, dtype=dtype, device=device)
+        dtype = torch.float32 if rows.device.type == "mps" else torch.float64
+        self.sum_and_count = torch.zeros(2, dtype=dtype, device=rows.device)
 
     def add(
         self,
@@ -157,7 +163,7 @@ class PairSumAccumulator:
                 diagonal = own and i == j
                 masked = diagonal or bool(recurs_i[i].any() and recurs_j[j].any())
                 keep = distinct(ids_i[i], ids_j[j]) if masked else None
-                total, derivative = pair_block(rows[i], columns[j], keep, self.config)
+                total, derivative = self.pair_block(rows[i], columns[j], keep, self.config)
                 mirrored = own and symmetric and not diagonal  # block (j, i) is not visited
                 if row_gradient is not None:
                     self.sum_and_count[0] += total * (1 + mirrored)
@@ -204,8 +210,8 @@ def value_and_gradients(
     """
     counts = row_counts(raw["x"]) if config.global_batch != "none" else [len(raw["x"])]
     total_rows, factor = sum(counts), len(counts)
-    everyone, sums = ids_of_ranks(own, hard, counts), PairSumAccumulator(config, raw["x"].device)
     units = {name: unit_rows(rows) for name, rows in raw.items()}
+    everyone, sums = ids_of_ranks(own, hard, counts), PairSumAccumulator(config, units["x"])
     paired = {name: unit for name, unit in units.items() if name != "y" or config.negatives != "same_view"}
     gradients = {name: torch.zeros_like(unit) for name, unit in paired.items()}
     add_all_pairs(sums, paired, gradients, everyone, counts)
