@@ -46,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "FMICLTrainer, group_by_length": {"train_sampling_strategy": "group_by_length"},
     "FMICLTrainer, mini_batch_size 16": {"mini_batch_size": 16},
     "FMICLTrainer, torch_compile": {"torch_compile": True},
+    "FMICLTrainer, CUDA graphs": {"torch_compile": True, "torch_compile_mode": "reduce-overhead"},
     "FMICLTrainer, torch's dropout": {},
 }
 
@@ -53,14 +54,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class Clock(TrainerCallback):
     """Measures the seconds and counts the tokens of the steps after the warm-up."""
 
-    def __init__(self, transformer: torch.nn.Module, device: torch.device, warmup: int) -> None:
-        self.device, self.warmup, self.start, self.seconds = device, warmup, 0.0, 0.0
+    def __init__(self, trainer: Any, warmup: int) -> None:
+        self.device, self.warmup, self.start, self.seconds = trainer.args.device, warmup, 0.0, 0.0
         self.tokens: Any = 0
-        transformer.register_forward_pre_hook(self.count)
+        self.training_step = trainer.training_step
+        trainer.training_step = self.count
+        trainer.add_callback(self)
 
-    def count(self, module: torch.nn.Module, inputs: Any) -> None:
-        if torch.is_grad_enabled():  # each mini-batch is first embedded without gradients; count it once
-            self.tokens += inputs[0]["attention_mask"].sum()
+    def count(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.tokens += sum(value.sum() for name, value in inputs.items() if name.endswith("attention_mask"))
+        return self.training_step(model, inputs, *args, **kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.warmup:
@@ -134,7 +137,7 @@ def main() -> None:
             trainer = FMICLTrainer(
                 model, settings, train_dataset=tokens, data_collator=TokenCollator(encoder.tokenizer)
             )
-            return timed(trainer, encoder, settings)
+            return timed(trainer)
 
         return run
 
@@ -144,11 +147,10 @@ def main() -> None:
         settings = SentenceTransformerTrainingArguments(folder, **shared)
         twice = Dataset.from_dict({"anchor": rows[column], "positive": rows[column]})
         loss = MultipleNegativesRankingLoss(encoder)
-        return timed(SentenceTransformerTrainer(encoder, settings, twice, loss=loss), encoder, settings)
+        return timed(SentenceTransformerTrainer(encoder, settings, twice, loss=loss))
 
-    def timed(trainer: Any, encoder: Any, settings: Any) -> Clock:
-        clock = Clock(encoder[0], settings.device, args.warmup)
-        trainer.add_callback(clock)
+    def timed(trainer: Any) -> Clock:
+        clock = Clock(trainer, args.warmup)
         trainer.train()
         return clock
 
