@@ -3,12 +3,12 @@
     python eval/loss_benchmark.py                              # N = 512 ... 65536; about 12 minutes on 2 cores
     python eval/loss_benchmark.py --sizes 8192 --repeats 5 --output loss.json --plot loss.png
 
-Implementations: `blockwise` and `plain` (FMICLLoss), `pdist` (the formula of the paper with torch.pdist), `MNRL` and
-`cached MNRL` (sentence-transformers). The lower bound is the time of the three matrix products per pair of blocks that
-an exact value and gradient require (3 N^2 D operations), with blocks of the same size. Every round runs each
-implementation once, forward and backward; ratios are medians over rounds. Peak memory is in addition to the inputs. An
-implementation that is expected to exceed --max_memory, or --max_seconds by extrapolation from smaller sizes, is
-skipped, with the reason in the table.
+Implementations: `blockwise` and `plain` (FMICLLoss), on a GPU also `without Triton` (`blockwise` in PyTorch), `pdist`
+(the formula of the paper with torch.pdist), `MNRL` and `cached MNRL` (sentence-transformers). The lower bound is the
+time of the three matrix products per pair of blocks that an exact value and gradient require (3 N^2 D operations), with
+blocks of the same size. Every round runs each implementation once, forward and backward; ratios are medians over
+rounds. Peak memory is in addition to the inputs. An implementation that is expected to exceed --max_memory, or
+--max_seconds by extrapolation from smaller sizes, is skipped, with the reason in the table.
 """
 
 from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from sentence_transformers.sentence_transformer.losses import (
@@ -75,8 +76,13 @@ def implementations(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str,
                 gradient[j].addmm_(product.T, x[i])
         return gradient
 
+    def without_triton() -> object:
+        with patch("fmicl_text.losses.blockwise.fused_pair_block", lambda *_: None):
+            return gradients(blockwise)()
+
     return {
         "blockwise": gradients(blockwise),
+        **({"without Triton": without_triton} if x.is_cuda else {}),
         "plain": gradients(lambda a, b: whole_matrix(plain.objective, plain.pair_settings, Batch(a, b)).loss),
         "pdist": gradients(pdist),
         "MNRL": gradients(lambda a, b: ranking.compute_loss_from_embeddings([a, b], x)),
@@ -101,7 +107,7 @@ def affordable(
     gib = (args.dim if name == "pdist" and device.type == "cuda" else 4) * size**2 * 4 / 2**30
     if name in QUADRATIC and gib > args.max_memory:
         return f"would need about {gib:.0f} GiB"
-    if name in last and name not in ("blockwise", "lower bound"):
+    if name in last and name not in ("blockwise", "without Triton", "lower bound"):
         seconds = last[name][1] * (size / last[name][0]) ** 2
         if seconds > args.max_seconds:
             return f"would take about {seconds:.0f} s"

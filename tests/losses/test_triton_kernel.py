@@ -107,7 +107,6 @@ def test_a_triton_that_does_not_work_is_a_warning(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
-    monkeypatch.setattr(triton_kernel, "tile_of", lambda device: triton_kernel.TILE)
     with pytest.warns(UserWarning, match="uses PyTorch instead of its Triton kernel.*Failed to find C compiler"):
         assert not is_supported.__wrapped__(torch.device("cuda", 0))
 
@@ -145,7 +144,7 @@ MATERIALS = {"exact": exact_rows, "random": unit_columns_of_a_wider_tensor}
 FUNCTIONS = {"exp": torch.exp, "expm1": torch.expm1, "log1p": torch.log1p}
 
 
-def error_of_function(name, device, tile):
+def error_of_function(name, device):
     """Largest relative error of a function of the kernel's source, from 1e-30 to 80 and from -1e-30 to -80."""
     points = torch.logspace(-30, 1.9, 4000)
     points = torch.cat([points, -points[: 3750 if name == "log1p" else 4000]])  # log1p: above -0.97
@@ -153,17 +152,14 @@ def error_of_function(name, device, tile):
     points = (points.view(torch.int32) & ~0x1FFF).view(torch.float32).to(device)
     unit = torch.eye(16, device=device)[:1]
     translation = triton_kernel.Translation((f"v1 = {name}(v0)",), "v1", "v1", ())
-    values = triton_kernel.launch(translation, points[:, None] * unit, unit, None, tile)[1][:, 0].double()
+    values = triton_kernel.launch(translation, points[:, None] * unit, unit, None)[1][:, 0].double()
     exact = FUNCTIONS[name](points.double())
     return ((values - exact) / exact).abs().max().item()
 
 
 def error_of_losses():
     """Largest relative error of the gradient of whole losses with the kernel, on the CPU."""
-    triton_kernel.is_supported, triton_kernel.tile_of = (
-        lambda device: True,
-        lambda device: triton_kernel.Tile(32, 32, 16),
-    )
+    triton_kernel.is_supported = lambda device: True
     ids = torch.arange(70)[:, None] * 3 + torch.arange(3)
     ids[3, 0], ids[69, 0], ids[9, 1], ids[60, 2] = ids[2, 0], ids[1, 0], ids[20, 0], ids[7, 0]
     for negatives in ("same_view", "cross_view", "both"):
@@ -175,15 +171,15 @@ def error_of_losses():
 
 def in_the_interpreter():
     """Print the errors of the kernel against `pair_block` in float64, by case, material and mask."""
-    tile = triton_kernel.Tile(32, 32, 16)
-    errors = {name: error_of_function(name, "cpu", tile) for name in FUNCTIONS}
+    triton_kernel.TILE = triton_kernel.Tile(32, 32, 16)
+    errors = {name: error_of_function(name, "cpu") for name in FUNCTIONS}
     for name, pair in CASES.items():
         for material, make in MATERIALS.items():
             rows, columns, gamma = make()
             keep = torch.rand(70, 45, generator=torch.Generator().manual_seed(1)) > 0.3
             for mask in (None, keep):
                 config = configured(pair, gamma)
-                total, derivative = triton_kernel.launch(translate(config), rows, columns, mask, tile)
+                total, derivative = triton_kernel.launch(translate(config), rows, columns, mask)
                 exact_total, exact = pair_block(rows.double(), columns.double(), mask, config)
                 # of random rows, r has the rounding error of their inner product: relative to the largest derivative
                 size = exact.abs() if material == "exact" else exact.abs().max()
@@ -327,7 +323,7 @@ def test_a_block_is_that_of_float64(name, make):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_of_the_kernel(name):
     """The compiler fuses products and sums, which the interpreter does not."""
-    assert error_of_function(name, "cuda", triton_kernel.TILE) < 1e-6
+    assert error_of_function(name, "cuda") < 1e-6
 
 
 @on_gpu
