@@ -2,6 +2,7 @@
 
     python eval/loss_benchmark.py                              # N = 512 ... 65536; about 12 minutes on 2 cores
     python eval/loss_benchmark.py --sizes 8192 --repeats 5 --output loss.json --plot loss.png
+    python eval/loss_benchmark.py --sizes 4096 --busy          # also beside one busy process per core
 
 Implementations: `blockwise` and `plain` (FMICLLoss), on a GPU also `without Triton` (`blockwise` in PyTorch), `pdist`
 (the formula of the paper with torch.pdist), `MNRL` and `cached MNRL` (sentence-transformers). The lower bound is the
@@ -16,12 +17,15 @@ from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that ta
 # isort: split
 import argparse
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import psutil
 import torch
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -40,6 +44,34 @@ from fmicl_text.losses.pairs import CPU_BLOCK, GPU_BLOCK, Batch, whole_matrix
 from fmicl_text.losses.similarity import log_ratio, unit_rows
 
 QUADRATIC = ("plain", "pdist", "MNRL")  # implementations with N x N matrices
+BUSY = ", busy"
+Run = Callable[[], object]
+
+
+@contextmanager
+def busy_processes(number: int) -> Iterator[Callable[[Run], Run]]:
+    """Processes that keep a core busy each, but only during the functions that are given to the result."""
+    processes = [psutil.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+
+    def beside(run: Run) -> Run:
+        def timed() -> object:
+            for process in processes:
+                process.resume()
+            try:
+                return run()
+            finally:
+                for process in processes:
+                    process.suspend()
+
+        return timed
+
+    try:
+        for process in processes:
+            process.suspend()
+        yield beside
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def implementations(args: argparse.Namespace, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
@@ -130,6 +162,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--max_seconds", type=positive_number, default=60.0, help="skip runs that take longer, in seconds (default: 60)"
     )
+    parser.add_argument("--busy", action="store_true", help="measure each also beside one busy process per core")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="plot to write: .png, .pdf or .svg")
     args = parser.parse_args()
@@ -149,7 +182,9 @@ def main() -> None:
         functions = implementations(args, *embeddings(size, args.dim, device))
         reasons = {name: affordable(name, size, args, last, device) for name in functions}
         running = {name: run for name, run in functions.items() if reasons[name] is None}
-        seconds = interleaved_seconds(running, device, args.repeats if size <= 8192 else 1)
+        with busy_processes(psutil.cpu_count(logical=False) or 1 if args.busy else 0) as beside:
+            also = {name + BUSY: beside(run) for name, run in running.items()} if args.busy else {}
+            seconds = interleaved_seconds(running | also, device, args.repeats if size <= 8192 else 1)
         for name in functions:
             row: dict[str, object] = {"N": size, "implementation": name, "skipped": reasons[name]}
             if name in running:
@@ -158,6 +193,8 @@ def main() -> None:
                 row["x lower bound"] = median_ratio(seconds[name], seconds["lower bound"])
                 if "MNRL" in running:
                     row["x MNRL"] = median_ratio(seconds[name], seconds["MNRL"])
+                if args.busy:
+                    row["x idle, beside busy processes"] = median_ratio(seconds[name + BUSY], seconds[name])
                 row["rounds"] = seconds[name]
             rows.append(row)
     for size in sorted(args.sizes):  # after all timings, because peak_extra_mib slows allocation down

@@ -9,9 +9,12 @@ communication.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from fmicl_text.losses.objectives import PairObjective, Terms
 from fmicl_text.losses.similarity import Similarity, gradient_of_rows, unit_rows
 from fmicl_text.losses.triton_kernel import fused_pair_block
 
+Result = TypeVar("Result")
 HARD = "hard"  # prefix of the names of the views of hard negatives
 NEGATIVE_TERMS = {"same_view": [("x", "x")], "cross_view": [("x", "y")], "both": [("x", "x"), ("x", "y")]}
 
@@ -97,6 +101,77 @@ def blocks(num_rows: int, block_size: int, start: int = 0) -> Iterator[slice]:
     return (slice(at, min(at + block_size, num_rows)) for at in range(start, num_rows, block_size))
 
 
+def pairs_of_blocks(num_rows: int, num_columns: int, half: bool) -> Iterator[tuple[int, int]]:
+    """All pairs of blocks (row, column), in an order in which neighbors have no block in common, so that their
+    gradients can be added at the same time.
+
+    Args:
+        num_rows, num_columns: Numbers of blocks.
+        half: Rows and columns are the same blocks, and of (i, j) and (j, i) one is visited.
+    """
+    if not half:
+        size = max(num_rows, num_columns)
+        pairs = ((i, (i + shift) % size) for shift in range(size) for i in range(num_rows))
+        yield from ((i, j) for i, j in pairs if j < num_columns)
+        return
+    yield from ((i, i) for i in range(num_rows))
+    last = num_rows - 1 + num_rows % 2  # the circle method of tournaments; if the number is odd, one block rests
+    for k in range(last):
+        both = [(k, last), *(((k + step) % last, (k - step) % last) for step in range(1, (last + 1) // 2))]
+        yield from ((min(pair), max(pair)) for pair in both if max(pair) < num_rows)
+
+
+@contextmanager
+def threads_of_blocks(rows: Tensor, block_size: int) -> Iterator[int]:
+    """Number of threads that compute blocks of rows [N, D]; they share PyTorch's threads.
+
+    If all of PyTorch's threads compute one block instead, each operation waits for the slowest of them. Beside another
+    busy process, this is one that the system has interrupted, and the loss takes 24 times as long."""
+    num_threads = torch.get_num_threads()
+    workers = min(num_threads, -(-len(rows) // block_size) // 2)
+    if rows.device.type != "cpu" or workers < 2:
+        yield 1
+        return
+    torch.set_num_threads(num_threads // workers)
+    try:
+        yield workers
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def map_in_threads(
+    function: Callable[[tuple[int, int]], Result], pairs: Iterable[tuple[int, int]], half: bool, workers: int
+) -> Iterator[Result]:
+    """Results of a function of pairs of blocks, in their order. The pairs of one block are computed one after another,
+    so that sums do not depend on the order in which threads end.
+
+    Args:
+        function: Maps a pair to its result.
+        pairs, half: See `pairs_of_blocks`.
+        workers: Number of threads.
+    """
+    if workers == 1:
+        yield from map(function, pairs)
+        return
+
+    def call(pair: tuple[int, int], before: list[Future[Result]]) -> Result:
+        wait(before)
+        with torch.no_grad():
+            return function(pair)
+
+    last: dict[int, Future[Result]] = {}  # of each block
+    pending: deque[Future[Result]] = deque()
+    share = torch.get_num_threads()
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+        for i, j in pairs:
+            used = (i, j if half else ~j)
+            pending.append(pool.submit(call, (i, j), [last[block] for block in used if block in last]))
+            last.update(dict.fromkeys(used, pending[-1]))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        yield from (future.result() for future in pending)
+
+
 def pair_block(rows: Tensor, columns: Tensor, keep: Tensor | None, config: BlockwiseConfig) -> tuple[Tensor, Tensor]:
     """Sum of `pair` over a block of unit rows [b, D], [c, D]; and its derivative [b, c] with respect to their
     similarities if these have a constant `slope`, else to their inner products."""
@@ -127,10 +202,12 @@ class PairSumAccumulator:
     Args:
         config: Objective, similarity and block size.
         rows: Unit rows, for their dtype and device.
+        workers: Number of threads; see `map_in_threads`.
     """
 
-    def __init__(self, config: BlockwiseConfig, rows: Tensor) -> None:
-        self.config, self.pair_block = config, fused_pair_block(config, rows) or pair_block
+    def __init__(self, config: BlockwiseConfig, rows: Tensor, workers: int) -> None:
+        self.config, self.workers = config, workers
+        self.pair_block = fused_pair_block(config, rows) or pair_block
         # Over the pairs that this process counts. Updated in place: a small tensor kept for each block would fragment
         # the heap, and memory would grow with the number of blocks. In float64 if available, for millions of blocks.
         dtype = torch.float32 if rows.device.type == "mps" else torch.float64
@@ -158,19 +235,29 @@ class PairSumAccumulator:
         own, symmetric = row_ids is column_ids, views[0] == views[1]
         slope = self.config.similarity.slope
         weight = (1.0 if slope is None else slope(self.config.gamma)) * (1 + symmetric)
-        for i in blocks(len(rows), self.config.block_size):
-            for j in blocks(len(columns), self.config.block_size, start=i.start if own and symmetric else 0):
-                diagonal = own and i == j
-                masked = diagonal or bool(recurs_i[i].any() and recurs_j[j].any())
-                keep = distinct(ids_i[i], ids_j[j]) if masked else None
-                total, derivative = self.pair_block(rows[i], columns[j], keep, self.config)
-                mirrored = own and symmetric and not diagonal  # block (j, i) is not visited
-                if row_gradient is not None:
-                    self.sum_and_count[0] += total * (1 + mirrored)
-                    self.sum_and_count[1] += (derivative.numel() if keep is None else keep.sum()) * (1 + mirrored)
-                    row_gradient[i].addmm_(derivative, columns[j], alpha=weight)
-                if column_gradient is not None and (mirrored or not symmetric):
-                    column_gradient[j].addmm_(derivative.T, rows[i], alpha=weight)
+        slices_i, slices_j = (list(blocks(len(one), self.config.block_size)) for one in (rows, columns))
+
+        def add_block(pair: tuple[int, int]) -> tuple[Tensor, Tensor | int]:
+            """Add a block to the gradients; its sum and count."""
+            i, j = slices_i[pair[0]], slices_j[pair[1]]
+            diagonal = own and i == j
+            masked = diagonal or bool(recurs_i[i].any() and recurs_j[j].any())
+            keep = distinct(ids_i[i], ids_j[j]) if masked else None
+            total, derivative = self.pair_block(rows[i], columns[j], keep, self.config)
+            mirrored = own and symmetric and not diagonal  # block (j, i) is not visited
+            if row_gradient is not None:
+                row_gradient[i].addmm_(derivative, columns[j], alpha=weight)
+            if column_gradient is not None and (mirrored or not symmetric):
+                column_gradient[j].addmm_(derivative.T, rows[i], alpha=weight)
+            count = derivative.numel() if keep is None else keep.sum()
+            return total * (1 + mirrored), count * (1 + mirrored)
+
+        half = own and symmetric
+        pairs = pairs_of_blocks(len(slices_i), len(slices_j), half)
+        for total, count in map_in_threads(add_block, pairs, half, self.workers):
+            if row_gradient is not None:
+                self.sum_and_count[0] += total
+                self.sum_and_count[1] += count
 
 
 def add_all_pairs(
@@ -197,7 +284,7 @@ def add_all_pairs(
 
 
 def value_and_gradients(
-    config: BlockwiseConfig, raw: dict[str, Tensor], own: Tensor, hard: Tensor
+    config: BlockwiseConfig, raw: dict[str, Tensor], own: Tensor, hard: Tensor, workers: int = 1
 ) -> tuple[Terms, dict[str, Tensor]]:
     """The terms of the loss on the global batch, and its gradient with respect to this process's rows, times the number
     of processes (by which DDP and FSDP divide).
@@ -207,11 +294,12 @@ def value_and_gradients(
         raw: x, y and K hard negatives, by the names of `name_views`: rows [N, D] of any scale.
         own: Text ids [N, V] of x and y.
         hard: Text ids [N, K] of the hard negatives.
+        workers: Number of threads; see `map_in_threads`.
     """
     counts = row_counts(raw["x"]) if config.global_batch != "none" else [len(raw["x"])]
     total_rows, factor = sum(counts), len(counts)
     units = {name: unit_rows(rows) for name, rows in raw.items()}
-    everyone, sums = ids_of_ranks(own, hard, counts), PairSumAccumulator(config, units["x"])
+    everyone, sums = ids_of_ranks(own, hard, counts), PairSumAccumulator(config, units["x"], workers)
     paired = {name: unit for name, unit in units.items() if name != "y" or config.negatives != "same_view"}
     gradients = {name: torch.zeros_like(unit) for name, unit in paired.items()}
     add_all_pairs(sums, paired, gradients, everyone, counts)
@@ -250,8 +338,9 @@ class OnePass(torch.autograd.Function):
         ctx: Any, config: BlockwiseConfig, own: Tensor, hard_ids: Tensor, x: Tensor, y: Tensor, *hard: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         raw = name_views(x, y, hard)
-        with torch.inference_mode(False), torch.no_grad():  # independent of the caller's grad mode
-            terms, gradients = value_and_gradients(config, raw, own, hard_ids)
+        threads = threads_of_blocks(x, config.block_size)
+        with torch.inference_mode(False), torch.no_grad(), threads as workers:  # in any grad mode of the caller
+            terms, gradients = value_and_gradients(config, raw, own, hard_ids, workers)
         ctx.gradients = [gradients[name].to(tensor.dtype) for name, tensor in raw.items()]
         ctx.mark_non_differentiable(*terms)
         return terms.positive + terms.negative, *terms

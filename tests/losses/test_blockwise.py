@@ -1,12 +1,14 @@
 """The blockwise loss against autograd through whole matrices, its memory and its errors."""
 
 import math
+import time
 
 import pytest
 import torch
 
 from fmicl_text import FDivergence, FMICLLoss
-from fmicl_text.losses.blockwise import NEGATIVE_TERMS, blocks, distinct, ids_of_ranks
+from fmicl_text.losses import blockwise
+from fmicl_text.losses.blockwise import NEGATIVE_TERMS, blocks, distinct, ids_of_ranks, map_in_threads, pairs_of_blocks
 from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES, AlignUniformLoss, InfoNCELoss
 from fmicl_text.losses.divergences import DIVERGENCES
 from fmicl_text.losses.pairs import BLOCKWISE_FROM
@@ -247,3 +249,65 @@ def test_negative_terms_of_other_views(monkeypatch):
     assert torch.allclose(blockwise(x, y), plain(x, y), rtol=1e-12) and not torch.allclose(plain(x, y), both(x, y))
     exact = (FMICLLoss("js", 1.0, 4.0).terms(x, y).negative + FMICLLoss("js", 1.0, 4.0).terms(y, x).negative) / 2
     assert torch.allclose(plain.terms(x, y).negative, exact, rtol=1e-12)
+
+
+# ---- blocks in threads
+
+
+@pytest.fixture
+def three_threads():
+    torch.set_num_threads(3)
+    yield
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("num_blocks", range(1, 12))
+def test_each_pair_of_blocks_is_visited_once(num_blocks):
+    half = list(pairs_of_blocks(num_blocks, num_blocks, half=True))
+    assert sorted(half) == [(i, j) for i in range(num_blocks) for j in range(i, num_blocks)]
+    for num_columns in (1, num_blocks, num_blocks + 3):
+        every = list(pairs_of_blocks(num_blocks, num_columns, half=False))
+        assert sorted(every) == [(i, j) for i in range(num_blocks) for j in range(num_columns)]
+    assert all({*a}.isdisjoint(b) for a, b in zip(half[::2], half[1::2], strict=False) if num_blocks % 4 == 0)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("negatives", IN_BATCH)
+def test_threads_do_not_change_the_loss(negatives):
+    tensors = [*material(70, torch.float32), torch.arange(210).view(70, 3) // 2]
+    loss = FMICLLoss("js", 1.0, 4.0, negatives=negatives, block_size=8)
+    terms, gradient = gradients(loss, *tensors)
+    for _ in range(5):
+        again, same = gradients(loss, *tensors)
+        assert again == terms and torch.equal(same, gradient)
+    exact = [rows.double() if rows.is_floating_point() else rows for rows in tensors]
+    agree(loss, FMICLLoss("js", 1.0, 4.0, negatives=negatives), exact, 1e-12)
+    torch.set_num_threads(1)
+    alone_terms, alone = gradients(loss, *tensors)
+    torch.set_num_threads(3)
+    assert alone_terms == terms and torch.equal(alone, gradient)
+
+
+def test_pairs_of_a_block_are_computed_in_their_order():
+    """Earlier pairs take longer, so that each later one could overtake them."""
+    pairs, order = list(pairs_of_blocks(6, 6, half=True)), []
+
+    def slow_first(pair):
+        time.sleep(0.02 / (1 + pairs.index(pair)))
+        order.append(pair)
+        return pair
+
+    assert list(map_in_threads(slow_first, pairs, True, 4)) == pairs
+    assert order != pairs
+    for block in range(6):
+        assert [pair for pair in order if block in pair] == [pair for pair in pairs if block in pair]
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_error_in_a_thread_is_raised(monkeypatch):
+    def broken(*arguments):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(blockwise, "pair_block", broken)
+    with pytest.raises(torch.OutOfMemoryError):
+        FMICLLoss("js", 1.0, 4.0, block_size=8)(*material(64, torch.float32)[:2])

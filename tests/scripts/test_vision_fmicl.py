@@ -82,7 +82,6 @@ QUEUE_WARNING = ".*f-MICL.*queue"
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(f"ignore:{QUEUE_WARNING}")
 @pytest.mark.parametrize("objective", [["--divergence", "js"], ["--objective", "infonce"]], ids=str)
 @pytest.mark.parametrize("method", ["moco", "mocov3"])
 def test_moco(monkeypatch, capsys, tmp_path, method, objective):
@@ -104,12 +103,13 @@ def test_moco(monkeypatch, capsys, tmp_path, method, objective):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_queue_with_fmicl_warns(recwarn):
+def test_a_queue_with_a_given_alpha_warns(recwarn):
     parse_vision_args(["--method", "moco", "--objective", "infonce"])
-    parse_vision_args(["--method", "mocov3"])
+    parse_vision_args(["--method", "mocov3", "--alpha", "40"])
+    parse_vision_args(["--method", "moco"])
     assert not recwarn.list
     with pytest.warns(UserWarning, match=QUEUE_WARNING):
-        parse_vision_args(["--method", "moco"])
+        parse_vision_args(["--method", "moco", "--alpha", "40"])
 
 
 @pytest.mark.slow
