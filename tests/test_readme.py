@@ -62,7 +62,7 @@ def test_one_liners_import(page, line):
 
 
 def test_there_are_one_liners():
-    assert Counter(page for page, _ in IMPORTS) == {"recipes/README.md": 8}
+    assert Counter(page for page, _ in IMPORTS) == {"recipes/README.md": 7}
 
 
 # ---- links
