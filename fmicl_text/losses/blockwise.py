@@ -26,6 +26,7 @@ from fmicl_text.losses.similarity import Similarity, gradient_of_rows, unit_rows
 from fmicl_text.losses.triton_kernel import fused_pair_block
 
 Result = TypeVar("Result")
+MOST_WORKERS = 16  # threads that compute blocks; they run Python, one at a time
 HARD = "hard"  # prefix of the names of the views of hard negatives
 NEGATIVE_TERMS = {"same_view": [("x", "x")], "cross_view": [("x", "y")], "both": [("x", "x"), ("x", "y")]}
 
@@ -128,7 +129,7 @@ def threads_of_blocks(rows: Tensor, block_size: int) -> Iterator[int]:
     If all of PyTorch's threads compute one block instead, each operation waits for the slowest of them. Beside another
     busy process, this is one that the system has interrupted, and the loss takes 24 times as long."""
     num_threads = torch.get_num_threads()
-    workers = min(num_threads, -(-len(rows) // block_size) // 2)
+    workers = min(num_threads, -(-len(rows) // block_size) // 2, MOST_WORKERS)
     if rows.device.type != "cpu" or workers < 2:
         yield 1
         return
