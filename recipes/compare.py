@@ -1,7 +1,7 @@
 """Compare settings of a recipe: every setting is run with every seed, and a table shows means, spreads and differences.
 
     python recipes/compare.py recipes/studies/digits.yaml --output_dir runs/digits
-    python recipes/compare.py recipes/studies/temperature.yaml --variables data=/data --output_dir runs/temperature --jobs 2
+    python recipes/compare.py recipes/studies/temperature.yaml --variables data=/data --jobs 2
     python recipes/compare.py --list recipes/studies/*.yaml      # the studies, with their number of runs and cost
 
 A study is a YAML file:
