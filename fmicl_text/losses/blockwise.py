@@ -1,7 +1,7 @@
 """A `PairObjective` on the global batch: value and gradient in one pass over blocks of pairs.
 
 Memory is linear in the number of rows: the similarities of a block are freed once its gradient is computed, and there
-is no graph over all pairs. Same-view pairs are symmetric, so half of the blocks suffice. Each process computes the
+is no graph over all pairs. On a CPU, threads compute several blocks at a time. Same-view pairs are symmetric, so half of the blocks suffice. Each process computes the
 gradient of its own rows only, from all their pairs with rows of any process, so the backward pass needs no
 communication.
 """
@@ -285,7 +285,7 @@ def add_all_pairs(
 
 
 def value_and_gradients(
-    config: BlockwiseConfig, raw: dict[str, Tensor], own: Tensor, hard: Tensor, workers: int = 1
+    config: BlockwiseConfig, raw: dict[str, Tensor], own: Tensor, hard: Tensor, workers: int
 ) -> tuple[Terms, dict[str, Tensor]]:
     """The terms of the loss on the global batch, and its gradient with respect to this process's rows, times the number
     of processes (by which DDP and FSDP divide).

@@ -120,7 +120,9 @@ def run_recipe(flags, folder):
     recipe, *flags = flags.split()
     return subprocess.run(
         [sys.executable, str(ROOT / "recipes" / recipe), *flags, "--output_dir", str(folder)],
-        cwd=folder.parent, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        cwd=folder.parent,
+        # one thread, as tests run in parallel
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
