@@ -1,9 +1,9 @@
 """A `PairObjective` on the global batch: value and gradient in one pass over blocks of pairs.
 
 Memory is linear in the number of rows: the similarities of a block are freed once its gradient is computed, and there
-is no graph over all pairs. On a CPU, threads compute several blocks at a time. Same-view pairs are symmetric, so half of the blocks suffice. Each process computes the
-gradient of its own rows only, from all their pairs with rows of any process, so the backward pass needs no
-communication.
+is no graph over all pairs. On a CPU, threads compute several blocks at a time. Same-view pairs are symmetric, so half
+of the blocks suffice. Each process computes the gradient of its own rows only, from all their pairs with rows of any
+process, so the backward pass needs no communication.
 """
 
 from __future__ import annotations
