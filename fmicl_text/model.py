@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -80,6 +82,16 @@ class ContrastiveModel(nn.Module):
         """
         rows = inputs.pop(str(self.view_input))
         return inputs | {str(self.model_input): views(rows, generator)}
+
+    def split(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+        """A batch [B, ...] in parts of `size` examples, each as the collator makes a batch of these examples."""
+        return split_rows(inputs, size)
+
+    def join(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The opposite of `split`."""
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def pad(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """A batch [B, V, ...] with padding that makes batches of fewer different shapes, for `torch_compile`."""
@@ -170,3 +182,14 @@ class ContrastiveModel(nn.Module):
             hint = "another model, or another size of head, adapters or queue?"
             raise InputError(f"{folder} is incompatible: {shapes} ({hint})")
         self.load_state_dict(state, strict=False)
+
+
+def num_rows(inputs: Mapping[str, Tensor]) -> int:
+    """The number of examples B of a batch [B, ...]."""
+    return len(next(iter(inputs.values())))
+
+
+def split_rows(inputs: Mapping[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    """A batch [B, ...] in parts of `size` examples; the last may have fewer."""
+    parts = zip(*(value.split(size) for value in inputs.values()), strict=True)
+    return [dict(zip(inputs, part, strict=True)) for part in parts]

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from fmicl_text.errors import InputError
 from fmicl_text.loading import NO_CODE, hub_commit, hub_name, refuse_links, resolve_model_path, translate_loading_errors
-from fmicl_text.model import ContrastiveModel
+from fmicl_text.model import ContrastiveModel, split_rows
 from fmicl_text.text.checks import (
     UNLIMITED,
     is_causal,
@@ -119,13 +119,29 @@ class TextContrastiveModel(ContrastiveModel):
             raise InputError(f"views apply to one text column, got {text_ids.shape[1]}, which are views already")
         return {**views(inputs, generator), "text_ids": text_ids}
 
+    def split(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+        """As in the base class; each part is padded to its own longest text."""
+        return [without_padding(part) for part in split_rows(inputs, size)]
+
+    def join(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        longest = max(part["attention_mask"].shape[-1] for part in parts)
+        return super().join(parts if len(parts) == 1 else [self.pad_to(part, longest) for part in parts])
+
     def pad(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tokens [B, V, T] with T a multiple of 16, unless the model's maximum is less."""
-        tokenizer, length = tokenizer_of(self.encoder), next(iter(inputs.values())).shape[-1]
-        missing = min(-length % MULTIPLE, max(tokenizer.model_max_length - length, 0))
+        length = inputs["attention_mask"].shape[-1]
+        most = max(tokenizer_of(self.encoder).model_max_length, length)
+        return self.pad_to(inputs, min(length + -length % MULTIPLE, most))
+
+    def pad_to(self, inputs: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+        """A batch with tokens [B, V, length]."""
+        tokenizer, missing = tokenizer_of(self.encoder), length - inputs["attention_mask"].shape[-1]
         sides = (missing, 0) if tokenizer.padding_side == "left" else (0, missing)
         values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        return {name: pad(tokens, sides, value=values.get(name, 0)) for name, tokens in inputs.items()}
+        return {
+            name: pad(tokens, sides, value=values.get(name, 0)) if is_tokens(tokens) else tokens
+            for name, tokens in inputs.items()
+        }
 
     def prepare_data(self, train_dataset: Any, views: Any = None) -> tuple[Any, Any]:
         """The tokens of texts, pairs or triplets, and their collator. Longer texts are truncated to the encoder's
@@ -193,6 +209,20 @@ class TextContrastiveModel(ContrastiveModel):
 
     def open_encoder(self, folder: str) -> nn.Module:
         return build_text_encoder(folder, trust_remote_code=self.encoder.trust_remote_code)
+
+
+def is_tokens(values: Tensor) -> bool:
+    """Whether a tensor of a batch has one value per token, [B, V, T]."""
+    return values.ndim == 3
+
+
+def without_padding(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without the padding that all its texts have in common."""
+    used = inputs["attention_mask"].flatten(0, 1).any(0).nonzero()[:, 0]
+    if not len(used):
+        return inputs
+    kept = slice(int(used[0]), int(used[-1]) + 1)
+    return {name: values[..., kept] if is_tokens(values) else values for name, values in inputs.items()}
 
 
 def shortened(names: list[str], most: int = 3) -> str:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 
 def cached_step(
-    inputs: dict[str, Tensor],
-    mini_batch_size: int,
-    embed: Callable[[dict[str, Tensor], int], Tensor],
+    mini_batches: Sequence[tuple[dict[str, Tensor], int, int]],
+    embed: Callable[[dict[str, Tensor], int, int], Tensor],
     loss_of_views: Callable[[Sequence[Tensor]], Tensor],
     backward: Callable[[Tensor], None],
     no_sync: Callable[[], AbstractContextManager[None]],
@@ -24,9 +23,8 @@ def cached_step(
     mini-batch.
 
     Args:
-        inputs: A batch, tensors [B, V, ...].
-        mini_batch_size: Examples embedded at a time.
-        embed: Maps (mini-batch, its index) to embeddings [b, V, D]; must give the same result in both passes.
+        mini_batches: What is embedded at a time: tensors [b, V, ...], and two numbers for `embed`.
+        embed: Maps a mini-batch and its numbers to embeddings [b, V, D]; must give the same result in both passes.
         loss_of_views: Maps V views [B, D] to the scalar loss.
         backward: Backpropagates a scalar, such as `accelerator.backward`.
         no_sync: Context in which `backward` does not exchange gradients.
@@ -34,16 +32,15 @@ def cached_step(
     Returns:
         The loss, detached.
     """
-    columns = {name: value.split(mini_batch_size) for name, value in inputs.items()}
-    mini_batches = [dict(zip(columns, parts, strict=True)) for parts in zip(*columns.values(), strict=True)]
     with torch.no_grad():
-        embeddings = torch.cat([embed(mini_batch, k) for k, mini_batch in enumerate(mini_batches)])
-    views = [view.requires_grad_() for view in embeddings.unbind(1)]
+        embeddings = [embed(*mini_batch) for mini_batch in mini_batches]
+    views = [view.requires_grad_() for view in torch.cat(embeddings).unbind(1)]
+    sizes = [len(part) for part in embeddings]
     loss = loss_of_views(views)
-    gradients = zip(*(g.split(mini_batch_size) for g in torch.autograd.grad(loss, views)), strict=True)
+    gradients = zip(*(g.split(sizes) for g in torch.autograd.grad(loss, views)), strict=True)
     del embeddings, views
     for k, (mini_batch, parts) in enumerate(zip(mini_batches, gradients, strict=True)):
         last = k == len(mini_batches) - 1
         with nullcontext() if last else no_sync():
-            backward((embed(mini_batch, k) * torch.stack(parts, dim=1)).sum())
+            backward((embed(*mini_batch) * torch.stack(parts, dim=1)).sum())
     return loss.detach()

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -37,6 +38,7 @@ from fmicl_text.training.checkpoint import (
     write_manifest,
     wrote_checkpoint,
 )
+from fmicl_text.training.parts import part_size
 from fmicl_text.training.ranks import on_main_process, run_on_all_ranks
 from fmicl_text.training.verdict import ScoreRecord
 
@@ -59,10 +61,9 @@ VERSIONS = ("torch", "transformers", "fmicl_text")
 INCIDENTAL_KEYS = ("threads", "device", "float32_products", "dataloader_num_workers", "callbacks", *VERSIONS)
 # Arguments that do not affect the final weights; a change is reported.
 HARMLESS_KEYS = ("save_strategy", "save_steps")
-# Entries of the resume signature that must be equal unless `resume_changed` is given.
-RESUME_KEYS_STRICT = (
-    *("processes", "per_device_train_batch_size", "gradient_accumulation_steps", "data", "adapters_over"),
-)
+LAYOUT = ("processes", "per_device_train_batch_size")
+# Entries of the resume signature that must be equal unless `resume_changed` is given; for the layout, their product.
+RESUME_KEYS_STRICT = (*LAYOUT, "gradient_accumulation_steps", "data", "adapters_over")
 # Bytes per element of quantized weights, which are saved in float32: a uint8 contains two 4-bit weights.
 SAVED_BYTES = {torch.uint8: 8, torch.int8: 4}
 MARGIN = 1.05  # for tokenizer, scheduler, random states and records, in addition to the weights
@@ -213,6 +214,8 @@ class Checkpointer:
         now = self.run | {"save_only_model": False}  # does not affect the weights
         differing = [name for name, value in now.items() if saved.get(name, value) != value]
         self.changes = changes = {name: f"{name} {saved[name]} -> {self.run[name]}" for name in differing}
+        self.trainer.parts.size, layout = self.layout_change(checkpoint, saved)
+        self.run["examples_per_seed"] = self.trainer.parts.size
         is_plateau = "reduce_lr_on_plateau" in changes.get("lr_scheduler_type", "")
         if other := changes.get("optim") or (changes["lr_scheduler_type"] if is_plateau else None):
             raise InputError(
@@ -222,10 +225,10 @@ class Checkpointer:
         strict = [changes[name] for name in RESUME_KEYS_STRICT if name in changes]
         if strict and not self.trainer.args.resume_changed:
             raise InputError(
-                f"{checkpoint} was written by a different run: {', '.join(strict)}; resume with the original settings, "
-                "or pass resume_changed=True (the result will match neither run)"
+                f"{checkpoint} was written by a different run: {', '.join(strict)}; resume with the original settings"
+                f"{self.fitting_batch(saved)}, or pass resume_changed=True (the result will match neither run)"
             )
-        inexact = [change for name, change in changes.items() if name not in HARMLESS_KEYS]
+        inexact = [*layout, *(change for name, change in changes.items() if name not in HARMLESS_KEYS)]
         harmless = [change for name, change in changes.items() if name in HARMLESS_KEYS]
         if harmless:
             logger.warning("%s was written with %s", checkpoint, ", ".join(harmless))
@@ -236,6 +239,41 @@ class Checkpointer:
                 "again, but where it continues is known only of streams without end"
             )
         return messages
+
+    def layout_change(self, checkpoint: Path, saved: dict[str, Any]) -> tuple[int, list[str]]:
+        """The examples per part of a batch, see `Parts`, and what is inexact because of the layout. A layout with as
+        many examples in the batch of all processes is removed from the changes."""
+        args = self.trainer.args
+        batch, processes, was = args.train_batch_size, args.world_size, int(saved.get("processes", args.world_size))
+        size = part_size(batch, processes, {**self.run, **saved})
+        if size is None:
+            return batch, []
+        if processes == was:
+            return size, []
+        if not self.keeps_batches():
+            return batch, []
+        for name in (*LAYOUT, "threads"):
+            self.changes.pop(name, None)
+        if args.process_index == 0:
+            logger.warning(
+                "%s was written with batches of processes x examples = %d x %d; now %d x %d, the same batches",
+                *(checkpoint, was, batch * processes // was, processes, batch),
+            )
+        split = size < int(saved.get("examples_per_seed", saved["per_device_train_batch_size"]))
+        return size, [f"dropout masks and augmentations are drawn for {size} examples at a time"] if split else []
+
+    def fitting_batch(self, saved: dict[str, Any]) -> str:
+        """What to pass for the batches of the checkpoint with this number of processes, if it differs."""
+        total, processes = saved["processes"] * saved["per_device_train_batch_size"], self.trainer.args.world_size
+        if saved["processes"] == processes or total % processes or not self.keeps_batches():
+            return ""
+        return f" or per_device_train_batch_size={total // processes}"
+
+    def keeps_batches(self) -> bool:
+        """Whether another number of processes can have the same batches and the same loss. Not with a loss of each
+        process's own batch, or a stream of which each process reads its own shards."""
+        own = getattr(self.trainer.loss, "global_batch", None) == "none"
+        return not own and not isinstance(self.trainer.train_dataset, datasets.IterableDataset)
 
     def is_done(self, checkpoint: Path, max_steps: int) -> bool:
         """Whether a checkpoint's run has ended: no step is left, or early stopping with these settings ended it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -132,6 +133,12 @@ class MomentumModel(ContrastiveModel):
 
     def make_views(self, views: Any, inputs: dict[str, Tensor], generator: Any) -> dict[str, Tensor]:
         return self.model.make_views(views, inputs, generator)
+
+    def split(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+        return self.model.split(inputs, size)
+
+    def join(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return self.model.join(parts)
 
     def prepare_data(self, train_dataset: Any, views: Any = None) -> tuple[Any, Any]:
         return self.model.prepare_data(train_dataset, views)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 from filelock import BaseFileLock, FileLock, Timeout
 from transformers import TrainingArguments
 
@@ -344,6 +345,7 @@ class OutputDir:
         if self.held:
             yield
             return
+        PartialState().wait_for_everyone()  # another process may be removing the folder that its trainer made
         created = on_main_process(lambda: self.acquire(resume_from, check))
         self.held, self.used = True, resolve_output_dir(self.args.output_dir) if check else self.used
         failed = True

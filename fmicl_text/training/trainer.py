@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from numbers import Number
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,7 +30,7 @@ from fmicl_text.hub.model_card import write_card
 from fmicl_text.hub.run_record import run_record, scores_at
 from fmicl_text.hub.upload import BackgroundPush, create_repository, push
 from fmicl_text.losses.contrastive import ContrastiveLoss
-from fmicl_text.model import ContrastiveModel
+from fmicl_text.model import ContrastiveModel, split_rows
 from fmicl_text.processes import check_processes
 from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
 from fmicl_text.training.args import LENGTH_STRATEGIES, FMICLTrainingArguments
@@ -46,12 +47,13 @@ from fmicl_text.training.callbacks import (
     SetEpochCallback,
     SkippedStepsCallback,
 )
-from fmicl_text.training.checkpoint import STATE, UNFINISHED
+from fmicl_text.training.checkpoint import STATE, UNFINISHED, load_random_states
 from fmicl_text.training.checkpointer import Checkpointer
 from fmicl_text.training.epochs import for_live_workers
 from fmicl_text.training.interface import check_arguments, check_interface, is_overridden, set_evaluation_batch
 from fmicl_text.training.metrics import TrainingMetrics
 from fmicl_text.training.output_dir import REPLACED, OutputDir, create_folder, remove_empty
+from fmicl_text.training.parts import Parts, keep_statistics, without_ddp
 from fmicl_text.training.sampler import SeededLengthSampler
 from fmicl_text.training.search import check_search, default_space, metric_objective, search_state, trial_state
 from fmicl_text.training.signals import GracefulStop
@@ -187,6 +189,7 @@ class FMICLTrainer(Trainer):
         self.last_views: tuple[Tensor, Tensor] | None = None
         self.finite_loss = torch.zeros((), device=args.device)
         self.micro_step = 0
+        self.parts = Parts(args.train_batch_size)
         self.views_checked = False
         self.measured_gamma: float | None = None
         self.measured_alpha: float | None = None
@@ -313,7 +316,7 @@ class FMICLTrainer(Trainer):
         for name, value in self.read_once.items():
             if (now := getattr(self.args, name)) != value:
                 raise InputError(f"{name}={now} has no effect now: set it before the trainer is made")
-        self._train_batch_size = self.args.train_batch_size
+        self._train_batch_size = self.parts.size = self.args.train_batch_size
         self.check_batch()
         self.update_loss()
 
@@ -481,7 +484,7 @@ class FMICLTrainer(Trainer):
             raise InputError(f"train_sampling_strategy={strategy} needs text that is tokenized before training")
         if strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        batch = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         lengths = dataset.with_format("numpy")["length"][:].tolist()
         self.length_sampler = SeededLengthSampler(
             batch, lengths, self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -493,6 +496,7 @@ class FMICLTrainer(Trainer):
     ) -> Tensor:
         """Compute the gradients of one micro-batch; returns its loss divided by the number of micro-batches."""
         with self.explain_out_of_memory(), torch.random.fork_rng(devices=[]):  # samplers use the global random state
+            self.parts.clear()
             inputs = self.make_views(self._prepare_inputs(inputs))
             self.metrics.count_inputs(self.model.unit, self.model.count(inputs))
             if self.args.mini_batch_size is None:
@@ -512,7 +516,13 @@ class FMICLTrainer(Trainer):
         if self.views is None:
             return inputs
         device = next(iter(inputs.values())).device
-        return self.model.make_views(self.views, inputs, torch.Generator(device).manual_seed(self.step_seed()))
+
+        def views_of(part: dict[str, Any], k: int) -> dict[str, Any]:
+            generator = torch.Generator(device).manual_seed(self.step_seed(k))
+            return self.model.make_views(self.views, part, generator)
+
+        parts = self.parts.split(self.model, inputs)
+        return self.model.join([views_of(part, k) for k, part in enumerate(parts)])
 
     def cached_training_step(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Like `training_step`, in mini-batches of `mini_batch_size` examples; see `cached_step`."""
@@ -521,36 +531,57 @@ class FMICLTrainer(Trainer):
         if callable(getattr(optimizer, "train", None)):  # schedule-free optimizers
             optimizer.train()
         text_ids = inputs.pop("text_ids", None)
+        size = int(self.args.mini_batch_size or 0)
+        mini_batches = [
+            (mini_batch, k, i)
+            for k, part in enumerate(self.parts.split(self.model, inputs))
+            for i, mini_batch in enumerate(split_rows(part, size))
+        ]
 
-        def embed(mini_batch: dict[str, Tensor], k: int) -> Tensor:
-            self.seed_dropout(k)  # the same masks in both passes
-            return self.embed(model, mini_batch)
+        def embed(mini_batch: dict[str, Tensor], k: int, i: int) -> Tensor:
+            self.seed_dropout(k, i)  # the same masks in both passes
+            return self.embed_part(model, mini_batch, k)
 
         return cached_step(
-            inputs,
-            int(self.args.mini_batch_size or 0),
+            mini_batches,
             embed,
             lambda views: self.compute_loss_from_embeddings(views, text_ids) / self.current_gradient_accumulation_steps,
             self.accelerator.backward,
             lambda: self.accelerator.no_sync(model),
         )
 
-    def step_seed(self, *more: int) -> int:
-        """A seed determined by (seed, step, micro-step, process, *more)."""
-        where = [self.args.seed, self.state.global_step, self.micro_step, self.args.process_index, *more]
+    def step_seed(self, part: int = 0, *more: int) -> int:
+        """A seed determined by (seed, step, micro-step, index of a part in the batch of all processes, *more)."""
+        part += self.args.process_index * self.parts.number(self.args.train_batch_size)
+        where = [self.args.seed, self.state.global_step, self.micro_step, part, *more]
         return int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0])
 
-    def seed_dropout(self, mini_batch: int = 0) -> None:
+    def seed_dropout(self, part: int = 0, mini_batch: int = 0) -> None:
         """Seed the dropout masks of the next forward pass."""
-        torch.manual_seed(self.step_seed(mini_batch))
+        torch.manual_seed(self.step_seed(part, mini_batch))
 
     def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Embeddings [B, V, D] of a batch [B, V, ...]: flattened, one forward pass, unflattened."""
+        """Embeddings [B, V, D] of a batch [B, V, ...], in one forward pass; after a change of the number of processes
+        possibly in several, see `Parts`."""
+        parts = self.parts.split(self.model, inputs)
+        if len(parts) > 1:
+            embeddings = []
+            for k, part in enumerate(parts):
+                with self.parts.random_state(k, partial(self.seed_dropout, k), self.args.device):
+                    embeddings.append(self.embed_part(model, part, k))
+            return torch.cat(embeddings)
         shape = next(iter(inputs.values())).shape[:2]
         if compiled := self.args.torch_compile:
             inputs = self.model.pad(inputs)
         embeddings = model({name: value.flatten(0, 1) for name, value in inputs.items()}).unflatten(0, shape)
         return embeddings.clone() if compiled else embeddings  # the next call of a CUDA graph overwrites its output
+
+    def embed_part(self, model: nn.Module, inputs: dict[str, Tensor], k: int) -> Tensor:
+        """Embeddings [B, V, D] of the k-th part of a batch."""
+        if k == 0:
+            return self.embed(model, inputs)
+        with keep_statistics(model):
+            return self.embed(without_ddp(model), inputs)
 
     def compute_loss(
         self,
@@ -601,8 +632,7 @@ class FMICLTrainer(Trainer):
         """
         text_ids = inputs.pop("text_ids", None)
         size = self.args.mini_batch_size or self.args.train_batch_size
-        parts = zip(*(value.split(size) for value in inputs.values()), strict=True)
-        x, y, *hard = torch.cat([self.embed(model, dict(zip(inputs, part, strict=True))) for part in parts]).unbind(1)
+        x, y, *hard = torch.cat([self.embed(model, part) for part in split_rows(inputs, size)]).unbind(1)
         return [(x, y, torch.stack(hard, dim=1) if hard else None, text_ids, None)]
 
     def check_views(self, x: Tensor, y: Tensor) -> None:
@@ -755,6 +785,14 @@ class FMICLTrainer(Trainer):
         """Load all weights. The base class expects a single state dict, which checkpoints do not contain."""
         self.step_zero.keep_weights()
         self.model.load_checkpoint(resume_from_checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As in the base class, which restores nothing after a change of the number of processes. The state that
+        affects training, that of the samplers, is equal in all processes."""
+        if checkpoint is not None and self.checkpointer.saved.get("processes") != self.args.world_size:
+            load_random_states(Path(checkpoint))
+        else:
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, unless it is corrupted."""

@@ -3,9 +3,10 @@
     python tests/soak/kill.py                    # text, vision: 20 SIGKILLs each; seven more kinds of runs: 6 each
     python tests/soak/kill.py --kills 5 --only vision
 
-Kills are at random times of a run, including its start; every fourth waits for a save. The exit status is 1 if a
-resumed run ends with different weights, optimizer or log, if no kill was during a save, or if a job outlives a killed
-rank by more than 60 s.
+Kills are at random times of a run, including its start; every fourth waits for a save. A run that alternates between
+two processes and one, which have the same batch together, is compared up to rounding. The exit status is 1 if a resumed
+run ends with different weights, optimizer or log, if no kill was during a save, or if a job outlives a killed rank by
+more than 60 s.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ MORE = {  # killed fewer times
     "LoRA, head": f"{SENTENCES_FILE} --lora_rank 4 --head simcse",
 }
 RUNS |= {name: ("simcse_fmicl.py", f"{SHORT} {flags}".split()) for name, flags in MORE.items()}
+ROUNDING = 1e-6  # of the weights of a run that alternates between two processes and one
 MOCO_V3 = "--method mocov3 --max_steps 12 --save_steps 2 --eval_strategy no --per_device_train_batch_size 64"
 RUNS["MoCo v3"] = ("vision_fmicl.py", f"{SMALL} {MOCO_V3}".split())
 
@@ -193,12 +195,14 @@ def write_triplets(path: Path) -> None:
     path.write_text("\n".join(["sent0,sent1,hard_neg", *rows]), encoding="utf-8")
 
 
-def launch(folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start two processes as a user would."""
+def launch(folder: Path, log: Path, processes: int = 2) -> subprocess.Popen[bytes]:
+    """Start two processes with 16 examples each, or one with 32, as a user would."""
     recipe, flags = RUNS["text"]
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *LAUNCH.split()]
+    launcher = launcher if processes == 2 else [sys.executable]
     command = [*launcher, str(ROOT / "recipes" / recipe), *flags, "--output_dir", str(folder)]
     command += ["--resume_from_checkpoint", "auto", "--dataloader_pin_memory", "False"]
+    command += ["--per_device_train_batch_size", str(32 // processes)]
     return subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
 
 
@@ -227,21 +231,63 @@ def kill_one_rank(folder: Path) -> bool:
     return status != 0 and bool(told) and not wrong
 
 
+def alternate(kills: int, seed: int, folder: Path) -> bool:
+    """Whether a run that is killed after some checkpoints, and goes on with one process in place of two and then with
+    two again, ends like an uninterrupted run of two, up to rounding."""
+    log, cut, moments = folder / "alternate.log", folder / "cut", random.Random(seed)
+    if launch(folder / "whole", log).wait():
+        sys.exit(f"two processes did not train:\n{log.read_text()[-3000:]}")
+    progress: list[str] = []
+    for number in range(kills):
+        before = {path.name for path in checkpoints_in(cut)}
+        job = launch(cut, log, 1 if number % 2 else 2)
+        until(lambda before=before: bool({path.name for path in checkpoints_in(cut)} - before))  # type: ignore[misc]
+        time.sleep(moments.uniform(0, 0.5))
+        for process in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
+            process.kill()
+        job.wait()
+        progress.append(checkpoints_in(cut)[-1].name.rpartition("-")[2])
+    if launch(cut, log, 1 if kills % 2 else 2).wait():
+        sys.exit(f"the job did not resume:\n{log.read_text()[-3000:]}")
+    a, b = result(folder / "whole"), result(cut)
+    apart = {part: distance(a[part], b[part]) for part in ("weights", "optimizer")}  # type: ignore[arg-type]
+    losses = [[entry["loss"] for entry in one["log"] if "loss" in entry] for one in (a, b)]  # type: ignore[attr-defined]
+    apart["loss"] = max(abs(x - y) / abs(x) for x, y in zip(*losses, strict=True))
+    good = apart["weights"] < ROUNDING and len(set(progress)) == kills
+    print(
+        f"two processes and one: killed at checkpoints {' '.join(progress)}; relative differences "
+        + ", ".join(f"{name} {value:.1e}" for name, value in apart.items())
+        + ("" if good else " NOT EQUAL")
+    )
+    return good
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The norm of the difference of all tensors together, relative to their norm."""
+    apart = sum((a[name] - b[name]).double().square().sum().item() for name in a)
+    return float((apart / sum(a[name].double().square().sum().item() for name in a)) ** 0.5)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, help="default: 20, and 6 for the shorter runs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=[*RUNS, "ranks"])
+    parser.add_argument("--only", choices=[*RUNS, "ranks", "layouts"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     good = []
-    for name in [*RUNS, "ranks"]:
+    for name in [*RUNS, "ranks", "layouts"]:
         if args.only in (None, name):
             with tempfile.TemporaryDirectory() as folder:
                 path, kills = Path(folder), args.kills or (20 if name in ("text", "vision") else 6)
                 os.chdir(path)
                 write_triplets(path / "triplets.csv")
-                good.append(kill_one_rank(path) if name == "ranks" else kill_and_resume(name, kills, args.seed, path))
+                if name == "layouts":
+                    good.append(alternate(min(kills, 6), args.seed, path))
+                else:
+                    good.append(
+                        kill_one_rank(path) if name == "ranks" else kill_and_resume(name, kills, args.seed, path)
+                    )
                 os.chdir(ROOT)
     return 0 if all(good) else 1
 
