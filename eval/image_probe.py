@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fmicl_text.cli.checks import check_output, positive_number, whole_number
+from fmicl_text.cli.launched import launched_processes
 from fmicl_text.cli.parser import ArgumentParser, cli_errors, flags_called
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import training_metadata
@@ -38,6 +39,7 @@ from fmicl_text.evaluation.report import (
     named_model,
     write_json,
 )
+from fmicl_text.evaluation.sharing import run_jobs
 from fmicl_text.loading import hub_commit
 from fmicl_text.vision.data import Images, load_digits, load_images
 from fmicl_text.vision.encoder import ImageEncoder, build_image_encoder, new_image_encoder
@@ -151,8 +153,9 @@ def probe(
         f"k-NN, k {k}, T {temperature:g}": accuracy
         for (k, temperature), accuracy in data.knn_accuracies(args.ks, args.temperatures).items()
     }
-    scores["logistic regression"] = logistic_accuracy(*data.for_classifiers())
-    scores["5 labels per class"] = few_label_accuracies(*data.for_classifiers(), seed=args.seed)
+    fit = data.for_classifiers()
+    jobs: list[Any] = [partial(logistic_accuracy, *fit), partial(few_label_accuracies, *fit, seed=args.seed)]
+    scores["logistic regression"], scores["5 labels per class"] = run_jobs(jobs)
     if args.linear_epochs and encoder is not None:
         mean, std, order = preprocessing.mean, preprocessing.std, preprocessing.channel_order
         make = ImageViews(args.views, preprocessing.size, mean, std, channel_order=order)
@@ -173,7 +176,7 @@ def probe(
     return scores
 
 
-def main() -> None:
+def main(writes: bool) -> None:
     args = parse_args()
     results: list[dict[str, Any]] = []
     loaded: dict[int, tuple[Images, Images]] = {}
@@ -208,7 +211,7 @@ def main() -> None:
         add(f"{name}, random weights", {}, new_image_encoder(encoder.backbone.config).to(DEVICE), preprocessing)
         metadata = {"model": path, **training_metadata(Path(path).expanduser())}
         add(name, metadata, encoder.to(DEVICE), preprocessing)
-    if args.output:
+    if args.output and writes:
         write_json(args.output, results)
     rows = []
     for result in results:
@@ -218,5 +221,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with cli_errors("image_probe.py"):
-        main()
+    with launched_processes() as is_first, cli_errors("image_probe.py"):
+        main(writes=is_first)

@@ -26,12 +26,14 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 
 from fmicl_text.cli.checks import check_output, whole_number
+from fmicl_text.cli.launched import launched_processes
 from fmicl_text.cli.main import program_name
 from fmicl_text.cli.parser import FLAGS, ArgumentParser, add_dashes, cli_errors
 from fmicl_text.errors import InputError
 from fmicl_text.evaluation.encoders import encoder_metadata, open_encoder
 from fmicl_text.evaluation.encoding import encode_sentences
 from fmicl_text.evaluation.report import library_versions, markdown_table, named_model, score_rows, write_json
+from fmicl_text.evaluation.sharing import sum_of_processes
 from fmicl_text.evaluation.sts import load_pairs
 from fmicl_text.evaluation.tasks import STS_TASKS, SentEvalFiles, evaluate_task, load_task
 from fmicl_text.text.model import POOLINGS
@@ -94,7 +96,7 @@ def load_jobs(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Callab
         yield task | {"source_commit": files.commit}, partial(load_task, name, args.split, files)
 
 
-def main() -> None:
+def main(writes: bool) -> None:
     args = parse_args()
     results: list[dict[str, Any]] = []
     jobs = []
@@ -118,6 +120,7 @@ def main() -> None:
             try:
                 with log_encoding(encoder) as encoded:
                     metrics = evaluate_task(partial(encode_sentences, encoder, batch_size=args.batch_size), sets)
+                encoded.num_texts, encoded.num_truncated = sum_of_processes(encoded.num_texts, encoded.num_truncated)
             except InputError as error:
                 results.append(setup | task | report_missing(error, f"--model {path}, {task['task']}: "))
                 continue
@@ -126,7 +129,7 @@ def main() -> None:
             results.append(setup | task | encoded.describe() | {"metrics": metrics})
     scored = [result for result in results if "metrics" in result]
     if scored:
-        if args.output:
+        if args.output and writes:
             write_json(args.output, results)
         print(markdown_table(score_rows(scored, sets=args.sets)))
     if len(scored) < len(results):
@@ -134,5 +137,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with cli_errors("sts.py"):
-        main()
+    with launched_processes() as is_first, cli_errors("sts.py"):
+        main(writes=is_first)

@@ -10,10 +10,10 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from fmicl_text.evaluation.sharing import SHARED, assign_rows, gather_shared, own_rows
+from fmicl_text.losses.distributed import world_size
 from fmicl_text.text.checks import prepare_tokenizer
 from fmicl_text.text.settings import applied_prompt
-
-CHUNK = 512
 
 
 @torch.no_grad()
@@ -27,6 +27,7 @@ def encode_sentences(
     """Embeddings [N, D] of N sentences, in their order, on the CPU in float32, without dropout.
 
     Sentences are sorted by length, longest first, to reduce padding and so that an out-of-memory error occurs early.
+    When the trainer evaluates on several processes, each encodes its share of the batches, and all receive all rows.
 
     Args:
         encoder: Any SentenceTransformer. Its tokenizer is completed: see `text.checks.prepare_tokenizer`.
@@ -38,11 +39,17 @@ def encode_sentences(
     prepare_tokenizer(encoder, "encoder")
     order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
     options: Any = {"prompt": prompt, "batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
+    shared = SHARED.get() and world_size() > 1
+    processes = assign_rows(len(order), batch_size)
+    own = own_rows(processes) if shared else torch.arange(len(order))
     rows = []
-    for start in tqdm(range(0, len(order), CHUNK), desc="encode", leave=False, disable=not progress):
-        chunk = [sentences[i] for i in order[start : start + CHUNK]]
-        rows.append(encoder.encode(chunk, **options).float().cpu())
-    return torch.cat(rows)[torch.tensor(order).argsort()]
+    for batch in tqdm(own.split(batch_size), desc="encode", leave=False, disable=not progress):
+        texts = [sentences[order[i]] for i in batch.tolist()]
+        rows.append(encoder.encode(texts, **options).float().cpu())
+    embeddings = torch.cat(rows) if rows else torch.empty(0, 0)
+    if shared:
+        embeddings = gather_shared(embeddings, processes, encoder.device)
+    return embeddings[torch.tensor(order).argsort()]
 
 
 @torch.no_grad()

@@ -3,7 +3,9 @@ process has all of them and exchanges nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -15,6 +17,19 @@ from fmicl_text.losses.distributed import gather_rows, world_size
 
 POLL = 10.0  # seconds between the messages of processes that wait for a job
 T = TypeVar("T")
+
+
+SHARED = ContextVar("SHARED", default=False)
+
+
+@contextmanager
+def all_processes(shared: bool = True) -> Iterator[None]:
+    """Within this context, all processes make the same calls, so `encode_sentences` may share its work over them."""
+    token = SHARED.set(shared)
+    try:
+        yield
+    finally:
+        SHARED.reset(token)
 
 
 def assign_rows(count: int, block: int = 1) -> Tensor:
@@ -83,3 +98,8 @@ def exchange(value: Any) -> list[Any]:
     values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def sum_of_processes(*numbers: int) -> list[int]:
+    """The sum of each number over the processes."""
+    return [sum(values) for values in zip(*exchange(numbers), strict=True)] if world_size() > 1 else list(numbers)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import random
 import shutil
 from collections.abc import Mapping, Sized
 from itertools import count
@@ -14,11 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
-import torch
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from fmicl_text.errors import InputError
@@ -173,16 +169,6 @@ def latest_valid_checkpoint(output_dir: Path) -> Path | None:
 def saved_run(checkpoint: Path) -> dict[str, Any]:
     """The resume signature of the run that wrote a checkpoint."""
     return dict(read_json(checkpoint / MANIFEST)["run"])
-
-
-def load_random_states(checkpoint: Path) -> None:
-    """Set the global random states of Python, numpy and PyTorch's CPU generator to those of the first process."""
-    file = next(path for name in ("rng_state.pth", "rng_state_0.pth") if (path := checkpoint / name).is_file())
-    with safe_globals():
-        states = torch.load(file, weights_only=True)
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["cpu"])
 
 
 def stopped_early(state: TrainerState) -> bool:

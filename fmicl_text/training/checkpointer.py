@@ -10,7 +10,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import datasets
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -22,6 +21,7 @@ from fmicl_text.evaluation.report import float32_products, library_versions
 from fmicl_text.losses.balance import is_auto
 from fmicl_text.losses.contrastive import ContrastiveLoss
 from fmicl_text.losses.objectives import PairObjective
+from fmicl_text.text.tokenization import RepeatedStream
 from fmicl_text.training.checkpoint import (
     STATE,
     UNFINISHED,
@@ -271,9 +271,12 @@ class Checkpointer:
 
     def keeps_batches(self) -> bool:
         """Whether another number of processes can have the same batches and the same loss. Not with a loss of each
-        process's own batch, or a stream of which each process reads its own shards."""
-        own = getattr(self.trainer.loss, "global_batch", None) == "none"
-        return not own and not isinstance(self.trainer.train_dataset, datasets.IterableDataset)
+        process's own batch, a stream of which each process may read its own shards, or a sampler that uses the
+        global random state."""
+        own, rows = getattr(self.trainer.loss, "global_batch", None) == "none", self.trainer.train_dataset
+        shards = isinstance(rows, IterableDataset) and not isinstance(rows, RepeatedStream)
+        accelerator: Any = self.trainer.args.accelerator_config
+        return not own and not shards and accelerator.use_seedable_sampler and not accelerator.split_batches
 
     def is_done(self, checkpoint: Path, max_steps: int) -> bool:
         """Whether a checkpoint's run has ended: no step is left, or early stopping with these settings ended it.

@@ -25,6 +25,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import BestRun, IntervalStrategy, TrainOutput
 
 from fmicl_text.errors import InputError
+from fmicl_text.evaluation.sharing import all_processes
 from fmicl_text.files import DISK_FULL, is_disk_full, move_files
 from fmicl_text.hub.model_card import write_card
 from fmicl_text.hub.run_record import run_record, scores_at
@@ -47,7 +48,7 @@ from fmicl_text.training.callbacks import (
     SetEpochCallback,
     SkippedStepsCallback,
 )
-from fmicl_text.training.checkpoint import STATE, UNFINISHED, load_random_states
+from fmicl_text.training.checkpoint import STATE, UNFINISHED
 from fmicl_text.training.checkpointer import Checkpointer
 from fmicl_text.training.epochs import for_live_workers
 from fmicl_text.training.interface import check_arguments, check_interface, is_overridden, set_evaluation_batch
@@ -518,7 +519,7 @@ class FMICLTrainer(Trainer):
         device = next(iter(inputs.values())).device
 
         def views_of(part: dict[str, Any], k: int) -> dict[str, Any]:
-            generator = torch.Generator(device).manual_seed(self.step_seed(k))
+            generator = torch.Generator(device).manual_seed(self.step_seed(part=k))
             return self.model.make_views(self.views, part, generator)
 
         parts = self.parts.split(self.model, inputs)
@@ -539,7 +540,7 @@ class FMICLTrainer(Trainer):
         ]
 
         def embed(mini_batch: dict[str, Tensor], k: int, i: int) -> Tensor:
-            self.seed_dropout(k, i)  # the same masks in both passes
+            self.seed_dropout(i, k)  # the same masks in both passes
             return self.embed_part(model, mini_batch, k)
 
         return cached_step(
@@ -550,15 +551,15 @@ class FMICLTrainer(Trainer):
             lambda: self.accelerator.no_sync(model),
         )
 
-    def step_seed(self, part: int = 0, *more: int) -> int:
+    def step_seed(self, *more: int, part: int = 0) -> int:
         """A seed determined by (seed, step, micro-step, index of a part in the batch of all processes, *more)."""
         part += self.args.process_index * self.parts.number(self.args.train_batch_size)
         where = [self.args.seed, self.state.global_step, self.micro_step, part, *more]
         return int(np.random.SeedSequence(where).generate_state(1, np.uint64)[0])
 
-    def seed_dropout(self, part: int = 0, mini_batch: int = 0) -> None:
+    def seed_dropout(self, mini_batch: int = 0, part: int = 0) -> None:
         """Seed the dropout masks of the next forward pass."""
-        torch.manual_seed(self.step_seed(part, mini_batch))
+        torch.manual_seed(self.step_seed(mini_batch, part=part))
 
     def embed(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """Embeddings [B, V, D] of a batch [B, V, ...], in one forward pass; after a change of the number of processes
@@ -567,7 +568,7 @@ class FMICLTrainer(Trainer):
         if len(parts) > 1:
             embeddings = []
             for k, part in enumerate(parts):
-                with self.parts.random_state(k, partial(self.seed_dropout, k), self.args.device):
+                with self.parts.random_state(k, partial(self.seed_dropout, part=k), self.args.device):
                     embeddings.append(self.embed_part(model, part, k))
             return torch.cat(embeddings)
         shape = next(iter(inputs.values())).shape[:2]
@@ -731,7 +732,10 @@ class FMICLTrainer(Trainer):
             InputError: The evaluator returned something other than numbers, or metric_for_best_model is not among them.
         """
         evaluator: Any = self.evaluator
-        with self.unsharded_parameters(), self.metrics.pause(), torch.random.fork_rng(devices=[]):
+        # In a layer of sharded weights processes wait for each other, so all need as many batches.
+        sharded = self.is_deepspeed_enabled or any(isinstance(one, FSDPModule) for one in self.model.modules())
+        shared = all_processes(not sharded)
+        with self.unsharded_parameters(), self.metrics.pause(), torch.random.fork_rng(devices=[]), shared:
             measured = evaluator(self.model.encoder)
         choose_metric(self.args, evaluator)
         measured = {"score": measured} if isinstance(measured, Number) else measured
@@ -785,14 +789,6 @@ class FMICLTrainer(Trainer):
         """Load all weights. The base class expects a single state dict, which checkpoints do not contain."""
         self.step_zero.keep_weights()
         self.model.load_checkpoint(resume_from_checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """As in the base class, which restores nothing after a change of the number of processes. The state that
-        affects training, that of the samplers, is equal in all processes."""
-        if checkpoint is not None and self.checkpointer.saved.get("processes") != self.args.world_size:
-            load_random_states(Path(checkpoint))
-        else:
-            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, unless it is corrupted."""

@@ -8,7 +8,7 @@ from datasets import Dataset
 from fmicl_text import InputError, build_text_encoder
 from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.text.collator import TextViewCollator, TokenCollator
-from fmicl_text.text.tokenization import tokenize_dataset
+from fmicl_text.text.tokenization import RepeatedStream, tokenize_dataset
 from fmicl_text.text.views import TextViews
 from fmicl_text.training.checkpoint import saved_run
 from fmicl_text.vision.data import Images, TrainingRows, collate_images
@@ -34,7 +34,7 @@ SAVING |= {"load_best_model_at_end": False}
 MIXED = [text for pair in zip(sentences(32), sentences(64, 1)[32:], strict=True) for text in pair]
 
 
-def text(folder, output_dir, grouped=False, views=None, **settings):
+def text(folder, output_dir, grouped=False, streamed=False, views=None, **settings):
     """Sentences of different lengths, with dropout."""
     rows = Dataset.from_dict({"text": [one if i % 3 else one * 3 for i, one in enumerate(MIXED)]})
     encoder = build_text_encoder(folder)
@@ -43,6 +43,8 @@ def text(folder, output_dir, grouped=False, views=None, **settings):
         collator = TextViewCollator(
             encoder.tokenizer, ["text"], views=TextViews(encoder.tokenizer, views, max_seq_length=32)
         )
+    if streamed:
+        rows = RepeatedStream(rows.to_iterable_dataset())
     if grouped:
         rows = tokenize_dataset(rows, encoder.tokenizer, ["text"], 32)
         collator, settings = TokenCollator(encoder.tokenizer), settings | {"train_sampling_strategy": "group_by_length"}
@@ -98,6 +100,7 @@ RUNS = {
     "views": (text, {"views": ["delete"]}),
     "length groups": (text, {"grouped": True}),
     "mini-batches": (text, {"mini_batch_size": 3}),
+    "stream": (text, {"streamed": True}),
     "accumulation": (text, {"gradient_accumulation_steps": 2}),
     "MoCo v3": (moco, {}),
     "images": (images, {}),
@@ -163,7 +166,9 @@ def refused(folder, output_dir, checkpoint, **settings):
 def test_other_batches_are_refused(bert_folder, tmp_path):
     train(text, bert_folder, tmp_path / "a", per_device_train_batch_size=16)
     checkpoint = tmp_path / "a" / "checkpoint-2"
-    for settings, hint in (({"per_device_train_batch_size": 16}, True), ({"global_batch": "none"}, False)):
+    sampler = {"accelerator_config": {"use_seedable_sampler": False}}
+    cases = ({"per_device_train_batch_size": 16}, True), ({"global_batch": "none"}, False), (sampler, False)
+    for settings, hint in cases:
         for message in run_trainers(2, bert_folder, tmp_path / "b", checkpoint, function=refused, **settings):
             assert not words_missing(message, ("processes 1 -> 2", "original settings")), message
             assert ("or per_device_train_batch_size=8" in message) is hint

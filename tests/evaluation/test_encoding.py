@@ -5,8 +5,11 @@ import torch
 from torch.testing import assert_close
 
 from fmicl_text.evaluation.encoding import encode_dropout_views, encode_sentences
+from fmicl_text.evaluation.evaluator import STSEvaluator
+from fmicl_text.evaluation.sharing import all_processes
+from fmicl_text.evaluation.unlabeled import UnlabeledEvaluator
 from fmicl_text.text.model import build_text_encoder
-from tests.support import sentences
+from tests.support import run_ranks, sentences, sts_pairs
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +38,32 @@ def test_views_differ_by_dropout_only(encoder, no_dropout_folder):
     x, y = encode_dropout_views(without, texts, batch_size=7)
     assert_close(x, y)
     assert_close(x, encode_sentences(without, texts))
+
+
+def scores(rank, folder, shared):
+    """The scores of two evaluators, embeddings of fewer batches than processes, and the number of encoded texts."""
+    torch.set_num_threads(1)
+    encoder, texts = build_text_encoder(folder, pooling="mean"), sentences(40)
+    preprocess, seen = encoder.preprocess, []
+    encoder.preprocess = lambda batch, **kwargs: seen.extend(batch) or preprocess(batch, **kwargs)
+    with all_processes(shared):
+        found = STSEvaluator(sts_pairs(), batch_size=8)(encoder) | UnlabeledEvaluator(texts, batch_size=8)(encoder)
+        few = encode_sentences(encoder, texts[:5])
+    return found, few, len(seen)
+
+
+def test_processes_share_the_sentences_of_evaluators(bert_folder):
+    """Scores are equal to the last bit."""
+    expected, few, all_texts = scores(0, bert_folder, False)
+    ranks = run_ranks(2, scores, bert_folder, True)
+    assert all(found == expected and torch.equal(rows, few) for found, rows, _ in ranks)
+    first, second = (count for *_, count in ranks)
+    assert first + second == all_texts and abs(first - second) <= 3 * 8 + 5
+
+
+def only_the_first(rank, folder):
+    return scores(rank, folder, False)[0] if rank == 0 else None
+
+
+def test_a_process_may_evaluate_alone(bert_folder):
+    assert run_ranks(2, only_the_first, bert_folder)[0] == scores(0, bert_folder, False)[0]

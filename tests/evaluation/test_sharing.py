@@ -44,7 +44,7 @@ def slow_jobs(rank, done):
 def test_jobs_are_shared_and_all_wait_for_the_slowest():
     first, second = run_ranks(2, slow_jobs, 5)
     assert first[0] == second[0] == [(0, 0), (1, 1), (0, 2), (1, 3), (0, 4)]
-    assert min(first[1], second[1]) >= 0.3
+    assert min(first[1], second[1]) > 0.25
     assert run_ranks(1, slow_jobs, 3)[0][0] == [(0, 0), (0, 1), (0, 2)]
     assert run_ranks(2, slow_jobs, 1)[1][0] == [(0, 0)]
 
