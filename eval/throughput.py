@@ -2,21 +2,27 @@
 
     python eval/throughput.py                                        # bundled encoder and sentences, float32
     python eval/throughput.py --precision bf16 --model MODEL --train_file SENTENCES.txt.gz --output throughput.json
+    python eval/throughput.py --size bert-base --texts mixed --max_seq_length 128 --batch_size 16 --steps 3
 
 Both train the same encoder on dropout positives of the same sentences, with the same batch size, length, pooling,
 precision and optimizer: `SentenceTransformerTrainer` with MultipleNegativesRankingLoss on the column given twice, and
 `FMICLTrainer` with f-MICL, with the recipe's settings and with the variants in --options. Runs are interleaved so that
 background load affects all alike; ratios are medians over rounds. Padding tokens are not counted.
+
+The share of the limit is the time of 6 operations for each token that is not padding and each weight of a linear layer
+inside the encoder, at the speed of one large matrix product in this precision, divided by the time of a step.
 """
 
 from fmicl_text.cli import interrupt  # noqa: F401  # before the imports that take long
 
 # isort: split
 import argparse
+import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +32,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import AutoModel, BertConfig, ModernBertConfig, PreTrainedConfig, TrainerCallback
 
 from fmicl_text import FMICLTrainer, FMICLTrainingArguments, TextContrastiveModel, build_text_encoder
 from fmicl_text.cli.checks import check_output, whole_number
@@ -48,7 +54,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "FMICLTrainer, torch_compile": {"torch_compile": True},
     "FMICLTrainer, CUDA graphs": {"torch_compile": True, "torch_compile_mode": "reduce-overhead"},
     "FMICLTrainer, torch's dropout": {},
+    "FMICLTrainer, padded": {},
 }
+# Sizes of encoders with random weights, which take as long as trained ones.
+SIZES: dict[str, Callable[[int], PreTrainedConfig]] = {
+    "bert-base": lambda vocabulary: BertConfig(vocabulary),
+    "minilm": lambda vocabulary: BertConfig(
+        vocabulary, hidden_size=384, num_hidden_layers=6, intermediate_size=1536, num_attention_heads=12
+    ),
+    "modernbert-base": lambda vocabulary: ModernBertConfig(vocabulary, attention_dropout=0.1, mlp_dropout=0.1),
+}
+TEXTS = {"sentences": 1, "mixed": 6}  # the most sentences of a text; their number is drawn uniformly
 
 
 class Clock(TrainerCallback):
@@ -78,6 +94,10 @@ class Clock(TrainerCallback):
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser("throughput.py", __doc__)
     parser.add_argument("--model", default=str(ENCODER), help="folder or Hub ID (default: the bundled encoder)")
+    parser.add_argument("--size", choices=SIZES, help="an encoder of this size with random weights (default: none)")
+    parser.add_argument(
+        "--texts", choices=TEXTS, default="sentences", help="rows as they are, or 1 to 6 of them joined (mixed)"
+    )
     parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="pooling (default: mean)")
     parser.add_argument("--train_file", default=str(SENTENCES), help="training text (default: bundled)")
     parser.add_argument(
@@ -110,12 +130,53 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def joined(texts: list[str], most: int, column: str) -> Dataset:
+    """Texts of 1 to `most` consecutive rows."""
+    rows, draw, start = [], random.Random(0), 0
+    while start < len(texts):
+        number = draw.randint(1, most)
+        rows.append(" ".join(texts[start : start + number]))
+        start += number
+    return Dataset.from_dict({column: rows})
+
+
+def random_encoder(size: str, tokenizer: Any, folder: str) -> str:
+    """A folder with an encoder of random weights."""
+    config = SIZES[size](len(tokenizer))
+    config.pad_token_id = tokenizer.pad_token_id
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def matrix_product_speed(device: str, precision: str) -> float:
+    """Operations per second of a product of matrices of 4,096 x 1,024 and 1,024 x 4,096, the best of ten."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    a, b = torch.randn(4096, 1024, device=device, dtype=dtype), torch.randn(1024, 4096, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(10):
+        synchronize(torch.device(device))
+        start = time.perf_counter()
+        a @ b
+        synchronize(torch.device(device))
+        seconds.append(time.perf_counter() - start)
+    return 2 * 4096 * 1024 * 4096 / min(seconds)
+
+
 def main() -> None:
-    args = parse_args()
+    with ExitStack() as stack:
+        measure(parse_args(), stack)
+
+
+def measure(args: argparse.Namespace, stack: ExitStack) -> None:
+    """Run the trainers, and print the table."""
     cpu = not torch.cuda.is_available()
     text = load_training_text(train_file=args.train_file, max_train_samples=args.max_train_samples)
     rows: Dataset = text.dataset
     column = text.columns[0]
+    if TEXTS[args.texts] > 1:
+        rows = joined(rows[column], TEXTS[args.texts], column)
     shared = {
         "per_device_train_batch_size": args.batch_size, "max_steps": args.steps + args.warmup, "learning_rate": 3e-5,
         "save_strategy": "no", "logging_steps": 10**6, "disable_tqdm": True, "use_cpu": cpu, "report_to": "none",
@@ -130,6 +191,8 @@ def main() -> None:
             )
             tokens = tokenize_dataset(rows, encoder.tokenizer, [column], args.max_seq_length)
             model = TextContrastiveModel(encoder)
+            if name.endswith("padded"):
+                model.pass_cost = float("inf")
             if name.endswith("torch's dropout"):
                 for module in model.modules():
                     if isinstance(module, CheapDropout):
@@ -155,7 +218,11 @@ def main() -> None:
         return clock
 
     with flags_called(model_name_or_path="model"):  # check the model first
-        build_text_encoder(args.model, pooling=args.pooling)
+        encoder = build_text_encoder(args.model, pooling=args.pooling)
+    if args.size is not None:
+        args.model = random_encoder(args.size, encoder.tokenizer, stack.enter_context(tempfile.TemporaryDirectory()))
+        encoder = build_text_encoder(args.model, pooling=args.pooling)
+    weights = sum(layer.weight.numel() for layer in encoder.modules() if isinstance(layer, torch.nn.Linear))
     trainers = {PEER: peer} | {name: ours(name) for name in args.options}
     seconds_per_token: dict[str, list[float]] = {name: [] for name in trainers}
     seconds_per_step: dict[str, list[float]] = {name: [] for name in trainers}
@@ -165,12 +232,14 @@ def main() -> None:
                 clock = run(folder)
                 seconds_per_token[name].append(clock.seconds / float(clock.tokens))
                 seconds_per_step[name].append(clock.seconds / args.steps)
+    limit = 6 * weights / matrix_product_speed("cpu" if cpu else "cuda", args.precision)  # seconds per token
     table = [
         {
             "trainer": name,
             "ms/step": 1000 * statistics.median(seconds_per_step[name]),
             "sentences/s": args.batch_size / statistics.median(seconds_per_step[name]),
             "tokens/s": 1 / statistics.median(seconds_per_token[name]),
+            "share of the limit": limit / statistics.median(seconds_per_token[name]),
             f"tokens/s, ratio to {PEER}": median_ratio(seconds_per_token[PEER], seconds_per_token[name]),
         }
         for name in trainers

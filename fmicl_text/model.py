@@ -41,12 +41,15 @@ class ContrastiveModel(nn.Module):
         view_input: Name of the tensor in a batch from which `FMICLTrainer(views=...)` makes the views; None if
             `make_views` makes them from the whole batch, or the collator makes them.
         model_input: Name under which the encoder receives these views.
+        skips_padding: Whether texts of similar length may go through the encoder together, in several passes. The
+            trainer sets False where processes wait for each other in a pass, or batches need equal shapes.
     """
 
     modality: str
     unit: str
     view_input: str | None = None
     model_input: str | None = None
+    skips_padding = True
 
     def __init__(self, encoder: Any, head: nn.Module, width: int) -> None:
         super().__init__()

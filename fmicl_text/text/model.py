@@ -44,6 +44,7 @@ from fmicl_text.text.lora import (
     quantization_config,
     save_with_weights,
 )
+from fmicl_text.text.padding import embed_in_groups, pass_cost
 from fmicl_text.text.settings import applied_prompt, encoder_settings
 from fmicl_text.text.static import is_static, static_features, tokenizer_of
 from fmicl_text.text.tokenization import training_rows
@@ -99,6 +100,7 @@ class TextContrastiveModel(ContrastiveModel):
         with encoder.truncate_embeddings(None):  # truncate_dim applies to encode only
             width = int(encoder.get_embedding_dimension() or 0)
         super().__init__(encoder, HEADS[head](width), width)
+        self.pass_cost = pass_cost(encoder)
         unused = [] if is_static(encoder) else parameters_without_gradient(self, source)
         for name in unused:
             self.get_parameter(name).requires_grad_(False)
@@ -107,8 +109,12 @@ class TextContrastiveModel(ContrastiveModel):
 
     def embed(self, features: dict[str, Tensor]) -> Tensor:
         """Embeddings [B, D] of tokenized texts {input_ids, attention_mask, ...} [B, T]."""
-        features = static_features(features) if is_static(self.encoder) else features
-        return self.encoder(features)["sentence_embedding"]
+        if is_static(self.encoder):
+            return self.encoder(static_features(features))["sentence_embedding"]
+        if not self.skips_padding or features["input_ids"].device.type != "cpu":
+            return self.encoder(features)["sentence_embedding"]
+        left = tokenizer_of(self.encoder).padding_side == "left"
+        return embed_in_groups(lambda part: self.encoder(part)["sentence_embedding"], features, self.pass_cost, left)
 
     def count(self, inputs: dict[str, Tensor]) -> Tensor:
         return inputs["attention_mask"].sum()  # without padding

@@ -102,6 +102,14 @@ class MomentumModel(ContrastiveModel):
         """The queue [K, D], or None."""
         return getattr(self.momentum_encoder, "queue", None)
 
+    @property
+    def skips_padding(self) -> bool:
+        return self.model.skips_padding
+
+    @skips_padding.setter
+    def skips_padding(self, value: bool) -> None:
+        self.model.skips_padding = value
+
     def embed(self, features: dict[str, Tensor]) -> Tensor:
         return self.model.embed(features)
 

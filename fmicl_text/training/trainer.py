@@ -229,6 +229,7 @@ class FMICLTrainer(Trainer):
         ):
             self.add_callback(callback)
         self.check_engine()
+        self.model.skips_padding = not (args.torch_compile or self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.read_once = {name: getattr(args, name) for name in READ_ONCE}
 
     @property

