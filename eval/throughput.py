@@ -58,11 +58,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Sizes of encoders with random weights, which take as long as trained ones.
 SIZES: dict[str, Callable[[int], PreTrainedConfig]] = {
-    "bert-base": lambda vocabulary: BertConfig(vocabulary),
+    "bert-base": lambda vocabulary: BertConfig(vocab_size=vocabulary),
     "minilm": lambda vocabulary: BertConfig(
-        vocabulary, hidden_size=384, num_hidden_layers=6, intermediate_size=1536, num_attention_heads=12
+        vocab_size=vocabulary, hidden_size=384, num_hidden_layers=6, intermediate_size=1536, num_attention_heads=12
     ),
-    "modernbert-base": lambda vocabulary: ModernBertConfig(vocabulary, attention_dropout=0.1, mlp_dropout=0.1),
+    "modernbert-base": lambda vocabulary: ModernBertConfig(
+        vocab_size=vocabulary, attention_dropout=0.1, mlp_dropout=0.1
+    ),
 }
 TEXTS = {"sentences": 1, "mixed": 6}  # the most sentences of a text; their number is drawn uniformly
 

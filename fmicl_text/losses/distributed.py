@@ -60,8 +60,8 @@ def rows_of_others(rows: Tensor, counts: Sequence[int], strategy: str) -> Iterat
     Args:
         rows: Rows of this process [N, D].
         counts: Result of `row_counts`.
-        strategy: `gather` keeps the rows of all processes in memory; `ring` those of two, as each process forwards the
-            rows it received while the caller works on them. Memory then does not grow with the number of processes.
+        strategy: `gather` keeps the rows of all processes in memory; `ring` those of three, as each process forwards
+            the rows it received while the caller works on them. Memory then does not grow with their number.
     """
     own, size = own_rank(counts), len(counts)
     if strategy == "gather":

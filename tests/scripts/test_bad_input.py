@@ -59,6 +59,7 @@ USUAL = {
     "views_benchmark.py": "--batch 4 --size 8 --source 8 --rounds 1 --output out/scores.json",
     "throughput.py": "--model bert --train_file train.txt --batch_size 4 --steps 1 --rounds 1 --output out/scores.json",
     "batch_memory.py": "--batches 4 --mini_batch_size 2 --output out/scores.json",
+    "communication.py": "--processes 2 --rows 2 --width 4 --output out/scores.json",
     "batch_bias.py": "--batch 4 --micro_batches 2 --partitions 1 --output out/scores.json",
     "fmicl-text push": "",
     "fmicl-text compare": "",
@@ -590,6 +591,13 @@ CASES = {
         "--batches": ("--batches", "expected at least one argument"),
         "--mini_batch_size 8": "--mini_batch_size 8 4",
         "--batch 4": "--batch 4",
+        "--output out": "--output out folder",
+    },
+    "communication.py": {
+        "--processes 1": "--processes 1 2",
+        "--processes": ("--processes", "expected at least one argument"),
+        "--rows 0": "--rows 0 1",
+        "--width 0": "--width 0 1",
         "--output out": "--output out folder",
     },
     "batch_bias.py": {

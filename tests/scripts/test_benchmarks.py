@@ -60,6 +60,32 @@ def test_throughput(tmp_path, monkeypatch, capsys, bert_folder):
     table = json.loads((tmp_path / "r.json").read_text())["table"]
     assert [row["trainer"] for row in table] == ["SentenceTransformerTrainer", *options[1:]]
     assert all(row["tokens/s"] > row["sentences/s"] > 0 for row in table)
+    assert all(0 < row["share of the limit"] < 1 for row in table)
+
+
+@pytest.mark.slow
+def test_throughput_of_a_size(tmp_path, monkeypatch, capsys):
+    """An encoder with random weights, on joined sentences."""
+    (tmp_path / "text.txt").write_text("\n".join(sentences(60)), encoding="utf-8")
+    flags = ["--size", "minilm", "--texts", "mixed", "--train_file", tmp_path / "text.txt", "--batch_size", 4]
+    flags += ["--steps", 1, "--warmup", 1, "--rounds", 1, "--options", "FMICLTrainer", "FMICLTrainer, padded"]
+    run("throughput.py", *flags, "--output", tmp_path / "r.json", monkeypatch=monkeypatch)
+    table = json.loads((tmp_path / "r.json").read_text())["table"]
+    assert [row["trainer"] for row in table][1:] == ["FMICLTrainer", "FMICLTrainer, padded"]
+
+
+def test_communication(monkeypatch, capsys, tmp_path):
+    """16 processes: the gradient of one, all rows held by `gather` and those of three processes by `ring`."""
+    flags = ["--processes", 3, 16, "--rows", 4, "--width", 512, "--output", tmp_path / "r.json"]
+    run("communication.py", *flags, monkeypatch=monkeypatch)
+    rows = {(row["loss"], row["processes"]): row for row in json.loads((tmp_path / "r.json").read_text())["table"]}
+    own = 4 * 512 * 4 / 2**20
+    for (name, processes), row in rows.items():
+        assert float(row["difference to one process"]) < 1e-12
+        assert row["sent, forward (MiB)"] == pytest.approx((processes - 1) * own, rel=0.1)
+        assert row["held (MiB)"] == pytest.approx((3 if "ring" in name else processes - 1) * own, rel=0.15)
+        backward = 2 * (processes - 1) * own if "InfoNCE" in name else 0
+        assert row["sent, backward (MiB)"] == pytest.approx(backward, rel=0.1)
 
 
 def test_batch_memory(monkeypatch, capsys, tmp_path):

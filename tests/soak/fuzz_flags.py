@@ -46,6 +46,7 @@ PROGRAMS = {
     "views_benchmark.py": ["--batch", "4", "--size", "8", "--source", "8", "--rounds", "1"],
     "throughput.py": ["--model", "bert", "--train_file", "train.txt", "--steps", "1", "--rounds", "1"],
     "batch_memory.py": ["--batches", "4", "--mini_batch_size", "2"],
+    "communication.py": ["--processes", "2", "--rows", "2", "--width", "4"],
     "batch_bias.py": ["--batch", "4", "--micro_batches", "2", "--partitions", "1"],
     "fmicl-text push": ["bert", "a/b", "--dry-run"],
     "fmicl-text compare": ["scores.json"],
