@@ -113,8 +113,7 @@ class TextContrastiveModel(ContrastiveModel):
             return self.encoder(static_features(features))["sentence_embedding"]
         if not self.skips_padding or features["input_ids"].device.type != "cpu":
             return self.encoder(features)["sentence_embedding"]
-        left = tokenizer_of(self.encoder).padding_side == "left"
-        return embed_in_groups(lambda part: self.encoder(part)["sentence_embedding"], features, self.pass_cost, left)
+        return embed_in_groups(lambda part: self.encoder(part)["sentence_embedding"], features, self.pass_cost)
 
     def count(self, inputs: dict[str, Tensor]) -> Tensor:
         return inputs["attention_mask"].sum()  # without padding

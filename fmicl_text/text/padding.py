@@ -19,21 +19,22 @@ LEAST_GAIN = 0.05  # share of the time of the batch
 PASS_COST = 6e7
 
 
-def embed_in_groups(
-    embed: Callable[[dict[str, Tensor]], Tensor], features: dict[str, Tensor], cost: float, left: bool
-) -> Tensor:
-    """Embeddings [N, D] of padded tokens {input_ids, attention_mask, ...} [N, T].
+def embed_in_groups(embed: Callable[[dict[str, Tensor]], Tensor], features: dict[str, Tensor], cost: float) -> Tensor:
+    """Embeddings [N, D] of tokens {input_ids, attention_mask, ...} [N, T], padded on either side.
 
     Args:
         embed: Maps tokens [n, t] to embeddings [n, D].
         features: The tokens.
         cost: Of another pass, in tokens.
-        left: Whether the padding is on the left.
     """
     mask = features["attention_mask"]
     if any(not isinstance(value, Tensor) or value.shape != mask.shape for value in features.values()):
         return embed(features)
     lengths = mask.sum(1)
+    first = torch.arange(mask.shape[1]) < lengths[:, None]
+    left = not torch.equal(mask.bool(), first)
+    if left and not torch.equal(mask.bool(), first.flip(1)):  # padding inside
+        return embed(features)
     groups = length_groups(lengths.cpu().numpy(), cost)
     if len(groups) == 1:
         return embed(features)

@@ -9,7 +9,7 @@ import torch
 from fmicl_text.text import padding
 from fmicl_text.text.model import TextContrastiveModel, build_text_encoder
 from fmicl_text.text.padding import length_groups, pass_cost
-from tests.support import relative_error, sentences
+from tests.support import make_trainer, relative_error, sentences
 
 
 def least_cost(lengths, cost):
@@ -68,3 +68,30 @@ def test_the_cost_of_a_pass_is_that_of_few_tokens_in_a_large_encoder(bert_folder
 
     assert pass_cost(Layers(64)) == pytest.approx(16 * pass_cost(Layers(256)))
     assert pass_cost(torch.nn.Identity()) == float("inf")
+
+
+def losses(folder, output_dir, cost):
+    trainer = make_trainer(folder, output_dir, max_steps=20, per_device_train_batch_size=16)
+    trainer.model.pass_cost = cost
+    trainer.train()
+    return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+@pytest.mark.filterwarnings("ignore:.*views of every text are identical")
+def test_training_has_the_losses_of_padded_batches(no_dropout_folder, tmp_path):
+    padded = losses(no_dropout_folder, tmp_path / "a", float("inf"))
+    assert len(padded) == 20 and padded[-1] != padded[0]
+    assert losses(no_dropout_folder, tmp_path / "b", 0.0) == pytest.approx(padded, rel=1e-5)
+
+
+def test_compiled_models_keep_their_shapes(bert_folder, tmp_path):
+    assert make_trainer(bert_folder, tmp_path).model.skips_padding
+    assert not make_trainer(bert_folder, tmp_path, torch_compile=True).model.skips_padding
+
+
+def test_a_mask_with_holes_is_one_pass():
+    mask = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    calls = []
+    features = {"input_ids": torch.arange(12).view(3, 4), "attention_mask": mask}
+    padding.embed_in_groups(lambda part: calls.append(part) or part["input_ids"].float(), features, 0.0)
+    assert len(calls) == 1 and torch.equal(calls[0]["attention_mask"], mask)
