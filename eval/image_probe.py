@@ -176,7 +176,7 @@ def probe(
     return scores
 
 
-def main(writes: bool) -> None:
+def main(writes: bool = True) -> None:
     args = parse_args()
     results: list[dict[str, Any]] = []
     loaded: dict[int, tuple[Images, Images]] = {}

@@ -96,7 +96,7 @@ def load_jobs(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Callab
         yield task | {"source_commit": files.commit}, partial(load_task, name, args.split, files)
 
 
-def main(writes: bool) -> None:
+def main(writes: bool = True) -> None:
     args = parse_args()
     results: list[dict[str, Any]] = []
     jobs = []

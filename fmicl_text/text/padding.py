@@ -40,7 +40,7 @@ def embed_in_groups(embed: Callable[[dict[str, Tensor]], Tensor], features: dict
         return embed(features)
     parts = []
     for rows in map(torch.from_numpy, groups):
-        longest = int(lengths[rows].max())
+        longest = max(1, int(lengths[rows].max()))
         kept = slice(mask.shape[1] - longest, None) if left else slice(longest)
         parts.append(embed({name: value[rows, kept] for name, value in features.items()}))
     return torch.cat(parts)[torch.from_numpy(np.concatenate(groups)).argsort()]

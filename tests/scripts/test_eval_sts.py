@@ -151,6 +151,22 @@ def test_file_of_pairs(model, plain_model, rows, pairs_file, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["results.json"]
 
 
+@pytest.mark.slow
+def test_two_processes_print_and_write_what_one_does(model, pairs_file, tmp_path):
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+    launcher += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    flags = ["--model", model, "--file", pairs_file, "--batch_size", 8, "--max_seq_length", 8]
+    outputs = []
+    for name, start in (("one", [sys.executable]), ("two", [*launcher, "--main_process_port", "0"])):
+        command = [*start, SCRIPT, *flags, "--output", tmp_path / f"{name}.json"]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        truncated = [line for line in done.stderr.splitlines() if "truncated" in line]
+        outputs.append((done.stdout, truncated, (tmp_path / f"{name}.json").read_text()))
+    assert outputs[0] == outputs[1] and outputs[0][1]
+
+
 def write_stsb_dev(folder: Path, rows: list[tuple[str, str, float]]) -> None:
     """As many lines as STS Benchmark's dev split has, in SentEval's layout."""
     path = folder / "STS" / "STSBenchmark" / "sts-dev.csv"
