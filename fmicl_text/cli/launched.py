@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 
@@ -18,7 +17,7 @@ from fmicl_text.evaluation.sharing import all_processes
 def launched_processes() -> Iterator[bool]:
     """Within this context, the processes of a launcher share the work of evaluation, and only the first prints. Gives
     whether this is the first process; it alone writes files."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if "LOCAL_RANK" not in os.environ:
         yield True
         return
     is_first = PartialState(cpu=not torch.cuda.is_available()).is_main_process
@@ -29,5 +28,5 @@ def launched_processes() -> Iterator[bool]:
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         yield is_first
-    sys.stdout.flush()
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()

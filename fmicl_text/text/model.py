@@ -125,8 +125,11 @@ class TextContrastiveModel(ContrastiveModel):
         return {**views(inputs, generator), "text_ids": text_ids}
 
     def split(self, inputs: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
-        """As in the base class; each part is padded to its own longest text."""
-        return [without_padding(part) for part in split_rows(inputs, size)]
+        """As in the base class; each part is padded to its own longest text, unless the batch has padding that all its
+        texts have in common, as if padded to a fixed length."""
+        parts = split_rows(inputs, size)
+        fixed = not inputs["attention_mask"].flatten(0, 1).any(0).all()
+        return parts if fixed else [without_padding(part) for part in parts]
 
     def join(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         longest = max(part["attention_mask"].shape[-1] for part in parts)

@@ -38,6 +38,7 @@ from fmicl_text.training.checkpoint import (
     write_manifest,
     wrote_checkpoint,
 )
+from fmicl_text.training.interface import is_overridden
 from fmicl_text.training.parts import part_size
 from fmicl_text.training.ranks import on_main_process, run_on_all_ranks
 from fmicl_text.training.verdict import ScoreRecord
@@ -105,8 +106,8 @@ class Checkpointer:
             UserWarning: For a corrupted checkpoint that was skipped, and if resuming is not exact.
 
         Raises:
-            InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data, batches or
-                processes; or there is too little space on the disk.
+            InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data or batches; or
+                there is too little space on the disk.
         """
         checkpoint, skipped = on_main_process(lambda: find_checkpoint(self.output_dir, resume_from_checkpoint))
         on_main_process(self.prepare_output_dir)
@@ -244,14 +245,13 @@ class Checkpointer:
         """The examples per part of a batch, see `Parts`, and what is inexact because of the layout. A layout with as
         many examples in the batch of all processes is removed from the changes."""
         args = self.trainer.args
-        batch, processes, was = args.train_batch_size, args.world_size, int(saved.get("processes", args.world_size))
-        size = part_size(batch, processes, {**self.run, **saved})
-        if size is None:
+        batch, processes, saved = args.train_batch_size, args.world_size, self.run | saved
+        was = int(saved["processes"])
+        size = part_size(batch, processes, saved)
+        if size is None or (processes != was and not self.keeps_batches()):
             return batch, []
         if processes == was:
             return size, []
-        if not self.keeps_batches():
-            return batch, []
         for name in (*LAYOUT, "threads"):
             self.changes.pop(name, None)
         if args.process_index == 0:
@@ -264,16 +264,18 @@ class Checkpointer:
 
     def fitting_batch(self, saved: dict[str, Any]) -> str:
         """What to pass for the batches of the checkpoint with this number of processes, if it differs."""
-        total, processes = saved["processes"] * saved["per_device_train_batch_size"], self.trainer.args.world_size
+        saved, processes = self.run | saved, self.trainer.args.world_size
+        total = saved["processes"] * saved["per_device_train_batch_size"]
         if saved["processes"] == processes or total % processes or not self.keeps_batches():
             return ""
         return f" or per_device_train_batch_size={total // processes}"
 
     def keeps_batches(self) -> bool:
         """Whether another number of processes can have the same batches and the same loss. Not with a loss of each
-        process's own batch, a stream of which each process may read its own shards, or a sampler that uses the
-        global random state."""
-        own, rows = getattr(self.trainer.loss, "global_batch", None) == "none", self.trainer.train_dataset
+        process's own batch (which one that overrides `terms` may be), a stream of which each process may read its own
+        shards, or a sampler that uses the global random state."""
+        loss, rows = self.trainer.loss, self.trainer.train_dataset
+        own = loss.global_batch == "none" or is_overridden(type(loss), ContrastiveLoss, "terms")
         shards = isinstance(rows, IterableDataset) and not isinstance(rows, RepeatedStream)
         accelerator: Any = self.trainer.args.accelerator_config
         return not own and not shards and accelerator.use_seedable_sampler and not accelerator.split_batches

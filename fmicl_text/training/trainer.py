@@ -94,7 +94,8 @@ class FMICLTrainer(Trainer):
         optimizer_cls_and_kwargs: See `transformers.Trainer`.
 
     Every forward pass draws its dropout masks from a generator seeded by (seed, step, micro-step, process,
-    mini-batch): processes differ, a resumed run repeats them, and with `mini_batch_size` so does the second pass.
+    mini-batch): processes differ, a resumed run repeats them, and with `mini_batch_size` so does the second pass. See
+    `Parts` for a run that is resumed with another number of processes.
 
     Logged with each loss, as means since the last log: loss_positive and loss_negative (their sum is the loss, over the
     rows of all processes unless global_batch is none), and for this process's batches, with dropout, after the head:
@@ -405,9 +406,9 @@ class FMICLTrainer(Trainer):
         with it unless the best step is better by more than the noise; `best_global_step` is then 0. See `verdict`.
 
         Raises:
-            InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data, batches or
-                processes, or to a finished run with other settings; the output folder contains another run, or another
-                process trains into it; a DataLoader worker was killed; or there is too little space on the disk.
+            InputError: The checkpoint does not exist, is corrupted, or belongs to a run with other data or batches, or
+                to a finished run with other settings; the output folder contains another run, or another process trains
+                into it; a DataLoader worker was killed; or there is too little space on the disk.
             NonFiniteError: The loss or a gradient is not finite.
             Interrupted: After a signal; a checkpoint was saved.
         """

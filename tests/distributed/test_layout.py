@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from fmicl_text import InputError, build_text_encoder
+from fmicl_text import FMICLLoss, InputError, build_text_encoder
 from fmicl_text.cli.vision import VisionTrainingArguments
 from fmicl_text.text.collator import TextViewCollator, TokenCollator
 from fmicl_text.text.tokenization import RepeatedStream, tokenize_dataset
@@ -34,7 +34,28 @@ SAVING |= {"load_best_model_at_end": False}
 MIXED = [text for pair in zip(sentences(32), sentences(64, 1)[32:], strict=True) for text in pair]
 
 
-def text(folder, output_dir, grouped=False, streamed=False, views=None, **settings):
+class FixedLength(TextViewCollator):
+    """Pads every batch to the same length."""
+
+    def __call__(self, rows):
+        batch = super().__call__(rows)
+        ids = batch.pop("text_ids")
+        missing = 40 - batch["input_ids"].shape[-1]
+        values = {"input_ids": self.tokenizer.pad_token_id}
+        padded = {
+            name: torch.nn.functional.pad(one, (0, missing), value=values.get(name, 0)) for name, one in batch.items()
+        }
+        return padded | {"text_ids": ids}
+
+
+class OwnBatch(FMICLLoss):
+    """The loss of a process's own batch, with a method of its own."""
+
+    def terms(self, *views):
+        return super().terms(*views)
+
+
+def text(folder, output_dir, fixed=False, own_loss=False, grouped=False, streamed=False, views=None, **settings):
     """Sentences of different lengths, with dropout."""
     rows = Dataset.from_dict({"text": [one if i % 3 else one * 3 for i, one in enumerate(MIXED)]})
     encoder = build_text_encoder(folder)
@@ -49,7 +70,9 @@ def text(folder, output_dir, grouped=False, streamed=False, views=None, **settin
         rows = tokenize_dataset(rows, encoder.tokenizer, ["text"], 32)
         collator, settings = TokenCollator(encoder.tokenizer), settings | {"train_sampling_strategy": "group_by_length"}
     trainer = make_trainer(folder, output_dir, head="simcse", dataset=rows, **settings)
-    trainer.data_collator = collator
+    trainer.data_collator = FixedLength(encoder.tokenizer, ["text"]) if fixed else collator
+    if own_loss:
+        trainer.loss = OwnBatch("kl", gamma=2.0, alpha=4.0, global_batch="gather")
     return trainer
 
 
@@ -98,6 +121,8 @@ def difference(a, b):
 RUNS = {
     "dropout": (text, {}),
     "views": (text, {"views": ["delete"]}),
+    "fixed length": (text, {"fixed": True}),
+    "InfoNCE": (text, {"objective": "infonce", "gamma": None, "alpha": None}),
     "length groups": (text, {"grouped": True}),
     "mini-batches": (text, {"mini_batch_size": 3}),
     "stream": (text, {"streamed": True}),
@@ -164,8 +189,12 @@ def refused(folder, output_dir, checkpoint, **settings):
 
 @pytest.mark.slow
 def test_other_batches_are_refused(bert_folder, tmp_path):
-    train(text, bert_folder, tmp_path / "a", per_device_train_batch_size=16)
-    checkpoint = tmp_path / "a" / "checkpoint-2"
+    for name in (False, True):
+        train(text, bert_folder, tmp_path / f"{name}", own_loss=name, per_device_train_batch_size=16)
+    checkpoint = tmp_path / "True" / "checkpoint-2"
+    for message in run_trainers(2, bert_folder, tmp_path / "b", checkpoint, function=refused, own_loss=True):
+        assert "processes 1 -> 2" in message
+    checkpoint = tmp_path / "False" / "checkpoint-2"
     sampler = {"accelerator_config": {"use_seedable_sampler": False}}
     cases = ({"per_device_train_batch_size": 16}, True), ({"global_batch": "none"}, False), (sampler, False)
     for settings, hint in cases:
