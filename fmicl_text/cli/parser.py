@@ -11,7 +11,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,7 @@ from fmicl_text.cli.checks import check_filled
 from fmicl_text.cli.help import recipe_help
 from fmicl_text.cli.identity import forget_measured, take_measured
 from fmicl_text.cli.main import find_yaml, program_name
-from fmicl_text.cli.streams import Stopped, raise_signals
+from fmicl_text.cli.streams import Stopped, discard, raise_signals
 from fmicl_text.errors import InputError, Interrupted
 from fmicl_text.files import DISK_FULL, check_regular, is_disk_full
 from fmicl_text.training.args import FMICLTrainingArguments
@@ -121,8 +121,10 @@ def cli_errors(program: str | None = None) -> Iterator[None]:
 
 def end_by_signal(program: str, message: str, number: int) -> NoReturn:
     """Print a line and exit with 128 + the signal number."""
-    with suppress(OSError):  # the terminal or the pipe is closed
+    try:
         print(f"{program}: {message}", file=sys.stderr, flush=True)
+    except OSError:  # the terminal or the pipe is closed
+        discard(sys.stderr)
     sys.exit(128 + number)
 
 

@@ -61,16 +61,27 @@ class Output:
 
     @contextmanager
     def discard_if_closed(self) -> Iterator[None]:
-        """Within this context, a write to a closed pipe or terminal raises SIGPIPE instead of an exception."""
+        """Within this context, a write to a closed pipe or terminal raises SIGPIPE instead of an exception.
+
+        The signal, which the system sends as well, is held back until the stream discards what is in its buffer. Python
+        would otherwise fail to write that when it exits."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])
         try:
             yield
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT):
                 raise
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())
-            os.close(nowhere)
+            discard(self.stream)
             signal.raise_signal(signal.SIGPIPE)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def discard(stream: Any) -> None:
+    """Discard what is in the buffer of a stream and what is written to it from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 @contextmanager

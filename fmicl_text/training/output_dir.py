@@ -303,10 +303,14 @@ def create_folder(output_dir: Any, subfolder: str = "") -> list[Path]:
     """
     folder = resolve_output_dir(output_dir) / subfolder
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output_dir={output_dir} is not writable: {error.strerror}") from error
+    for last in (False, True):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            break
+        except OSError as error:
+            # Another process may have made and removed it in between; see `remove_empty`.
+            if last or not isinstance(error, FileExistsError | FileNotFoundError):
+                raise InputError(f"output_dir={output_dir} is not writable: {error.strerror}") from error
     return missing
 
 

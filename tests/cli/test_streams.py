@@ -15,6 +15,7 @@ from tests.support import one_fast, recipe_flags, write_recipe_data
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # a buffer that cannot be written at the end
 PROGRAM = """
 import sys, time
 from fmicl_text.cli.parser import cli_errors

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from fmicl_text.training.output_dir import (
     check_output_dir,
     clear_output_dir,
     complete_save,
+    create_folder,
     read_contents,
     resolve_output_dir,
     settings_text,
@@ -252,3 +254,16 @@ def test_a_model_of_others_beside_an_unfinished_run(bert_folder, tmp_path):
     make_trainer(bert_folder, tmp_path / "new", **SAVING).train()
     (tmp_path / "new" / "checkpoint-8").rename(tmp_path / "checkpoint-8")
     check_output_dir(tmp_path, "auto", overwrite=False)
+
+
+def test_a_folder_that_another_process_removes_meanwhile(tmp_path, monkeypatch):
+    mkdir, calls = Path.mkdir, []
+
+    def removed_once(path, *args, **kwargs):
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(17, "File exists")
+        return mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", removed_once)
+    assert create_folder(tmp_path / "out") == [tmp_path / "out"] and (tmp_path / "out").is_dir()
