@@ -23,8 +23,7 @@ WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD
 
 
 def check_processes(args: Any) -> None:
-    """Check that all requested processes are running. On a CPU, accelerate may silently start only one, or several that
-    are not connected and write to the same folder.
+    """Check that all requested processes are running. On a CPU, `accelerate launch --cpu` silently starts only one.
 
     Args:
         args: Training arguments.
@@ -35,7 +34,7 @@ def check_processes(args: Any) -> None:
     from_environment = [int(value) for name in WORLD_SIZES if (value := os.environ.get(name, "")).isdecimal()]
     requested = max(*from_environment, launcher_processes(launcher_arguments(psutil.Process().parents())), 1)
     if requested > args.world_size:
-        on_cpu = "on CPUs start them with `accelerate launch --multi_gpu --num_processes N` and pass use_cpu=True"
+        on_cpu = "on CPUs start them with `accelerate launch --multi_gpu --num_processes N`"
         raise InputError(
             f"{requested} processes were requested, but the world size is {args.world_size}: "
             + (on_cpu if args.device.type == "cpu" else "see `accelerate launch --help`")

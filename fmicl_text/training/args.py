@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import is_torch_xla_available
 
 from fmicl_text.losses.balance import AUTO
 from fmicl_text.losses.contrastive import IN_BATCH, OBJECTIVES, ContrastiveLoss, load_objective
@@ -206,7 +207,9 @@ class FMICLTrainingArguments(TrainingArguments):
             self.output_dir = self.output_dir or f"runs/{self.objective_name}"
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns at every DataLoader otherwise
-        super().__post_init__()
+        with self.the_only_device():
+            super().__post_init__()
+            _ = self.device
         accelerator: Any = self.accelerator_config
         if accelerator.dispatch_batches is None:
             accelerator.dispatch_batches = False  # it would join streamed batches, which differ in padding
@@ -217,6 +220,18 @@ class FMICLTrainingArguments(TrainingArguments):
         self.check_ranges()
         with warnings.catch_warnings(action="ignore"):
             self.build_loss()
+
+    @contextmanager
+    def the_only_device(self) -> Iterator[None]:
+        """Set use_cpu for a moment where there is no other device: transformers needs it for bf16, and accelerate to
+        connect processes. Later it is the given value again, which is stored and may be used on another machine."""
+        given = self.use_cpu
+        if not torch.accelerator.is_available() and not is_torch_xla_available() and not self.deepspeed:
+            self.use_cpu = True
+        try:
+            yield
+        finally:
+            self.use_cpu = given
 
     def read_numbers(self) -> None:
         """Convert numbers given as text, which the command line gives for arguments that are a number or a word."""

@@ -219,7 +219,7 @@ def test_a_process_of_several_that_is_alone_is_refused(tmp_path, monkeypatch, va
     args = arguments(tmp_path)
     check_processes(args)
     monkeypatch.setenv(variable, "2")
-    with pytest.raises(InputError, match=r"2 processes .* 1: .*use_cpu=True"):
+    with pytest.raises(InputError, match=r"2 processes .* 1: .*--multi_gpu"):
         check_processes(args)
 
 

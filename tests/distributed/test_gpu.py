@@ -93,8 +93,9 @@ def test_memory_of_the_loss_on_cuda_is_linear():
 
 
 SHORT = "--max_steps 6 --save_steps 3 --eval_steps 3 --save_strategy steps --disable_tqdm True"
+DETERMINISTIC = "--full_determinism True"  # without it, two runs of a convolution or of compiled code differ
 TEXT = f"simcse_fmicl.py {SHORT} --per_device_train_batch_size 16"
-IMAGES = f"vision_fmicl.py {SHORT} --per_device_train_batch_size 64"
+IMAGES = f"vision_fmicl.py {SHORT} --per_device_train_batch_size 64 {DETERMINISTIC}"
 RUNS = [
     TEXT,
     f"{TEXT} --bf16 True",
@@ -105,8 +106,8 @@ RUNS = [
     f"{TEXT} --objective infonce --head simcse",
     f"{TEXT} --activation_checkpointing True",
     f"{TEXT} --lora_rank 4",
-    f"{TEXT} --torch_compile True",
-    f"{TEXT} --torch_compile True --torch_compile_mode reduce-overhead --bf16 True",
+    f"{TEXT} --torch_compile True {DETERMINISTIC}",
+    f"{TEXT} --torch_compile True --torch_compile_mode reduce-overhead --bf16 True {DETERMINISTIC}",
     f"{TEXT} --train_file {SENTENCES} --streaming True --dataloader_num_workers 2",
     IMAGES,
     f"{IMAGES} --bf16 True",

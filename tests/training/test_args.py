@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 
 import pytest
+import torch
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -345,3 +346,11 @@ def test_arguments_are_made_from_what_they_are_written_as():
     args = FMICLTrainingArguments("x", divergence="js", use_cpu=True, lr_scheduler_kwargs={})
     for written in (args.to_dict(), json.loads(args.to_json_string())):
         assert FMICLTrainingArguments(**written).to_dict() == args.to_dict()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is another device")
+def test_without_another_device_the_cpu_needs_no_flag():
+    """transformers raises for bf16 without use_cpu, which would also keep a later run with these settings off a GPU."""
+    args = FMICLTrainingArguments(output_dir="x", bf16=True)
+    assert (args.device.type, args.n_gpu, args.mixed_precision, args.use_cpu) == ("cpu", 0, "bf16", False)
+    assert args.to_dict()["use_cpu"] is False
