@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,10 +30,16 @@ def values_of(record: Mapping[str, Any], metrics: Mapping[str, str]) -> dict[str
     results = record["results"]
     probes = results["data"].get("probes") or [{}]
     known = {name.removeprefix("eval_"): value for name, value in results["after"].items()}
-    known |= {name: value for name, value in probes[-1].items() if isinstance(value, float)}
+    known |= accuracies(probes[-1])
     if unknown := [name for name in metrics if name not in known]:
         raise InputError(f"metrics: {unknown[0]} is not in the results, which have {', '.join(known)}")
     return {name: float(known[name]) for name in metrics}
+
+
+def accuracies(probe: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row of the table of probes; of "mean ± standard deviation", over draws of labels, the mean."""
+    found = {name: re.match(r"([\d.]+)( ± [\d.]+)?$", str(value)) for name, value in probe.items()}
+    return {name: float(match[1]) for name, match in found.items() if match}
 
 
 def values_before(record: Mapping[str, Any], metrics: Mapping[str, str]) -> dict[str, float]:
@@ -40,7 +47,7 @@ def values_before(record: Mapping[str, Any], metrics: Mapping[str, str]) -> dict
     results = record["results"]
     known = {name.removeprefix("eval_"): value for name, value in results["before"].items()}
     for row in results["data"].get("probes") or []:
-        known |= row if BEFORE in row.values() else {}
+        known |= accuracies(row) if BEFORE in row.values() else {}
     return {name: float(known[name]) for name in metrics if name in known}
 
 

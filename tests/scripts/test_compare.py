@@ -215,14 +215,14 @@ def test_the_best_row_of_every_value(tmp_path):
 def test_probes_are_metrics_and_rows_before_training():
     probes = [
         {"features": "raw pixels", "k-NN": 90.0},
-        {"features": "before training", "k-NN": 80.0},
-        {"features": "after training", "k-NN": 95.0},
+        {"features": "before training", "k-NN": 80.0, "5 labels": "70.50 ± 1.00"},
+        {"features": "after training", "k-NN": 95.0, "5 labels": "90.25 ± 2.00"},
     ]
     record = {"results": result(60.0) | {"data": {"probes": probes}}}
-    metrics = {"k-NN": "k-NN", "sts_spearman": "STS"}
-    assert values_of(record, metrics) == {"k-NN": 95.0, "sts_spearman": 60.0}
-    assert values_before(record, metrics) == {"k-NN": 80.0, "sts_spearman": 50.0}
-    with pytest.raises(InputError, match="metrics: knn is not in the results, which have sts_spearman, k-NN"):
+    metrics = {"k-NN": "k-NN", "sts_spearman": "STS", "5 labels": "5 labels"}
+    assert values_of(record, metrics) == {"k-NN": 95.0, "sts_spearman": 60.0, "5 labels": 90.25}
+    assert values_before(record, metrics) == {"k-NN": 80.0, "sts_spearman": 50.0, "5 labels": 70.5}
+    with pytest.raises(InputError, match="metrics: knn is not in the results, which have sts_spearman, k-NN, 5 labels"):
         values_of(record, {"knn": "k-NN"})
 
 
