@@ -17,7 +17,10 @@ from fmicl_text.training.callbacks import ClearCallback
 from tests.support import one_fast, peft_or_skip, recipe_flags, words_missing, write_recipe_data
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
-IMAGES = "--use_cpu True --max_steps 6 --per_device_train_batch_size 32 --max_train_samples 128 --output_dir"
+IMAGES = (
+    "--use_cpu True --max_steps 6 --per_device_train_batch_size 32 --max_train_samples 128 --held_out 100 "
+    "--probes False --output_dir"
+)
 TEXT = [
     *("--lora_rank 2", "--head simcse --train_sampling_strategy group_by_length", "--early_stopping_patience 9"),
     "--streaming True",

@@ -87,7 +87,7 @@ QUEUE_WARNING = ".*f-MICL.*queue"
 def test_moco(monkeypatch, capsys, tmp_path, method, objective):
     """The output folder, the run record, settings that can be run again, and an export without momentum encoder."""
     monkeypatch.chdir(tmp_path)
-    flags = ["--method", method, *objective, "--held_out", 100, "--max_steps", 2, *SHORT[2:]]
+    flags = ["--method", method, *objective, "--held_out", 100, "--probes", "False", "--max_steps", 2, *SHORT[2:]]
     flags += ["--queue_size", 128] if method == "moco" else []
     main(monkeypatch, *flags)
     (out,) = (tmp_path / "runs").iterdir()
@@ -114,7 +114,8 @@ def test_a_queue_with_a_given_alpha_warns(recwarn):
 
 @pytest.mark.slow
 def test_lars(monkeypatch, tmp_path):
-    flags = ["--optim", "lars", "--held_out", 100, "--max_steps", 2, *SHORT[2:], "--output_dir", tmp_path / "out"]
+    flags = ["--optim", "lars", "--held_out", 100, "--probes", "False", "--max_steps", 2, *SHORT[2:]]
+    flags += ["--output_dir", tmp_path / "out"]
     main(monkeypatch, *flags)
     settings = yaml.safe_load((tmp_path / "out" / "settings.yaml").read_text())
     assert settings["optim"] == "lars"

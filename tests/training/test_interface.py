@@ -542,7 +542,7 @@ def test_a_dataloader_of_a_subclass_needs_no_dataset(bert_folder, tmp_path):
 def test_a_process_of_several_that_trains_alone_is_refused(bert_folder, tmp_path, monkeypatch, variable):
     args = arguments(tmp_path)
     monkeypatch.setenv(variable, "2")  # as torchrun and mpirun do
-    with pytest.raises(InputError, match=r"2 processes were requested, but the world size is 1: .*use_cpu=True"):
+    with pytest.raises(InputError, match=r"2 processes were requested, but the world size is 1: .*--multi_gpu"):
         FMICLTrainer(bert_folder, args, train_dataset=sentences(16))
 
 
