@@ -71,7 +71,8 @@ def test_digits_from_nothing_to_a_folder_that_opens(monkeypatch, capsys, tmp_pat
 @pytest.mark.parametrize("objective", ["infonce", "align_uniform", "spectral"])
 def test_the_baselines(monkeypatch, tmp_path, objective):
     out = tmp_path / "out"
-    main(monkeypatch, "--objective", objective, "--held_out", 100, "--max_steps", 1, "--output_dir", out, *SHORT[2:])
+    flags = ["--objective", objective, "--held_out", 100, "--probes", "False", "--max_steps", 1, "--output_dir", out]
+    main(monkeypatch, *flags, *SHORT[2:])
     results = json.loads((out / "results.json").read_text())
     assert results["objective"] == objective
     if objective == "infonce":
@@ -130,7 +131,7 @@ def test_the_best_checkpoint_by_images_kept_aside(monkeypatch, capsys, tmp_path)
     flags = [
         "--held_out", 100, "--validation", 60, "--load_best_model_at_end", "True", "--save_strategy", "steps",
         "--eval_strategy", "steps", "--eval_steps", 1, "--save_steps", 1, "--max_steps", 3, "--output_dir",
-        tmp_path / "out", *SHORT[2:],
+        tmp_path / "out", "--probes", "False", *SHORT[2:],
     ]  # fmt: skip
     main(monkeypatch, *flags)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "digits:" in line]
@@ -152,6 +153,7 @@ def test_large_images_of_many_sizes_are_cropped_by_workers(monkeypatch, capsys, 
         "--train_file", path, "--held_out", 10, "--architecture", "resnet-8-small", "--views", "mocov3",
         "--max_steps", 4, "--per_device_train_batch_size", 8, "--head_dim", 16, "--disable_tqdm", "True",
         "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", 2, "--dataloader_num_workers", 1,
+        "--probes", "False",
     ]  # fmt: skip
     for name in ("first", "second"):
         main(monkeypatch, *flags, "--output_dir", tmp_path / name)
@@ -175,7 +177,7 @@ def test_the_same_seed_gives_the_same_run_and_a_resumed_one_too(monkeypatch, tmp
         "--eval_strategy",
         "no",
     ]
-    flags += [*SHORT[2:], "--save_total_limit", 5]
+    flags += [*SHORT[2:], "--probes", "False", "--save_total_limit", 5]
     for name in ("first", "second"):
         main(monkeypatch, *flags, "--output_dir", tmp_path / name)
     resumed = tmp_path / "first"
