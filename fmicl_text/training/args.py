@@ -230,6 +230,11 @@ class FMICLTrainingArguments(TrainingArguments):
             self.use_cpu = True
         try:
             yield
+        except ValueError as error:
+            if self.ddp_backend and "process group" in str(error):
+                alone = f"ddp_backend={self.ddp_backend} needs several processes: start them with `accelerate launch`"
+                raise ValueError(alone) from error
+            raise
         finally:
             self.use_cpu = given
 

@@ -354,3 +354,8 @@ def test_without_another_device_the_cpu_needs_no_flag():
     args = FMICLTrainingArguments(output_dir="x", bf16=True)
     assert (args.device.type, args.n_gpu, args.mixed_precision, args.use_cpu) == ("cpu", 0, "bf16", False)
     assert args.to_dict()["use_cpu"] is False
+
+
+def test_a_backend_of_processes_needs_several(tmp_path):
+    with pytest.raises(ValueError, match=r"ddp_backend=gloo needs several processes: .*accelerate launch"):
+        FMICLTrainingArguments(str(tmp_path), ddp_backend="gloo", use_cpu=True)
