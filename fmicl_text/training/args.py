@@ -207,9 +207,15 @@ class FMICLTrainingArguments(TrainingArguments):
             self.output_dir = self.output_dir or f"runs/{self.objective_name}"
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns at every DataLoader otherwise
-        with self.the_only_device():
-            super().__post_init__()
-            _ = self.device
+        try:
+            with self.the_only_device():
+                super().__post_init__()
+                _ = self.device
+        except ValueError as error:
+            if not self.ddp_backend or "process group" not in str(error):
+                raise
+            alone = f"ddp_backend={self.ddp_backend} needs several processes: start them with `accelerate launch`"
+            raise ValueError(alone) from error
         accelerator: Any = self.accelerator_config
         if accelerator.dispatch_batches is None:
             accelerator.dispatch_batches = False  # it would join streamed batches, which differ in padding
@@ -230,11 +236,6 @@ class FMICLTrainingArguments(TrainingArguments):
             self.use_cpu = True
         try:
             yield
-        except ValueError as error:
-            if self.ddp_backend and "process group" in str(error):
-                alone = f"ddp_backend={self.ddp_backend} needs several processes: start them with `accelerate launch`"
-                raise ValueError(alone) from error
-            raise
         finally:
             self.use_cpu = given
 
