@@ -100,9 +100,9 @@ class TokenCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         names = [name for name in rows[0] if name not in NOT_TOKENS]
-        tokens = self.tokenizer.pad(
-            {name: list(chain.from_iterable(row[name] for row in rows)) for name in names}, return_tensors="pt"
-        )
+        padded = self.tokenizer.pad({name: list(chain.from_iterable(row[name] for row in rows)) for name in names})
+        # with return_tensors="pt", pad takes four times as long
+        tokens = {name: torch.from_numpy(np.array(values, dtype=np.int64)) for name, values in padded.items()}
         return _views(tokens, torch.tensor([row["text_ids"] for row in rows]))
 
 

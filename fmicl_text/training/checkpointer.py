@@ -168,7 +168,8 @@ class Checkpointer:
         run |= {"threads": torch.get_num_threads()} if args.device.type == "cpu" else {}
         run |= workers_of_order(rows, args.dataloader_num_workers)
         run |= {"callbacks": self.callback_settings(), "save_only_model": args.save_only_model}
-        run |= {"data": dataset_fingerprint(rows), **{name: library_versions().get(name) for name in VERSIONS}}
+        installed = library_versions()
+        run |= {"data": dataset_fingerprint(rows), **{name: installed.get(name) for name in VERSIONS}}
         for part in (trainer.data_collator, trainer.evaluator):
             run |= getattr(part, "describe", dict)()
         run |= trainer.model.describe_training() | getattr(trainer.views, "describe", dict)()

@@ -11,6 +11,7 @@ import pytest
 from fmicl_text.cli.streams import Stopped
 from fmicl_text.loading import translate_dataset_errors, translate_loading_errors
 from fmicl_text.training.checkpoint import checkpoints_in
+from tests.programs import start_program
 from tests.support import one_fast, recipe_flags, write_recipe_data
 
 ROOT = Path(__file__).parents[2]
@@ -25,15 +26,17 @@ with cli_errors("program"):
 """
 
 
-def run_program(body, **streams):
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(body=body)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, **streams
-    )
+def start(body, forked=True, **streams):
+    """A program that begins and then runs a body, as a new interpreter or forked."""
+    code, streams = PROGRAM.format(body=body), {"env": ENVIRONMENT, "stdout": subprocess.PIPE} | streams
+    if forked:
+        return start_program("-c", code, **streams)
+    return subprocess.Popen([sys.executable, "-c", code], text=True, **streams)
 
 
 @pytest.mark.parametrize("number", one_fast([signal.SIGINT, signal.SIGHUP]))
 def test_a_signal_outside_of_training(number):
-    with run_program("time.sleep(60)", stderr=subprocess.PIPE) as program:
+    with start("time.sleep(60)", forked=number != signal.SIGINT, stderr=subprocess.PIPE) as program:
         assert program.stdout.readline() == "begun\n"
         program.send_signal(number)
         printed = program.stderr.read()
@@ -47,7 +50,7 @@ BODIES = ["print('line', flush=True); time.sleep(60)", "[print('line') for i in 
 @pytest.mark.parametrize("both", one_fast([False, True]))
 def test_a_closed_pipe(body, both):
     stderr = subprocess.STDOUT if both else subprocess.PIPE
-    with run_program(f"time.sleep(0.2); {body}", stderr=stderr) as program:
+    with start(f"time.sleep(0.2); {body}", forked=both or body != BODIES[0], stderr=stderr) as program:
         assert program.stdout.readline() == "begun\n"
         program.stdout.close()
         printed = "" if both else program.stderr.read()
@@ -81,10 +84,9 @@ def test_training_saves_a_checkpoint(bert_folder, tmp_path, how):
     ]
     flags += ["--logging_steps", "1", "--eval_strategy", "no", "--output_dir", "out"]
     stderr = subprocess.STDOUT if how == "both closed" else subprocess.PIPE
-    command = [sys.executable, str(ROOT / "recipes" / "simcse_fmicl.py"), *flags]
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=stderr, text=True
-    ) as recipe:
+    script = ROOT / "recipes" / "simcse_fmicl.py"
+    streams = {"cwd": tmp_path, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": stderr}
+    with start_program(script, *flags, **streams) as recipe:
         for line in recipe.stdout:
             if line.startswith("{'loss'"):
                 break
@@ -110,7 +112,9 @@ def test_a_signal_while_a_model_or_data_is_read_is_no_error_of_theirs():
 
 def test_a_log_that_is_full_stops_like_a_closed_pipe():
     """A write to /dev/full fails as on a full disk."""
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, "-c", PROGRAM.format(body="print('line', flush=True)")]
-        done = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 128 + signal.SIGPIPE and done.stderr == "program: stopped by SIGPIPE\n"
+    with (
+        open("/dev/full", "w") as full,
+        start("print('line', flush=True)", stdout=full, stderr=subprocess.PIPE) as program,
+    ):
+        printed = program.stderr.read()
+    assert program.returncode == 128 + signal.SIGPIPE and printed == "program: stopped by SIGPIPE\n"

@@ -179,7 +179,7 @@ def read_out(rank, losses, split, tensors, queue=None):
 
 
 @pytest.mark.parametrize("strategy", ["gather", "ring"])
-@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize("block_size", [None, 4])
 @pytest.mark.parametrize("split", [[7, 5], [5, 4, 3]], ids=str)
 def test_alpha_and_mutual_information_equal_those_of_one_process(split, block_size, strategy):
     tensors = material(12, torch.float64, with_hard=True, repeat=True)

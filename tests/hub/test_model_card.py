@@ -2,6 +2,8 @@
 
 import copy
 import json
+from functools import cache
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
@@ -183,6 +185,14 @@ def test_the_results_of_a_run_without_probes_or_held_out_images():
     assert "360 held-out images: accuracy in percent of k-NN classification (k = 200)." in content
 
 
+@cache
+def opened(variant):
+    """The preprocessing of a variant, read from a folder once for all families."""
+    with TemporaryDirectory() as folder:
+        IMAGE_PROCESSORS[variant]().save_pretrained(folder)
+        return open_preprocessing(folder, 3, image_size=32)
+
+
 def image_run(folder, family, variant=None, pooling=None):
     """Save a new encoder of a family with a processor, by default for images of its channels; the record of its run,
     the encoder and its preprocessing."""
@@ -192,8 +202,7 @@ def image_run(folder, family, variant=None, pooling=None):
     if variant is None:
         preprocessing = new_preprocessing(32, (0.5,) * encoder.num_channels, (0.25,) * encoder.num_channels)
     else:
-        IMAGE_PROCESSORS[variant]().save_pretrained(folder / "start")
-        preprocessing = open_preprocessing(str(folder / "start"), 3, image_size=32)
+        preprocessing = opened(variant)
     for module in encoder.train().modules():  # with the first weights, the features of deep models vanish
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)

@@ -31,6 +31,7 @@ from fmicl_text.cli.study_tables import (
 )
 from fmicl_text.errors import InputError
 from fmicl_text.losses import FDivergence, load_divergence, load_objective
+from tests.programs import run_program, start_program
 
 PATH = Path(__file__).parent.parent.parent / "recipes" / "compare.py"
 STUDIES = PATH.parent / "studies"
@@ -370,7 +371,7 @@ def command(tmp_path, monkeypatch):
     for name in ("simcse_fmicl", "vision_fmicl"):
         (tmp_path / "recipes" / f"{name}.py").write_text(RECIPE)
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
-    script = [sys.executable, str(tmp_path / "recipes" / "compare.py"), str(study_file(tmp_path, SMALL))]
+    script = [str(tmp_path / "recipes" / "compare.py"), str(study_file(tmp_path, SMALL))]
     return [*script, "--output_dir", str(tmp_path / "out")]
 
 
@@ -380,18 +381,21 @@ def calls(folder):
 
 @pytest.mark.slow
 def test_a_killed_study_ends_with_the_same_table(command, tmp_path):
-    undisturbed = subprocess.run([*command[:-1], str(tmp_path / "other")], capture_output=True, text=True, check=True)
+    undisturbed = [sys.executable, *command[:-1], str(tmp_path / "other")]
+    undisturbed = subprocess.run(undisturbed, capture_output=True, text=True, check=True)
     (tmp_path / "calls").unlink()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start_program(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "calls").exists() or len(calls(tmp_path)) < 2:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    again = subprocess.run([*command, "--jobs", "2"], capture_output=True, text=True, check=True)
+    again = run_program(*command, "--jobs", "2")
+    assert again.returncode == 0, again.stderr
     assert again.stdout == undisturbed.stdout and "| gamma 3" in again.stdout
     assert len(calls(tmp_path)) == len(set(calls(tmp_path))) == 6  # none twice, although one was running at the kill
     assert not (tmp_path / "out" / "encoders").exists()
-    third = subprocess.run([*command, "--table"], capture_output=True, text=True, check=True)
+    third = run_program(*command, "--table")
+    assert third.returncode == 0, third.stderr
     assert third.stdout == again.stdout and len(calls(tmp_path)) == 6
 
 
@@ -410,7 +414,7 @@ def test_modules_beside_the_study_are_found_by_runs_that_name_one(command, tmp_p
     study_file(
         tmp_path, SMALL.replace("rows: [{gamma: [1, 2, 3]}]", 'rows: [{divergence: [js, "mine:power"], gamma: 1}]')
     )
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path / "recipes")
+    done = run_program(*command, cwd=tmp_path / "recipes")
     assert done.returncode == 0, done.stderr
     assert "| mine:power, gamma 1" in done.stdout
 
@@ -418,22 +422,22 @@ def test_modules_beside_the_study_are_found_by_runs_that_name_one(command, tmp_p
 @pytest.mark.slow
 def test_a_failed_run_ends_the_study_in_one_line(command, tmp_path, monkeypatch):
     monkeypatch.setenv("FAILS", "2")
-    failed = subprocess.run(command, capture_output=True, text=True)
+    failed = run_program(*command)
     assert failed.returncode == 2 and "Traceback" not in failed.stderr
     last = failed.stderr.strip().splitlines()[-1]
     assert last.endswith("error: gamma_2-seed-1 ended with status 1: simcse_fmicl.py: error: no such file")
     assert calls(tmp_path) == ["gamma_1-seed-1"]
     monkeypatch.delenv("FAILS")
-    subprocess.run(command, capture_output=True, check=True)
+    assert run_program(*command).returncode == 0
     assert len(calls(tmp_path)) == 6
     study_file(tmp_path, SMALL.replace("[1, 2, 3]", "[1]").rstrip(" ") + "    options: {max_steps: 3}\n")
-    other = subprocess.run(command, capture_output=True, text=True)
+    other = run_program(*command)
     assert other.returncode == 2 and "is a run with other options (--max_steps=3)" in other.stderr
 
 
 @pytest.mark.slow
 def test_a_signal_stops_the_runs(command, tmp_path):
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = start_program(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not (tmp_path / "calls").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -454,8 +458,9 @@ def test_a_study_of_the_recipe_itself(tmp_path):
         hyperparameters: [gamma]
         rows: [{divergence: kl}]
         """
-    command = [sys.executable, str(PATH), str(study_file(tmp_path, text)), "--output_dir", str(tmp_path / "out")]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in output.splitlines() if line.startswith("|")}
+    done = run_program(PATH, study_file(tmp_path, text), "--output_dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    output = done.stdout.splitlines()
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in output if line.startswith("|")}
     before, after = (float(rows[name][0]) for name in ("before training", "kl"))
     assert 0 < abs(after - before) < 5 and float(rows["kl"][1]) == 20

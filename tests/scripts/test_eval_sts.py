@@ -6,6 +6,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from tests.programs import run_program
 from tests.support import WORDS, words_missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,15 +79,7 @@ def pairs_file(rows, tmp_path_factory) -> Path:
     return path
 
 
-def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the script as users do."""
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def main(monkeypatch, *arguments: str | Path) -> None:
@@ -103,6 +97,7 @@ def spearman(model: Path, rows: list[tuple[str, str, float]], pooling: str) -> f
     encoder = BertModel.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
 
+    @cache
     def embed(sentence: str) -> torch.Tensor:
         with torch.no_grad():
             tokens = encoder(**tokenizer(sentence, return_tensors="pt")).last_hidden_state[0].double()
@@ -121,10 +116,10 @@ def test_file_of_pairs(model, plain_model, rows, pairs_file, tmp_path):
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(COMMIT)
     output = tmp_path / "results.json"
-    done = run(
-        "--model", model, plain_model, "someone/tiny", "tiny", "--file", pairs_file, "--output", output,
-        HF_HUB_CACHE=str(hub),
-    )  # fmt: skip
+    models = [model, plain_model, "someone/tiny", "tiny"]
+    command = [sys.executable, SCRIPT, "--model", *models, "--file", pairs_file, "--output", output]
+    environment = ENVIRONMENT | {"HF_HUB_CACHE": str(hub)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(output.read_text())
     assert [result["model"] for result in results] == [str(model), str(plain_model), "someone/tiny", "tiny"]
@@ -156,11 +151,11 @@ def test_two_processes_print_and_write_what_one_does(model, pairs_file, tmp_path
     launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
     launcher += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     flags = ["--model", model, "--file", pairs_file, "--batch_size", 8, "--max_seq_length", 8]
+    one = run_program(SCRIPT, *flags, "--output", tmp_path / "one.json", env=ENVIRONMENT)
+    command = [*launcher, "--main_process_port", "0", SCRIPT, *flags, "--output", tmp_path / "two.json"]
+    two = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, check=False)
     outputs = []
-    for name, start in (("one", [sys.executable]), ("two", [*launcher, "--main_process_port", "0"])):
-        command = [*start, SCRIPT, *flags, "--output", tmp_path / f"{name}.json"]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    for name, done in (("one", one), ("two", two)):
         assert done.returncode == 0, done.stderr
         truncated = [line for line in done.stderr.splitlines() if "truncated" in line]
         outputs.append((done.stdout, truncated, (tmp_path / f"{name}.json").read_text()))
@@ -180,9 +175,9 @@ def test_senteval_folder(model, rows, tmp_path):
     write_stsb_dev(tmp_path, rows)
     output = tmp_path / "results.json"
     output.write_text("what an earlier run wrote")
-    done = run(
-        "--model", model, "--tasks", "STSBenchmark", "--split", "dev", "--data_dir", tmp_path, "--pooling", "cls",
-        "--max_seq_length", "20", "--batch_size", "7", "--output", output,
+    done = run_program(
+        SCRIPT, "--model", model, "--tasks", "STSBenchmark", "--split", "dev", "--data_dir", tmp_path,
+        "--pooling", "cls", "--max_seq_length", "20", "--batch_size", "7", "--output", output, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(output.read_text())
@@ -294,7 +289,7 @@ def test_nothing_scored_nothing_written(model, tmp_path, monkeypatch):
 )
 def test_one_line_and_status_2(arguments, message, pairs_file):
     where = [] if "--tasks" in arguments else ["--file", pairs_file]
-    done = run(*arguments, *where)
+    done = run_program(SCRIPT, *arguments, *where, env=ENVIRONMENT)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(f"sts.py: {message}")

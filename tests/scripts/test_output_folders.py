@@ -4,10 +4,12 @@ import json
 import runpy
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from fmicl_text.evaluation.bootstrap import bootstrap_difference
 from fmicl_text.files import WORK_DIR
 from fmicl_text.training.output_dir import create_folder, lock_folder, unlock_folder
 from tests.support import recipe_flags, tree, write_recipe_data
@@ -44,6 +46,13 @@ CELLS = [
     for content, outcomes in TABLE.items()
     for options, outcome in zip(OPTIONS, outcomes.split(), strict=True)
 ]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Few draws for the verdict, and no plot: these take half of the time of a run."""
+    monkeypatch.setattr("fmicl_text.training.verdict.bootstrap_difference", partial(bootstrap_difference, resamples=9))
+    monkeypatch.setattr("fmicl_text.cli.recipe.plot_training_curve", lambda history, path, *_: path.write_bytes(b"png"))
 
 
 @pytest.fixture(scope="module")

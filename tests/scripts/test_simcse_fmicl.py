@@ -22,23 +22,12 @@ from fmicl_text.evaluation.sts import load_pairs
 from fmicl_text.evaluation.unlabeled import UnlabeledEvaluator
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.model import build_text_encoder
+from tests.programs import run_program
 from tests.support import recipe_flags, sentences, words_missing, write_recipe_data
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "recipes" / "simcse_fmicl.py"
 CONFIGS = sorted((ROOT / "recipes" / "configs" / "text").glob("*.yaml"))
-
-
-def run_recipe(*flags, cwd, launcher=(sys.executable,)):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*launcher, str(RECIPE), *map(str, flags)],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +42,11 @@ def material(tmp_path_factory, bert_folder):
 def finished(material):
     """One run with a head, launched by accelerate, in material/out."""
     folder, flags = material
-    launcher = (sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1")
-    launcher += ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-    done = run_recipe(*flags, "--head", "simcse", "--output_dir", "out", cwd=folder, launcher=launcher)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launcher, RECIPE, *flags, "--head", "simcse", "--output_dir", "out"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder / "out", done
 
@@ -136,7 +127,7 @@ def test_a_finished_run_is_not_overwritten(finished, material):
     out, _ = finished
     folder, flags = material
     before = (out / "results.json").read_bytes()
-    again = run_recipe(*flags, "--output_dir", "out", cwd=folder)
+    again = run_program(RECIPE, *flags, "--output_dir", "out", cwd=folder)
     assert again.returncode == 2
     (line,) = again.stderr.strip().splitlines()
     assert line.startswith("simcse_fmicl.py: error: ")

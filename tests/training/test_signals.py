@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +14,17 @@ from transformers import TrainerCallback
 from fmicl_text.errors import Interrupted
 from fmicl_text.training import checkpoint as checkpoints
 from fmicl_text.training import checkpointer
-from tests.support import SAVING, Signal, child_processes, make_trainer, one_fast, same, sentences, weights
+from tests.support import (
+    SAVING,
+    Signal,
+    child_processes,
+    make_trainer,
+    one_fast,
+    same,
+    sentences,
+    start_program,
+    weights,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -239,11 +248,12 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("numbers", [["INT", "INT"], ["TERM", "TERM"], ["HUP", "TERM"], ["KILL"]])
 def test_a_worker_that_is_stuck_does_not_keep_a_run_alive(bert_folder, tmp_path, numbers):
     (tmp_path / "stuck.py").write_text(STUCK)
-    command = [sys.executable, str(tmp_path / "stuck.py"), bert_folder, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    streams = {"start_new_session": True, "stderr": subprocess.DEVNULL}
+    run = start_program(tmp_path / "stuck.py", bert_folder, tmp_path, env=environment, **streams)
     wait_for(lambda: (tmp_path / "stuck").exists())
     workers = psutil.Process(run.pid).children()
+    assert len(workers) == 2
     for number in numbers:  # to the group, as a terminal sends it
         os.kill(run.pid, signal.SIGKILL) if number == "KILL" else os.killpg(run.pid, getattr(signal, f"SIG{number}"))
         time.sleep(0.5)

@@ -40,16 +40,15 @@ def test_more_workers_of_one_shard_and_those_of_a_table_do_not_matter(bert_folde
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_row_of_a_stream_that_cannot_be_read_is_one_line(bert_folder, tmp_path, workers):
     """In the second block that the loader reads, so that the start is valid."""
-    line = '{"text": "a dog"}\n'
-    path = tmp_path / "train.jsonl"
-    path.write_text("".join(f'{{"text": "a {i}"}}\n' for i in range(2**20 // len(line) * 12)) + "{oops}\n")
+    path, count = tmp_path / "train.jsonl", 12_000
+    path.write_text("".join(f'{{"text": "a {i} {"o" * 1024}"}}\n' for i in range(count)) + "{oops}\n")
     data = load_training_text(str(path), streaming=True)
     encoder = build_text_encoder(bert_folder, pooling="mean")
     rows, collator, _ = training_rows(data, encoder.tokenizer, 8)
-    rows.stream = rows.stream.skip(2**20 // len(line) * 12 - 40)
+    rows.stream = rows.stream.skip(count - 40)
     args = make_trainer(bert_folder, tmp_path / "out", max_steps=20, dataloader_num_workers=workers).args
     trainer = FMICLTrainer(TextContrastiveModel(encoder), args, train_dataset=rows, data_collator=collator)
-    with pytest.raises(InputError, match=r"^\S*train\.jsonl cannot be read as \.jsonl: line 699049, ") as error:
+    with pytest.raises(InputError, match=r"^\S*train\.jsonl cannot be read as \.jsonl: line 12001, ") as error:
         trainer.train()
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
 

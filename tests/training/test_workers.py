@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from transformers import TrainerCallback
 from fmicl_text.errors import InputError
 from fmicl_text.text.tokenization import RepeatedStream
 from fmicl_text.training.epochs import EpochRows, EpochStream
+from tests.programs import run_program
 from tests.support import child_processes, make_trainer, same, sentences, weights
 
 ROOT = Path(__file__).parents[2]
@@ -162,9 +161,8 @@ if __name__ == "__main__":
 def test_a_signal_to_all_processes(bert_folder, tmp_path, method, number):
     """As from a terminal or a cluster, whatever starts the workers: the step ends, a checkpoint is saved."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py"), bert_folder, str(tmp_path / "out"), method, number]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, start_new_session=True, capture_output=True, text=True, timeout=300)
+    done = run_program(tmp_path / "script.py", bert_folder, tmp_path / "out", method, number, env=environment)
     assert "stopped by " + number + " after step 10; saved" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 0 and "DataLoader worker" not in done.stderr
 

@@ -33,7 +33,7 @@ def pixels(count: int = 4) -> torch.Tensor:
 
 
 def in_a_process_without_fmicl_text(code: str, *arguments: object) -> subprocess.CompletedProcess:
-    script = f"import sys, torch\nfrom transformers import *\n{code}\nassert 'fmicl_text' not in sys.modules"
+    script = f"import sys, torch\n{code}\nassert 'fmicl_text' not in sys.modules"
     command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
@@ -61,7 +61,8 @@ def test_the_digits_encoder_opens_where_transformers_is_installed(tmp_path):
     encoder.save_pretrained(tmp_path / "out", ViTImageProcessorPil(size=size, do_convert_rgb=True))
     picture = Image.effect_noise((8, 8), 60)
     picture.save(tmp_path / "picture.png")
-    code = """processor, model = AutoImageProcessor.from_pretrained(sys.argv[1]), AutoModel.from_pretrained(sys.argv[1])
+    code = """from transformers import AutoImageProcessor, AutoModel
+processor, model = AutoImageProcessor.from_pretrained(sys.argv[1]), AutoModel.from_pretrained(sys.argv[1])
 picture = __import__("PIL.Image").Image.open(sys.argv[2])
 modes = [picture.convert(mode) for mode in ("L", "RGB", "RGBA", "P", "1")]
 inputs = processor(modes, return_tensors="pt")
@@ -135,7 +136,9 @@ def test_pipelines_with_the_small_stem(small):
 
 
 def test_without_fmicl_text_the_type_is_named(small):
-    code = """AutoImageProcessor.from_pretrained(sys.argv[1])
+    code = """from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoModelForImageClassification, pipeline
+AutoImageProcessor.from_pretrained(sys.argv[1])
 for kind in (AutoConfig, AutoModel, AutoModelForImageClassification, pipeline):
     try:
         kind("image-feature-extraction", sys.argv[1]) if kind is pipeline else kind.from_pretrained(sys.argv[1])
