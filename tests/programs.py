@@ -23,6 +23,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 # of libraries, for messages and modules of their own; pytest removes those that imports add
 FILTERS = [one for one in warnings.filters if one[0] == "ignore" and (one[1] or one[3])]
+OUTER_PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # of the tests' own interpreter
 LATE = ("matplotlib.backends.backend_agg", "matplotlib.figure", "fmicl_text.cli.recipe", "sklearn.linear_model")
 
 
@@ -138,6 +139,7 @@ def run_main(program, *flags):
         name = module.__file__ = os.path.abspath(program)
     tests = Path(__file__).parent  # pytest adds this folder, its parent and folders in it
     added = [path for path in sys.path if path in ("", str(tests.parent)) or tests in (Path(path), *Path(path).parents)]
+    added += OUTER_PATHS
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [str(folder), *given, *(path for path in sys.path if path not in [*added, *given])]
     sys.argv = [program, *flags]

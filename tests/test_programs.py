@@ -1,4 +1,4 @@
-"""Programs that `support.run_program` forks are like those that a new interpreter runs."""
+"""Programs that `programs.run_program` forks are like those that a new interpreter runs."""
 
 import json
 import os

@@ -14,6 +14,7 @@ from fmicl_text.files import DISK_FULL, is_disk_full, write_atomic
 from fmicl_text.text.data import load_training_text
 from fmicl_text.text.tokenization import tokenize_dataset
 from fmicl_text.training.checkpoint import checkpoints_in
+from tests.programs import run_program
 from tests.support import (
     SAVING,
     make_family_trainer,
@@ -21,7 +22,6 @@ from tests.support import (
     one_fast,
     peft_or_skip,
     recipe_flags,
-    run_program,
     sentences,
     write_recipe_data,
 )

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from fmicl_text.errors import Interrupted
 from fmicl_text.training import checkpoint as checkpoints
 from fmicl_text.training import checkpointer
+from tests.programs import start_program
 from tests.support import (
     SAVING,
     Signal,
@@ -22,7 +23,6 @@ from tests.support import (
     one_fast,
     same,
     sentences,
-    start_program,
     weights,
 )
 
