@@ -63,13 +63,13 @@ class TextViewCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
         prompts = self.prompts or [""] * len(self.columns)
-        tokens = self.tokenizer(
+        padded = self.tokenizer(
             [prompt + row[column] for row in rows for prompt, column in zip(prompts, self.columns, strict=True)],
             truncation=True,
             max_length=self.views.read_length if self.views else self.max_seq_length,
             padding=True,
-            return_tensors="pt",
         )
+        tokens = tensors_of(padded)
         own = zip(tokens["input_ids"], tokens["attention_mask"].bool(), strict=True)
         ids = torch.tensor([token_id(text[mask].numpy()) for text, mask in own])
         return _views(tokens, ids.view(len(rows), len(self.columns)))
@@ -100,10 +100,13 @@ class TokenCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         names = [name for name in rows[0] if name not in NOT_TOKENS]
-        padded = self.tokenizer.pad({name: list(chain.from_iterable(row[name] for row in rows)) for name in names})
-        # with return_tensors="pt", pad takes four times as long
-        tokens = {name: torch.from_numpy(np.array(values, dtype=np.int64)) for name, values in padded.items()}
-        return _views(tokens, torch.tensor([row["text_ids"] for row in rows]))
+        tokens = self.tokenizer.pad({name: list(chain.from_iterable(row[name] for row in rows)) for name in names})
+        return _views(tensors_of(tokens), torch.tensor([row["text_ids"] for row in rows]))
+
+
+def tensors_of(tokens: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Padded lists of tokens as int64 tensors. With return_tensors="pt", the tokenizer takes four times as long."""
+    return {name: torch.from_numpy(np.array(values, dtype=np.int64)) for name, values in tokens.items()}
 
 
 def _views(tokens: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
