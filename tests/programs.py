@@ -23,7 +23,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 # of libraries, for messages and modules of their own; pytest removes those that imports add
 FILTERS = [one for one in warnings.filters if one[0] == "ignore" and (one[1] or one[3])]
+OWN_PATHS = ["", str(Path(__file__).parents[1]), *map(str, Path(__file__).parent.glob("**/"))]  # which pytest adds
 OUTER_PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # of the tests' own interpreter
+PATHS = [path for path in sys.path if path not in [*OWN_PATHS, *OUTER_PATHS]]  # before tests add others
 LATE = ("matplotlib.backends.backend_agg", "matplotlib.figure", "fmicl_text.cli.recipe", "sklearn.linear_model")
 
 
@@ -137,11 +139,8 @@ def run_main(program, *flags):
     else:
         source, folder = Path(program).read_text(encoding="utf-8"), Path(program).resolve().parent
         name = module.__file__ = os.path.abspath(program)
-    tests = Path(__file__).parent  # pytest adds this folder, its parent and folders in it
-    added = [path for path in sys.path if path in ("", str(tests.parent)) or tests in (Path(path), *Path(path).parents)]
-    added += OUTER_PATHS
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:] = [str(folder), *given, *(path for path in sys.path if path not in [*added, *given])]
+    sys.path[:] = [str(folder), *given, *(path for path in PATHS if path not in given)]
     sys.argv = [program, *flags]
     exec(compile(source, name, "exec"), vars(module))
 

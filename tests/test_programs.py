@@ -32,6 +32,7 @@ sys.exit({"status": 3, "message": "stopped"}.get(sys.argv[1]))
 def test_a_program_runs_and_ends_alike(tmp_path, monkeypatch, end):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     (tmp_path / "program.py").write_text(PROGRAM)
+    monkeypatch.syspath_prepend(tmp_path / "added")  # as transformers does for models with code of their own
     environment = os.environ | {"NAME": "value", "PYTHONPATH": str(tmp_path / "modules")}
     found = run_program("program.py", end, cwd=tmp_path, env=environment)
     command = [sys.executable, "program.py", end]
