@@ -16,9 +16,9 @@ quickstart: .venv/runtime
 test: .venv/ready
 	$(OFFLINE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-# without the tests marked slow
+# one case of each test that is not marked slow
 test-fast: .venv/ready
-	$(OFFLINE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+	$(OFFLINE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow" --one-case
 
 # the comparisons of recipes/studies with their number of runs and cost
 studies: .venv/runtime

@@ -6,8 +6,9 @@
 
 Both train the same encoder on dropout positives of the same sentences, with the same batch size, length, pooling,
 precision and optimizer: `SentenceTransformerTrainer` with MultipleNegativesRankingLoss on the column given twice, and
-`FMICLTrainer` with f-MICL, with the recipe's settings and with the variants in --options. Runs are interleaved so that
-background load affects all alike; ratios are medians over rounds. Padding tokens are not counted.
+`FMICLTrainer` with f-MICL, on batches of texts of similar length as in the recipe, and with the variants in --options.
+Runs are interleaved so that background load affects all alike; ratios are medians over rounds. Padding tokens are not
+counted.
 
 The share of the limit is the time of 6 operations for each token that is not padding and each weight of a linear layer
 inside the encoder, at the speed of one large matrix product in this precision, divided by the time of a step.
@@ -49,12 +50,12 @@ from fmicl_text.text.tokenization import tokenize_dataset
 PEER = "SentenceTransformerTrainer"
 OPTIONS: dict[str, dict[str, Any]] = {
     "FMICLTrainer": {},
-    "FMICLTrainer, group_by_length": {"train_sampling_strategy": "group_by_length"},
+    "FMICLTrainer, random batches": {"train_sampling_strategy": "random"},
     "FMICLTrainer, mini_batch_size 16": {"mini_batch_size": 16},
     "FMICLTrainer, torch_compile": {"torch_compile": True},
     "FMICLTrainer, CUDA graphs": {"torch_compile": True, "torch_compile_mode": "reduce-overhead"},
     "FMICLTrainer, torch's dropout": {},
-    "FMICLTrainer, padded": {},
+    "FMICLTrainer, random batches, padded": {"train_sampling_strategy": "random"},
 }
 # Sizes of encoders with random weights, which take as long as trained ones.
 SIZES: dict[str, Callable[[int], PreTrainedConfig]] = {
@@ -113,6 +114,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision (default: fp32)"
+    )
+    parser.add_argument(
+        "--train_sampling_strategy",
+        choices=["group_by_length", "random"],
+        default="group_by_length",
+        help="batches of FMICLTrainer (default: group_by_length, as in the recipe)",
     )
     parser.add_argument("--steps", type=whole_number, default=20, help="measured steps per run (default: 20)")
     parser.add_argument("--warmup", type=whole_number, default=3, help="warm-up steps before them (default: 3)")
@@ -184,13 +191,12 @@ def measure(args: argparse.Namespace, stack: ExitStack) -> None:
         "save_strategy": "no", "logging_steps": 10**6, "disable_tqdm": True, "use_cpu": cpu, "report_to": "none",
         "bf16": args.precision == "bf16", "fp16": args.precision == "fp16", "dataloader_pin_memory": not cpu,
     }  # fmt: skip
+    own = shared | {"train_sampling_strategy": args.train_sampling_strategy}
 
     def ours(name: str) -> Callable[[str], Clock]:
         def run(folder: str) -> Clock:
             encoder = build_text_encoder(args.model, pooling=args.pooling)
-            settings = FMICLTrainingArguments(
-                folder, eval_strategy="no", load_best_model_at_end=False, **shared, **OPTIONS[name]
-            )
+            settings = FMICLTrainingArguments(folder, **(own | OPTIONS[name]))
             tokens = tokenize_dataset(rows, encoder.tokenizer, [column], args.max_seq_length)
             model = TextContrastiveModel(encoder)
             if name.endswith("padded"):

@@ -90,7 +90,8 @@ def main() -> None:
         rows, collator, data = training_rows(data, tokenizer_of(encoder), data_args.max_seq_length, prompts, views)
     if len(data.columns) > 1:
         args.choose_negatives_of_pairs()
-    facts = data.metadata() | {"negatives": args.build_loss().negatives}
+    args.choose_sampling(len(data.columns), data_args.streaming)
+    facts = data.metadata() | {"negatives": args.build_loss().negatives, "batches": args.train_sampling_strategy}
     print_rank0(args, "Training text: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
     print_rank0(args, f"Views: {chosen_views}")
     if len(set(prompts)) > 1 and data_args.sts_dev_file:

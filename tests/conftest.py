@@ -18,6 +18,18 @@ from tests.support import SAVING, make_trainer, tiny_bert, trained
 torch.set_num_threads(1)  # for the fixtures of modules and sessions, which are set up before one_thread
 
 
+def pytest_addoption(parser):
+    parser.addoption("--one-case", action="store_true", help="run each parametrized test with one set of parameters")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    if config.option.one_case:
+        first = list({item.nodeid.partition("[")[0]: item for item in reversed(items)}.values())[::-1]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(first)])
+        items[:] = first
+
+
 def pytest_configure(config):
     """Hide GPUs, except from `pytest -m gpu`: rounding differs, and tests fork processes, which cannot use CUDA."""
     if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr or ""):

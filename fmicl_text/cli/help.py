@@ -45,7 +45,7 @@ TRAINING_SECTIONS: dict[str, dict[str, str | None]] = {
         "max_steps": "Number of training steps; overrides --num_train_epochs.",
         "bf16": "bfloat16 mixed precision, on CPUs and on Ampere or newer GPUs.",
         "activation_checkpointing": "Recompute activations: less memory, 20% slower.",
-        "train_sampling_strategy": "random, sequential, batch_rebalance or group_by_length (less padding).",
+        "train_sampling_strategy": None,
         "dataloader_num_workers": "Number of data-loading processes. Increase it if the GPU waits for data.",
         "skip_nonfinite": None,
         "seed": "Random seed of initialization, data order, dropout and views.",

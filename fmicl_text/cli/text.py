@@ -10,6 +10,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from fmicl_text.cli.parser import check_needs_dataset, check_optimizer, parse_groups
 from fmicl_text.errors import InputError
+from fmicl_text.losses.balance import AUTO
 from fmicl_text.quickstart import ENCODER, PAIRS, PRESET, SENTENCES
 from fmicl_text.text.held_out import check_limit
 from fmicl_text.text.model import HEADS, POOLINGS
@@ -175,6 +176,7 @@ class DataArguments:
 
 
 SAVE_STEPS = 125  # SimCSE's
+GROUPED = "group_by_length"
 STS_METRIC = "sts_spearman"
 PRIMARY_METRIC = "loss"  # stands for the primary metric of the evaluator
 
@@ -182,8 +184,16 @@ PRIMARY_METRIC = "loss"  # stands for the primary metric of the evaluator
 @dataclass
 class TextTrainingArguments(FMICLTrainingArguments):
     """`FMICLTrainingArguments` with SimCSE's model selection: evaluation every 125 steps, and the best checkpoint is
-    loaded at the end."""
+    loaded at the end. Single texts are in batches of similar length."""
 
+    train_sampling_strategy: str = field(
+        default=AUTO,
+        metadata={
+            "help": "random, sequential, batch_rebalance or group_by_length (less padding). Default auto: the latter, "
+            "but random for pairs and streams.",
+            "choices": [AUTO, "random", "sequential", "batch_rebalance", GROUPED],
+        },
+    )
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
     eval_steps: float | None = field(default=125, metadata={"help": "Evaluate every N steps."})
     save_steps: float = field(
@@ -207,6 +217,17 @@ class TextTrainingArguments(FMICLTrainingArguments):
         if self.save_steps == SAVE_STEPS and self.eval_steps and SAVE_STEPS % self.eval_steps:
             self.save_steps = self.eval_steps  # checkpoints are saved at evaluations
         super().__post_init__()
+
+    def choose_sampling(self, num_columns: int, streaming: bool) -> None:
+        """Replace `train_sampling_strategy=auto`. Batches of similar length are faster than random ones. For single
+        texts they are as accurate; for pairs, scores vary more between seeds (recipes/README.md, "Speed").
+
+        Args:
+            num_columns: Text columns of the training data.
+            streaming: Whether the data are streamed, so that their lengths are unknown.
+        """
+        if self.train_sampling_strategy == AUTO:
+            self.train_sampling_strategy = GROUPED if num_columns == 1 and not streaming else "random"
 
 
 GROUPS = (ModelArguments, DataArguments, TextTrainingArguments)
@@ -232,7 +253,8 @@ def parse_args(
         strategy = namespace.train_sampling_strategy
         if strategy in LENGTH_STRATEGIES and namespace.streaming:
             raise InputError(
-                f"--train_sampling_strategy {strategy} needs the lengths before training: use --streaming False"
+                f"--train_sampling_strategy {strategy} needs the lengths before training: use random, or "
+                "--streaming False"
             )
 
     parsed: tuple[ModelArguments, DataArguments, TextTrainingArguments]

@@ -261,10 +261,27 @@ def test_a_run_without_evaluation():
     assert (args.eval_strategy, args.load_best_model_at_end) == ("no", False)
 
 
+@pytest.mark.parametrize(
+    ("flags", "columns", "streaming", "expected"),
+    [
+        ([], 1, False, "group_by_length"),
+        (["--train_sampling_strategy", "auto"], 1, False, "group_by_length"),
+        ([], 2, False, "random"),
+        ([], 1, True, "random"),
+        (["--train_sampling_strategy", "group_by_length"], 2, False, "group_by_length"),
+        (["--train_sampling_strategy", "sequential"], 1, False, "sequential"),
+    ],
+)
+def test_single_texts_are_in_batches_of_similar_length(flags, columns, streaming, expected):
+    args = parse_args([*MODEL, *flags])[2]
+    args.choose_sampling(columns, streaming)
+    assert args.train_sampling_strategy == expected
+
+
 def test_length_grouping_needs_lengths():
-    grouped = [*MODEL, "--train_sampling_strategy", "group_by_length"]
-    assert parse_args(grouped)[2].train_sampling_strategy == "group_by_length"
-    streamed = mistake([*grouped, "--streaming", "True", "--max_steps", "5"])
+    grouped, stream = ["--train_sampling_strategy", "group_by_length"], ["--streaming", "True", "--max_steps", "5"]
+    assert parse_args([*MODEL, *grouped])[2].train_sampling_strategy == "group_by_length"
+    streamed = mistake([*MODEL, *stream, *grouped])
     assert re.match("--train_sampling_strategy group_by_length .*--streaming False", streamed)
 
 

@@ -68,10 +68,20 @@ def test_throughput_of_a_size(tmp_path, monkeypatch, capsys):
     """An encoder with random weights, on joined sentences."""
     (tmp_path / "text.txt").write_text("\n".join(sentences(60)), encoding="utf-8")
     flags = ["--size", "minilm", "--texts", "mixed", "--train_file", tmp_path / "text.txt", "--batch_size", 4]
-    flags += ["--steps", 1, "--warmup", 1, "--rounds", 1, "--options", "FMICLTrainer", "FMICLTrainer, padded"]
+    flags += [
+        "--steps",
+        1,
+        "--warmup",
+        1,
+        "--rounds",
+        1,
+        "--options",
+        "FMICLTrainer",
+        "FMICLTrainer, random batches, padded",
+    ]
     run("throughput.py", *flags, "--output", tmp_path / "r.json", monkeypatch=monkeypatch)
     table = json.loads((tmp_path / "r.json").read_text())["table"]
-    assert [row["trainer"] for row in table][1:] == ["FMICLTrainer", "FMICLTrainer, padded"]
+    assert [row["trainer"] for row in table][1:] == ["FMICLTrainer", "FMICLTrainer, random batches, padded"]
 
 
 def test_communication(monkeypatch, capsys, tmp_path):

@@ -463,4 +463,4 @@ def test_a_study_of_the_recipe_itself(tmp_path):
     output = done.stdout.splitlines()
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in output if line.startswith("|")}
     before, after = (float(rows[name][0]) for name in ("before training", "kl"))
-    assert 0 < abs(after - before) < 5 and float(rows["kl"][1]) == 20
+    assert 0 < abs(after - before) < 5 and 15 < float(rows["kl"][1]) <= 20

@@ -3,7 +3,9 @@
 import math
 import os
 import re
+import statistics
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -291,9 +293,12 @@ def test_length_grouped_batches_are_the_same_in_every_epoch_that_is_repeated(ber
     first = batches(sampler)
     plain = [list(range(i, i + 8)) for i in range(0, 400, 8)]
     assert spread(first) < spread(plain) / 3
+    assert lengths[first[0][0]] == max(lengths)
+    means = [statistics.mean(lengths[i] for i in batch) for batch in first[1:]]
+    assert 0.25 < statistics.mean(a > b for a, b in pairwise(means)) < 0.75  # not from long to short
     sampler.set_epoch(1)
     second = batches(sampler)
-    assert first != second
+    assert first != second == batches(sampler)
     torch.manual_seed(99)
     again = make_trainer(
         bert_folder, tmp_path, dataset=rows, train_sampling_strategy="group_by_length"

@@ -156,8 +156,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [("fork", "SIGTERM"), ("fork", "SIGINT"), pytest.param("forkserver", "SIGINT", marks=pytest.mark.slow)],
+)
 def test_a_signal_to_all_processes(bert_folder, tmp_path, method, number):
     """As from a terminal or a cluster, whatever starts the workers: the step ends, a checkpoint is saved."""
     (tmp_path / "script.py").write_text(SCRIPT)
