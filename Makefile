@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test test-fast studies soak check format wheel clean
+.PHONY: quickstart test test-slow test-fast studies soak check format wheel clean
 
 quickstart: .venv/runtime
 	$(OFFLINE) $(BIN)/fmicl-text train --divergence kl --output_dir runs/quickstart --overwrite_output_dir
@@ -13,12 +13,18 @@ quickstart: .venv/runtime
 	@echo '    source .venv/bin/activate'
 	@echo '    fmicl-text train --model_name_or_path google-bert/bert-base-uncased --train_file SENTENCES.txt'
 
-test: .venv/ready
-	$(OFFLINE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+PYTEST := $(OFFLINE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-# one case of each test that is not marked slow
+test: .venv/ready
+	$(PYTEST) -m "not slow"
+
+# what `make test` leaves out: launched processes, normalizing flows, engines, whole recipe runs
+test-slow: .venv/ready
+	$(PYTEST) -m slow
+
+# one case of each test of `make test`
 test-fast: .venv/ready
-	$(OFFLINE) $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow" --one-case
+	$(PYTEST) -m "not slow" --one-case
 
 # the comparisons of recipes/studies with their number of runs and cost
 studies: .venv/runtime

@@ -25,9 +25,10 @@ def pytest_addoption(parser):
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
     if config.option.one_case:
-        first = list({item.nodeid.partition("[")[0]: item for item in reversed(items)}.values())[::-1]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(first)])
-        items[:] = first
+        first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
+        chosen = set(first.values())
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = [item for item in items if item in chosen]
 
 
 def pytest_configure(config):

@@ -88,6 +88,7 @@ def test_pinned_versions_are_supported():
                 assert pinned[re.sub(r"[-_.]+", "-", name).lower()] in requirement.specifier, name
 
 
+@pytest.mark.slow
 def test_the_version_is_in_one_place():
     version = fmicl_text.__version__
     assert (ROOT / "fmicl_text" / "__init__.py").read_text(encoding="utf-8").count(f'"{version}"') == 1

@@ -47,6 +47,7 @@ def test_a_program_runs_and_ends_alike(tmp_path, monkeypatch, end):
         assert found.stderr == expected.stderr
 
 
+@pytest.mark.slow
 def test_a_program_is_killed_with_its_children_at_the_end_of_its_time(tmp_path):
     code = "import os, sys, time; os.fork(); open(f'{sys.argv[1]}/{os.getpid()}', 'w').close(); time.sleep(60)"
     with pytest.raises(subprocess.TimeoutExpired):

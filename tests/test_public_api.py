@@ -30,6 +30,7 @@ def run_python(code: str, *extra_path: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement", ["from fmicl_text import FMICLLoss", "from fmicl_text.losses import SIMILARITIES"]
 )
@@ -38,6 +39,7 @@ def test_losses_import_torch_only(statement):
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
+@pytest.mark.slow
 def test_importing_the_image_modules_prints_nothing():
     """Without torchvision, transformers warns at the import of an image processor that falls back on PIL."""
     done = run_python("import fmicl_text.vision as vision\nfor name in vision.__all__: getattr(vision, name)")

@@ -3,6 +3,7 @@
 import csv
 from importlib.resources import files
 
+import pytest
 import torch
 from safetensors import safe_open
 
@@ -11,6 +12,7 @@ from fmicl_text.quickstart import ENCODER, PAIRS, SENTENCES
 from tests.generate_sentences import sentences
 
 
+@pytest.mark.slow
 def test_sentences_are_distinct_and_as_the_generator_makes_them():
     lines = SENTENCES.read_text(encoding="utf-8").splitlines()
     assert len(lines) >= 10_000

@@ -45,6 +45,7 @@ IMPORTS = [  # in the one-liners of indented blocks
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")  # of sentence-transformers' arguments on a CPU
 @pytest.mark.parametrize("page, number, code", EXAMPLES, ids=[f"{page}-{number}" for page, number, _ in EXAMPLES])
 def test_python_examples_run(page, number, code, tmp_path, monkeypatch):

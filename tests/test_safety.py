@@ -246,6 +246,7 @@ def test_code_runs_if_allowed(copy, tmp_path, monkeypatch):
     all_reject(out / "checkpoint-1", "plain", CUSTOM_CODE)
 
 
+@pytest.mark.slow
 def test_pickles_in_a_checkpoint(bert_folder, canary, tmp_path):
     """The manifest matches, because the author of a payload can write that as well."""
     make = functools.partial(make_trainer, bert_folder, "mean", max_steps=2, save_strategy="steps", save_steps=1)

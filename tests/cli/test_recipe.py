@@ -75,6 +75,7 @@ def test_the_command_in_the_message_goes_on_from_what_was_saved(bert_folder, tmp
         run_training(trainer)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_end_is_told_of(bert_folder, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -88,6 +89,7 @@ def test_a_disk_that_is_full_at_the_end_is_told_of(bert_folder, tmp_path, monkey
         save_run(trainer, {"sts_spearman": 1.0})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, outcome", [(0.5, "better"), (-0.5, "worse"), (0.0, "no better")], ids=["better", "worse", "no better"]
 )

@@ -34,6 +34,7 @@ def start(body, forked=True, **streams):
     return subprocess.Popen([sys.executable, "-c", code], text=True, **streams)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", one_fast([signal.SIGINT, signal.SIGHUP]))
 def test_a_signal_outside_of_training(number):
     with start("time.sleep(60)", forked=number != signal.SIGINT, stderr=subprocess.PIPE) as program:
@@ -46,6 +47,7 @@ def test_a_signal_outside_of_training(number):
 BODIES = ["print('line', flush=True); time.sleep(60)", "[print('line') for i in range(10**6)]", "print('line')"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", one_fast(BODIES))
 @pytest.mark.parametrize("both", one_fast([False, True]))
 def test_a_closed_pipe(body, both):

@@ -90,6 +90,7 @@ def sharded_score(rank, folder, output_dir):
     return expected, trainer.run_evaluator()
 
 
+@pytest.mark.slow
 def test_a_sharded_encoder_can_be_scored(bert_folder, tmp_path):
     for expected, score in run_ranks(2, sharded_score, bert_folder, tmp_path):
         assert score == pytest.approx(expected, rel=1e-6)

@@ -136,6 +136,7 @@ RUNS = {
 ROUNDING = 1e-7  # weights are loaded in float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", one_fast(RUNS))
 def test_two_processes_then_one_then_two_are_two(bert_folder, tmp_path, name):
     make, settings = RUNS[name]

@@ -52,6 +52,7 @@ def on_all_ranks(split, losses, tensors):
         yield [terms for terms, _ in each], torch.cat([gradient for _, gradient in each]) / len(split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["gather", "ring"])
 @pytest.mark.parametrize("dtype", one_fast([torch.float64, torch.float32]), ids=str)
 @pytest.mark.parametrize("split", one_fast(SPLITS.values()), ids=SPLITS)
@@ -139,6 +140,7 @@ def count_collectives(rank, loss, split, tensors):
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["gather", "ring"])
 def test_no_collective_in_the_backward_pass(strategy):
     tensors = material(12, torch.float32)
@@ -178,6 +180,7 @@ def read_out(rank, losses, split, tensors, queue=None):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["gather", "ring"])
 @pytest.mark.parametrize("block_size", [None, 4])
 @pytest.mark.parametrize("split", [[7, 5], [5, 4, 3]], ids=str)

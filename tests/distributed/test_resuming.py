@@ -28,6 +28,7 @@ def train(folder, output_dir, signal_at=None, to_all=False, resume=None, **setti
     return weights(trainer)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_resume_exactly(bert_folder, tmp_path):
     uninterrupted = run_trainers(2, bert_folder, tmp_path / "uninterrupted", function=train)
     messages = run_trainers(2, bert_folder, tmp_path / "stopped", function=train, signal_at=3)
@@ -46,6 +47,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_they_resume_e
     assert words_missing(error, "data"), error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to_all", one_fast([True, False]), ids=["all", "one process"])
 def test_a_signal_in_the_last_step_or_to_all_processes(bert_folder, tmp_path, to_all):
     messages = run_trainers(2, bert_folder, tmp_path, function=train, signal_at=6, to_all=to_all, save_strategy="no")
@@ -62,6 +64,7 @@ def one_breaks(folder, output_dir):
     return trainer.state.global_step
 
 
+@pytest.mark.slow
 def test_a_step_that_is_broken_in_one_process_stops_all(bert_folder, tmp_path):
     assert run_trainers(2, bert_folder, tmp_path, function=one_breaks) == [1, 1]
 
@@ -80,6 +83,7 @@ def cannot_write(folder, output_dir, writer, words):
     return trainer.state.global_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "writer, words",
     one_fast(
@@ -95,6 +99,7 @@ def test_no_checkpoint_is_left_where_one_process_cannot_write(bert_folder, tmp_p
     assert not checkpoints_in(tmp_path)
 
 
+@pytest.mark.slow
 def test_damage_that_the_first_process_finds_is_reported_by_all(bert_folder, tmp_path):
     run_trainers(2, bert_folder, tmp_path, function=train)
     for checkpoint in checkpoints_in(tmp_path):

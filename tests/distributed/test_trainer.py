@@ -38,6 +38,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", one_fast([torch.float64, torch.float32]), ids=str)
 def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, dtype):
     """Five steps of SGD without dropout: gradients, logged losses and the final weights."""
@@ -52,6 +53,7 @@ def test_two_processes_of_8_are_one_of_16(no_dropout_folder, tmp_path, dtype):
             assert two[2] == pytest.approx(one[2], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", one_fast(DIVERGENCES))
 def test_cached_on_two_processes_equals_one_plain_one(no_dropout_folder, tmp_path, name):
     settings = {"divergence": name, "dtype": torch.float64}
@@ -61,6 +63,7 @@ def test_cached_on_two_processes_equals_one_plain_one(no_dropout_folder, tmp_pat
         assert each == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_infonce_on_two_processes(no_dropout_folder, tmp_path):
     settings = {"objective": "infonce", "gamma": None, "alpha": None, "dtype": torch.float64}
     (exact,), _, _ = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16, **settings)
@@ -68,6 +71,7 @@ def test_infonce_on_two_processes(no_dropout_folder, tmp_path):
         assert relative_error(gradient, exact) < 1e-12
 
 
+@pytest.mark.slow
 def test_negatives_of_each_its_own_is_another_gradient(no_dropout_folder, tmp_path):
     (exact,), _, _ = run_trainer(no_dropout_folder, tmp_path, per_device_train_batch_size=16)
     for (gradient,), _, _ in run_trainers(2, no_dropout_folder, tmp_path, global_batch="none"):
@@ -84,6 +88,7 @@ def first_embeddings(folder, output_dir):
     return seen[0]
 
 
+@pytest.mark.slow
 def test_dropout_masks_differ_between_processes(bert_folder, tmp_path):
     first, second = run_trainers(2, bert_folder, tmp_path, function=first_embeddings)
     assert first.shape == second.shape
@@ -109,6 +114,7 @@ def gradient_exchanges(folder, output_dir, **settings):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", one_fast([2, 1]))
 def test_one_exchange_of_gradients_per_step(no_dropout_folder, tmp_path, accumulation):
     settings = {"mini_batch_size": 2, "gradient_accumulation_steps": accumulation}
@@ -131,6 +137,7 @@ def scored(folder, output_dir):
     return trainer.run_evaluator()
 
 
+@pytest.mark.slow
 def test_the_score_of_the_first_process_counts(bert_folder, tmp_path):
     assert run_trainers(2, bert_folder, tmp_path, function=scored) == [{"eval_sts_spearman": 0.0}] * 2
 
@@ -259,6 +266,7 @@ def judged(folder, output_dir):
     return vars(trainer.verdict), trainer.state.best_global_step, weights(trainer)
 
 
+@pytest.mark.slow
 def test_all_processes_have_the_verdict_of_the_first(bert_folder, tmp_path):
     (verdict, best, one), (other_verdict, other_best, other) = run_trainers(2, bert_folder, tmp_path, function=judged)
     assert verdict == other_verdict and verdict["outcome"] == "better" and best == other_best == 4

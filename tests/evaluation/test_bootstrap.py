@@ -30,6 +30,7 @@ def test_the_difference_of_means_has_the_error_of_paired_values():
     assert difference == pytest.approx(0.25) and error == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_error_of_a_correlation_is_that_of_new_evaluation_sets():
     """An oracle: the spread of the difference over evaluation sets that are drawn anew."""
 
@@ -45,6 +46,7 @@ def test_the_error_of_a_correlation_is_that_of_new_evaluation_sets():
     assert np.mean(errors) == pytest.approx(np.std(differences), rel=0.2)
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_the_seed_and_undefined_ones_do_not_count():
     rows = [np.array([[i, i % 3] for i in range(20)], float), np.array([[-i, i % 3] for i in range(20)], float)]
     assert bootstrap_difference(*rows, spearman, 1) == bootstrap_difference(*rows, spearman, 1)

@@ -109,6 +109,7 @@ def test_scores_have_a_point_per_task_and_hollow_ones_for_the_paper(tmp_path, dr
     assert legend == ["kl, SimCSE, cls", "kl in the paper (BERT-base)"]
 
 
+@pytest.mark.slow
 def test_geometry_has_a_panel_for_the_kernel_if_there_is_one(tmp_path, drawn):
     x, y = torch.randn(2, 60, 8, generator=torch.Generator().manual_seed(0))
     kernel = {"joint": linear_fit(torch.linspace(0, 1, 60), torch.linspace(3, 1, 60))._asdict()}

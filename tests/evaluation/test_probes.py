@@ -63,6 +63,7 @@ def plain_loop(train, labels, test, truth, ks, temperatures):
     return accuracies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [clouds, with_ties])
 def test_neighbors_are_those_of_a_plain_loop_for_blocks_of_any_size_and_order(monkeypatch, data):
     (train, labels), (test, truth) = data(60), clouds(50, seed=1, distance=1.5)

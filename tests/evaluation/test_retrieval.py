@@ -83,6 +83,7 @@ def test_training_selects_the_best_checkpoint_by_it(bert_folder, tmp_path, monke
     assert trainer.verdict.num_items == (7 if ours else None) and trainer.verdict.after == scores[best]
 
 
+@pytest.mark.slow
 def test_other_data_are_reported_at_a_resume(bert_folder, tmp_path):
     make(bert_folder, tmp_path / "out", load_retrieval(write(tmp_path), progress=False)).train()
     with open(tmp_path / "qrels.tsv", "a") as file:

@@ -17,6 +17,7 @@ def shared_rows(rank, count, block):
     return own.tolist(), gather_shared(part, processes, torch.device("cpu")).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_every_process_receives_all_rows(world_size):
     """Of numbers that are no multiple of the processes, too, and of fewer rows than processes."""
@@ -41,6 +42,7 @@ def slow_jobs(rank, done):
     return results, time.monotonic() - started
 
 
+@pytest.mark.slow
 def test_jobs_are_shared_and_all_wait_for_the_slowest():
     first, second = run_ranks(2, slow_jobs, 5)
     assert first[0] == second[0] == [(0, 0), (1, 1), (0, 2), (1, 3), (0, 4)]

@@ -270,6 +270,7 @@ def test_the_description_changes_with_the_data():
     assert len(set(found)) == 4 and UnlabeledEvaluator(TEXTS, batch_size=3).describe()["evaluation_data"] == found[0]
 
 
+@pytest.mark.slow
 def test_training_selects_the_best_checkpoint_by_it(bert_folder, tmp_path):
     settings = SAVING | {"load_best_model_at_end": True, "save_total_limit": 9, "learning_rate": 3e-3}
     trainer = make_trainer(bert_folder, tmp_path, evaluate=True, **settings)

@@ -77,6 +77,7 @@ def test_only_the_encoder_its_card_and_its_curve_are_pushed(folder):
     assert set(files_to_push(folder)) == {*ENCODER_FILES, ".eval_results/STSBenchmark.yaml"}
 
 
+@pytest.mark.slow
 def test_a_pushed_encoder_opens_with_the_same_vectors(hub, folder, tmp_path):
     url = push(folder, "user/encoder", private=True)
     assert "/user/encoder/commit/" in url and hub.private["user/encoder"]
@@ -240,6 +241,7 @@ def test_a_push_does_not_change_the_random_state(hub, folder):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_a_revision_a_second_push_and_a_pull_request(hub, folder):
     push(folder, "encoder", revision="v2")
     assert set(hub.repos["user/encoder"]["v2"]) == ENCODER_FILES and hub.repos["user/encoder"]["main"] == {}
@@ -406,6 +408,7 @@ def secrets_in(files, private):
     ]
 
 
+@pytest.mark.slow
 def test_the_recipe_pushes_during_training_and_at_its_end(hub, monkeypatch, capsys, texts, flags, tmp_path):
     """Each push is a complete folder, the last one with results, and contains no training sentence, path or token."""
     commits, commit = [], Handler.commit
@@ -434,6 +437,7 @@ def test_the_recipe_pushes_during_training_and_at_its_end(hub, monkeypatch, caps
     assert (SentenceTransformer(fetched, device="cpu").encode(sentences(3)) == here).all()
 
 
+@pytest.mark.slow
 def test_training_outlives_pushes_that_fail(hub, monkeypatch, capsys, caplog, texts, flags, tmp_path):
     """During training, a warning. At the end, one line, status 2, and a complete folder."""
     hub.fail = {"preupload": 503}
@@ -480,6 +484,7 @@ def test_a_checkpoint_that_is_removed_during_its_push(hub, folder):
     assert set(hub.repos["user/encoder"]["main"]) == ENCODER_FILES and not background.busy
 
 
+@pytest.mark.slow
 def test_an_image_encoder_is_pushed_with_its_processor(hub, monkeypatch, capsys, tmp_path):
     path = image_parquet(tmp_path, [picture(size=(32, 32), seed=i) for i in range(40)])
     new_image_encoder(ViTConfig(**TINY_VIT)).save_pretrained(tmp_path / "vit")

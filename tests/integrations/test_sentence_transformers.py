@@ -373,6 +373,7 @@ def default_trainer(model, loss, folder, train_dataset, eval_dataset=None, **set
     return SentenceTransformerTrainer(model, args, train_dataset, eval_dataset, loss=loss)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [FMICLLoss, CachedFMICLLoss])
 @pytest.mark.parametrize("kind", one_fast(["pairs", "text", "triplets", "tuples"]))
@@ -427,6 +428,7 @@ def test_gamma_and_alpha_are_measured_on_the_first_batch(no_dropout_folder, tmp_
     assert measured == pytest.approx([gamma, expected], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", one_fast([CachedFMICLLoss, FMICLLoss]))
 def test_prompts_datasets_and_accumulation(bert_folder, tmp_path, make):
@@ -631,6 +633,7 @@ def weights_after(folder, output_dir, make, kind, **settings):
     return before, {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("make", "kind"),

@@ -271,6 +271,7 @@ def test_each_pair_of_blocks_is_visited_once(num_blocks):
     assert all({*a}.isdisjoint(b) for a, b in zip(half[::2], half[1::2], strict=False) if num_blocks % 4 == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("negatives", IN_BATCH)
 def test_threads_do_not_change_the_loss(negatives):

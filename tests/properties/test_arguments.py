@@ -81,6 +81,7 @@ def test_any_flags(recipe, data):
     parses(recipe, [f"--{name}={value}" for name, value in values.items()])
 
 
+@pytest.mark.slow
 @recipes
 @settings(max_examples=60)
 @given(data=st.data())
@@ -109,6 +110,7 @@ YAML_BITS += [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.lists(st.sampled_from(YAML_BITS) | st.text(max_size=3), max_size=12).map("".join))
 def test_any_text_as_the_file(text):

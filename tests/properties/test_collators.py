@@ -95,6 +95,7 @@ def test_a_truncated_text_is_the_start_of_the_text(tokenizer, text, length):
     assert batch["input_ids"][0, 0].tolist() == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(tables(), LENGTHS, st.data())
 def test_tokens_and_texts_give_the_same_batches(tokenizer, table, length, data):

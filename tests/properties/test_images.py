@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ PICTURES = [picture(kind) for kind in KINDS] + [picture("PNG", mode) for mode in
 PICTURES += [picture("TIFF", mode) for mode in ("F", "I", "I;16", "CMYK", "LA")]
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(damaged(PICTURES), st.sampled_from([(8, 8), (128, 128)]), st.sampled_from([1, 3]))
 def test_any_bytes_as_an_image(folder, content, size, channels):

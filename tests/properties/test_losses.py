@@ -51,6 +51,7 @@ def gradients(loss, batch):
     return torch.cat(torch.autograd.grad(loss(*leaves), leaves))
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(LOSSES, batches())
 def test_float32_gives_the_loss_and_the_gradient_of_float64(loss, batch):
@@ -122,6 +123,7 @@ def text_ids(draw, n, with_hard):
     return torch.tensor(draw(st.lists(row, min_size=n, max_size=n)))
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(FMICL | OTHERS["align_uniform"] | OTHERS["spectral"], batches(most=12), st.data())
 def test_the_block_size_does_not_change_the_loss(loss, batch, data):

@@ -38,6 +38,7 @@ def read(file, expected, streaming):
         assert data.num_skipped == len(expected) - len(usable)
 
 
+@pytest.mark.slow
 @given(
     TEXTS,
     st.sampled_from(["\n", "\r\n", "\r"]),

@@ -68,6 +68,7 @@ def valid_settings(draw):
     return {"train_file": draw(NAMES), "objective": objective, **values}
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(valid_settings())
 def test_written_settings_are_read_back(folder, values):

@@ -199,6 +199,7 @@ def test_search_of_the_second_half_by_the_first(folder, corpus, monkeypatch, wro
     assert search(None) == pytest.approx(100 - 100 * wrong / len(texts))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("method", one_fast(["tsdae", "simcse"]))

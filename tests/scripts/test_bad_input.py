@@ -809,6 +809,7 @@ def path_of(program):
     return ROOT / ("recipes" if program.endswith("_fmicl.py") else "eval") / program
 
 
+@pytest.mark.slow
 def test_the_usual_flags_alone_are_good_input(work, monkeypatch, capfd):
     """Otherwise they could be the cause of the errors."""
     monkeypatch.chdir(work)

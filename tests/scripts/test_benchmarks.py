@@ -84,6 +84,7 @@ def test_throughput_of_a_size(tmp_path, monkeypatch, capsys):
     assert [row["trainer"] for row in table][1:] == ["FMICLTrainer", "FMICLTrainer, random batches, padded"]
 
 
+@pytest.mark.slow
 def test_communication(monkeypatch, capsys, tmp_path):
     """16 processes: the gradient of one, all rows held by `gather` and those of three processes by `ring`."""
     flags = ["--processes", 3, 16, "--rows", 4, "--width", 512, "--output", tmp_path / "r.json"]
@@ -100,6 +101,7 @@ def test_communication(monkeypatch, capsys, tmp_path):
         assert row["sent, backward (MiB)"] == pytest.approx(backward, rel=0.1)
 
 
+@pytest.mark.slow
 def test_batch_memory(monkeypatch, capsys, tmp_path):
     run(
         "batch_memory.py",
@@ -115,6 +117,7 @@ def test_batch_memory(monkeypatch, capsys, tmp_path):
     assert row["batch"] == 4 and row["other / first"] == 1.0
 
 
+@pytest.mark.slow
 def test_batch_bias(monkeypatch, capsys, tmp_path):
     """With one part, the error is 0. The average of f-MICL over all partitions of 4 rows into two pairs is its
     gradient, and that of InfoNCE is not."""

@@ -201,6 +201,7 @@ def test_an_image_encoder_has_no_sentences(monkeypatch, tmp_path):
         main(monkeypatch, "--model", tmp_path)
 
 
+@pytest.mark.slow
 def test_one_line_and_status_2(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--embeddings", "absent.npz"],

@@ -41,6 +41,7 @@ def write_classes(folder, count, seed=0, size=(40, 30)):
     return folder
 
 
+@pytest.mark.slow
 def test_digits_with_every_probe(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(
         "fmicl_text.vision.data.load_digits",
@@ -83,6 +84,7 @@ def test_a_folder_with_a_test_set_in_the_models_own_preprocessing(monkeypatch, t
     assert raw["pixel_mean"] != new["pixel_mean"] == [0.1, 0.2, 0.3] and raw["metrics"]["k-NN, k 5, T 0.1"] > 90
 
 
+@pytest.mark.slow
 def test_parquet_files_and_few_rows_to_fit(monkeypatch, tmp_path):
     """Two files; the images without a class take part in no probe."""
     for name, labels in [("a", [0, 1] * 10), ("b", [1, 0, -1] * 6)]:

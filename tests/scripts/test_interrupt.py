@@ -14,6 +14,7 @@ from tests.support import one_fast
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", one_fast(["recipes/simcse_fmicl.py", "recipes/vision_fmicl.py", "eval/sts.py"]))
 def test_one_line(script):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

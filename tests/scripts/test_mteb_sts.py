@@ -90,6 +90,7 @@ def ours(folder: Path, pairs: datasets.Dataset, **settings) -> dict[str, float]:
     return evaluate_sts(partial(encode_sentences, open_encoder(str(folder), **settings)), pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes")  # huggingface_hub's own
 def test_a_pushed_encoder_has_the_score_that_its_card_states(hub, monkeypatch, tmp_path, pairs):
     """Trained by the recipe on STS Benchmark as the Hub would give it, pushed, fetched, and scored by MTEB."""
@@ -194,6 +195,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
     assert not [file for folder in folders.values() for file in folder.rglob("*") if file.is_file()]
 
 
+@pytest.mark.slow
 def test_every_encoder_has_its_own_place_in_the_cache(monkeypatch, capsys, tmp_path, pairs, models):
     """Different weights, pooling (from the files or the caller) or number of tokens: each has its own cached score."""
     serve(monkeypatch, "STSBenchmark", datasets.DatasetDict(test=pairs))
@@ -251,6 +253,7 @@ def test_the_score_is_that_of_the_cosine(monkeypatch, tmp_path, pairs, models):
     assert abs(expected["spearman"] - expected["spearman_dot"]) > 1
 
 
+@pytest.mark.slow
 def test_the_prompt_that_mteb_applies_is_recorded(monkeypatch, capsys, tmp_path, pairs, models):
     """MTEB selects prompts of the model by the name and the type of the task; --prompt replaces them."""
     serve(monkeypatch, "STSBenchmark", datasets.DatasetDict(test=pairs))
@@ -280,6 +283,7 @@ def test_the_prompt_that_mteb_applies_is_recorded(monkeypatch, capsys, tmp_path,
     assert 0.5 < cut["truncated"] <= 1 and "of the texts are truncated to 5 tokens" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_entry_for_every_split_and_subset(monkeypatch, capsys, tmp_path, models):
     task = "STSBenchmarkMultilingualSTS"
     languages = mteb.get_task(task).hf_subsets

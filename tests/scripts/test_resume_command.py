@@ -83,6 +83,7 @@ def text_flags(bert_folder, tmp_path, monkeypatch):
     return [*recipe_flags(bert_folder), "--use_cpu", "True"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", one_fast(TEXT))
 def test_text(text_flags, monkeypatch, capsys, flags):
     if "lora" in flags:

@@ -93,6 +93,7 @@ def test_a_run_resumes_from_its_newest_checkpoint(finished, material, monkeypatc
     assert second["after"] == pytest.approx(first["after"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_views_are_printed_and_recorded(material, monkeypatch, capsys):
     """Sentences and an encoder with dropout: dropout views. Others are used if they are given."""
     folder, flags = material
@@ -149,6 +150,7 @@ def test_bad_input_does_not_remove_the_run_to_be_overwritten(finished, material,
     assert sorted(path.name for path in out.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_the_run(material, monkeypatch, capsys):
     """At learning rate 0 no evaluation is better than the first, at step 2: patience 2 ends it at step 6 of 40. Nor is
     it better than the encoder before training, which is saved."""
@@ -218,6 +220,7 @@ def run_in_process(folder, monkeypatch, *flags):
     runpy.run_path(str(RECIPE), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_settings_yaml_repeats_a_run_and_measures_for_another(material, monkeypatch, capsys):
     folder, flags = material
     argv = [*flags[: flags.index("--gamma")], *flags[flags.index("--gamma") + 4 :], "--max_steps", "2"]

@@ -42,6 +42,7 @@ def main(monkeypatch, *arguments):
     runpy.run_path(str(SCRIPT))["main"]()
 
 
+@pytest.mark.slow
 def test_digits_from_nothing_to_a_folder_that_opens(monkeypatch, capsys, tmp_path):
     out = tmp_path / "out"
     main(monkeypatch, "--divergence", "js", "--held_out", 100, "--output_dir", out, *SHORT)
@@ -189,6 +190,7 @@ def test_the_same_seed_gives_the_same_run_and_a_resumed_one_too(monkeypatch, tmp
     assert any(not torch.equal(weights[0][name], other[name]) for name in other)
 
 
+@pytest.mark.slow
 def test_a_vit_on_a_parquet_file_opens_in_the_pipeline(monkeypatch, tmp_path):
     """A model to start from, by its folder; stock classes open the result."""
     start, out = tmp_path / "vit", tmp_path / "out"
@@ -277,6 +279,7 @@ def table_of(printed):
     return [dict(zip(lines[0], row, strict=True)) for row in lines[2:]]
 
 
+@pytest.mark.slow
 def test_two_classes_in_folders(monkeypatch, capsys, tmp_path):
     """The rows of such a folder are sorted by class: images of both are held out, and both are trained on."""
     folder = pets(tmp_path / "pets")
@@ -290,6 +293,7 @@ def test_two_classes_in_folders(monkeypatch, capsys, tmp_path):
     assert results["after"]["eval_knn_accuracy"] > 0 and results["data"]["rows"] == 32
 
 
+@pytest.mark.slow
 def test_images_without_classes(monkeypatch, capsys, tmp_path):
     folder = pets(tmp_path / "photos", nested=False)
     main(monkeypatch, "--train_file", folder, *SMALL, "--max_steps", 4, "--output_dir", tmp_path / "out")
@@ -303,6 +307,7 @@ def test_images_without_classes(monkeypatch, capsys, tmp_path):
     assert results["after"]["eval_view_retrieval"] == pytest.approx(results["data"]["probes"][2]["view retrieval"])
 
 
+@pytest.mark.slow
 def test_official_test_images_are_not_trained_on(monkeypatch, capsys, tmp_path):
     pets(tmp_path / "data" / "train", 12)
     pets(tmp_path / "data" / "val", 5)
@@ -318,6 +323,7 @@ def test_official_test_images_are_not_trained_on(monkeypatch, capsys, tmp_path):
         main(monkeypatch, "--train_file", tmp_path / "data", *SMALL, *flags)
 
 
+@pytest.mark.slow
 def test_probes_can_be_switched_off(monkeypatch, capsys, tmp_path):
     folder = pets(tmp_path / "pets")
     out = tmp_path / "out"
@@ -346,6 +352,7 @@ def test_scores_need_held_out_images(monkeypatch, tmp_path, flags, message):
         main(monkeypatch, *flags)
 
 
+@pytest.mark.slow
 def test_save_strategy_best_selects_by_the_score_of_the_images(monkeypatch, tmp_path):
     folder = pets(tmp_path / "photos", nested=False)
     flags = ["--train_file", folder, *SMALL, "--max_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1]
@@ -368,12 +375,14 @@ def test_the_best_checkpoint_needs_evaluations():
         parse_vision_args(["--load_best_model_at_end", "True", "--eval_strategy", "no", "--validation", "10"])
 
 
+@pytest.mark.slow
 def test_disable_tqdm_hides_the_bar_of_the_check(monkeypatch, capfd, tmp_path):
     folder = pets(tmp_path / "pets", 8)
     main(monkeypatch, "--train_file", folder, *SMALL, "--max_steps", 1, "--output_dir", tmp_path / "out")
     assert "check images" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stream_of_images(monkeypatch, capsys, tmp_path):
     path = image_parquet(tmp_path, [picture(size=(20 + i % 2, 20), seed=i) for i in range(60)])
     flags = ["--train_file", path, *SMALL, "--streaming", "True", "--max_steps", 4, "--held_out", 12]

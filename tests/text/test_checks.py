@@ -265,6 +265,7 @@ def test_a_chat_template_is_not_trained_without(bert_folder):
         TextContrastiveModel(encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["longformer", "bert"])
 def test_frozen_parameters_train_under_ddp(name, tmp_path):
     """DDP raises an error for parameters without gradient that are not frozen."""

@@ -149,6 +149,7 @@ def test_quantized_weights_under_adapters(tmp_path, load_in):
     assert "quantization" not in config and trainer.model.backbone.config.quantization_config is not None
 
 
+@pytest.mark.slow
 def test_lora_resumes_bit_exactly(bert_folder, tmp_path):
     peft_or_skip()
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lora_rank": 4}

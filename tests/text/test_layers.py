@@ -65,6 +65,7 @@ def test_not_with_adapters(folder):
         build_text_encoder(folder, lora_rank=2, trained_layers=1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
 def test_the_recipe_trains_the_last_layer(folder, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("\n".join(sentences(32)), encoding="utf-8")

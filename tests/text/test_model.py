@@ -314,6 +314,7 @@ def test_the_pooler_is_saved_as_it_came(bert_folder, tmp_path):
     assert torch.equal(before.dense.weight, after.dense.weight) and torch.equal(before.dense.bias, after.dense.bias)
 
 
+@pytest.mark.slow
 def test_rotary_bases_and_added_tokens_in_the_older_spelling(tmp_path):
     """transformers 4 would use its default base, 10,000, without a warning."""
     bases = {

@@ -77,6 +77,7 @@ def losses(folder, output_dir, cost):
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*views of every text are identical")
 def test_training_has_the_losses_of_padded_batches(no_dropout_folder, tmp_path):
     padded = losses(no_dropout_folder, tmp_path / "a", float("inf"))

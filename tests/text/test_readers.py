@@ -235,6 +235,7 @@ def rows_or_message(**arguments: Any) -> list[Any] | str:
         return str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_door_gives_the_same(tmp_path: Path, name: str) -> None:
     content, expected = VARIANTS[name]
@@ -266,6 +267,7 @@ PACKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
 @pytest.mark.parametrize("suffix", PACKED)
 def test_compressed_files(tmp_path: Path, suffix: str, streaming: bool) -> None:

@@ -286,6 +286,7 @@ def test_words_are_deleted_independently():
     assert all(view == [word for word in TEN.split() if word in view] for view in views)
 
 
+@pytest.mark.slow
 def test_a_view_is_never_empty(monkeypatch):
     monkeypatch.setattr(views_module, "DELETED", 1.0)
     views = many(["delete"], [TEN], draws=10_000)
@@ -486,6 +487,7 @@ def seen_by(trainer):
     return batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     one_fast([

@@ -232,6 +232,7 @@ def test_loggers_that_cannot_run_are_named(monkeypatch):
 # ---- arguments that the trainer gives to others
 
 
+@pytest.mark.slow
 def test_the_batch_size_for_evaluation_is_that_of_the_evaluator(bert_folder, tmp_path):
     def trainer(evaluator, **settings):
         args = arguments(tmp_path, per_device_train_batch_size=8, **settings)
@@ -268,6 +269,7 @@ def learning_rates(folder, output_dir, values, **settings):
     return [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
 
 
+@pytest.mark.slow
 def test_the_plateau_schedule_waits_for_the_metric_to_improve(bert_folder, tmp_path):
     rising, falling = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
     wait = {"patience": 1, "factor": 0.1}

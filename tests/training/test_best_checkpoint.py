@@ -24,6 +24,7 @@ def early(folder, output_dir, patience=3, **settings):
     return trainer
 
 
+@pytest.mark.slow
 def test_early_stopping_remembers_its_patience(bert_folder, tmp_path):
     """Evaluations at 2, 4, 6, 8; the third without improvement, at 8, ends it. Interrupted at 4 and resumed."""
     falling.calls = -1
@@ -77,6 +78,7 @@ def test_the_newest_is_kept_where_one_is_asked_for_and_the_best_not_loaded(bert_
     assert [path.name for path in checkpoints.checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-8"]
 
 
+@pytest.mark.slow
 def test_the_best_one_may_be_in_the_folder_that_a_run_was_begun_in(bert_folder, tmp_path):
     falling.calls = -1
     whole = early(bert_folder, tmp_path / "a", patience=99, max_steps=8, save_total_limit=9)
@@ -113,6 +115,7 @@ def test_a_finished_run_whose_folder_has_moved_ends_with_its_best(bert_folder, t
     assert same(weights(whole), weights(again))
 
 
+@pytest.mark.slow
 def test_an_evaluation_before_training_is_not_made_again(bert_folder, tmp_path):
     """It would count as an evaluation without improvement."""
     settings = {"save_total_limit": 9, "eval_on_start": True}
@@ -127,6 +130,7 @@ def test_an_evaluation_before_training_is_not_made_again(bert_folder, tmp_path):
     assert whole.state.global_step == resumed.state.global_step == 8
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_trains_anew_when_asked_to(bert_folder, tmp_path):
     falling.calls = -1
     early(bert_folder, tmp_path, save_total_limit=9).train()
@@ -136,6 +140,7 @@ def test_a_run_that_stopped_early_trains_anew_when_asked_to(bert_folder, tmp_pat
     assert again.train().global_step == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, None], ids=["cut short", "stopped early"])
 def test_a_patience_given_now_counts_and_is_told_of(bert_folder, tmp_path, step):
     falling.calls = -1
@@ -182,6 +187,7 @@ def test_a_best_step_between_two_saves_is_the_result(bert_folder, tmp_path):
     assert [path.name for path in checkpoints.checkpoints_in(tmp_path)] == ["checkpoint-3", "checkpoint-8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_at", [2, 3, 5])
 def test_a_stop_does_not_change_the_result(bert_folder, tmp_path, stopped_at):
     results = []
@@ -213,6 +219,7 @@ def test_a_best_checkpoint_that_is_gone_at_the_end_is_not_the_result(bert_folder
     assert trainer.state.best_global_step == 8
 
 
+@pytest.mark.slow
 def test_steps_given_at_a_resume_count(bert_folder, tmp_path):
     with pytest.raises(Interrupted):
         cut_short(make_trainer(bert_folder, tmp_path, evaluate=True, **SAVING), 4).train()

@@ -18,6 +18,7 @@ pytestmark = [
 BARS = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", one_fast([torch.float64, torch.float32]), ids=str)
 @pytest.mark.parametrize("name", one_fast(DIVERGENCES))
 def test_without_dropout_it_is_the_whole_batch(no_dropout_folder, tmp_path, name, dtype):
@@ -167,6 +168,7 @@ def test_fp16_on_a_processor_is_refused(bert_folder, tmp_path):
         make_trainer(bert_folder, tmp_path, fp16=True)
 
 
+@pytest.mark.slow
 def test_training_again_draws_the_same_dropout(bert_folder, tmp_path):
     losses = []
     for _ in range(2):

@@ -110,6 +110,7 @@ def test_a_user_defined_divergence_and_a_given_loss(bert_folder, tmp_path):
     assert alphas[1] == pytest.approx(alphas[0], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -161,6 +162,7 @@ def image_trainer(folder, **settings):
     return FMICLTrainer(model, args, train_dataset=rows, data_collator=collate_images, views=views)
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_those_of_training_alone(tmp_path):
     first = image_trainer(tmp_path / "a", alpha="auto")
     first.train()
@@ -249,6 +251,7 @@ def test_both_directions_of_a_batch_are_one_entry(bert_folder, tmp_path, monkeyp
     assert logged(trainer, "alpha_relative_error") == [pytest.approx((ratios[count - 3] - ratios[2]) / 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("automatic", [{"alpha": "auto"}, {"gamma": "auto"}, AUTO], ids=str)
 def test_a_resumed_run_takes_the_recorded_number(bert_folder, tmp_path, monkeypatch, automatic):
     settings = SAVING | {"columns": PAIR_COLUMNS, "dataset": padded_pairs(64)} | automatic
@@ -277,6 +280,7 @@ def test_a_second_training_measures_again_and_a_changed_number_stays(bert_folder
     assert trainer.loss.alpha == 7.0
 
 
+@pytest.mark.slow
 def test_a_training_after_a_resume_measures_again(bert_folder, tmp_path):
     """Numbers of the checkpoint were measured too: they are those of other weights, and no numbers to search around."""
     settings = SAVING | {"learning_rate": 0.1} | AUTO
@@ -292,6 +296,7 @@ def test_a_training_after_a_resume_measures_again(bert_folder, tmp_path):
     assert trainer.loss.alpha != resumed == saved_run(checkpoint)["alpha"]
 
 
+@pytest.mark.slow
 def test_several_processes_have_one_alpha(no_dropout_folder, tmp_path):
     (one,) = [alpha_of(no_dropout_folder, tmp_path, per_device_train_batch_size=16)]
     for strategy in ("gather", "ring"):
@@ -383,6 +388,7 @@ def test_a_number_given_later_stays_if_it_was_measured_before(bert_folder, tmp_p
     assert trainer.loss.hyperparameters | {"divergence": "pearson", "gamma": gamma} == trainer.loss.hyperparameters
 
 
+@pytest.mark.slow
 def test_numbers_of_another_order_are_not_taken_from_a_checkpoint(bert_folder, tmp_path):
     settings = SAVING | AUTO | {"divergence": "tsallis"}
     make_trainer(bert_folder, tmp_path, tsallis_order=4.0, **settings).train()

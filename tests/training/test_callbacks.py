@@ -86,6 +86,7 @@ def test_a_loss_that_is_not_finite_stops_fp16_too_in_whichever_micro_step(bert_f
         trainer.train()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_short_counts_on_and_knows_its_highest_rank(bert_folder, tmp_path):
     settings = {"skip_nonfinite": True, "max_steps": 8}
     cut = breaking(make_trainer(bert_folder, tmp_path, **settings), step=2)

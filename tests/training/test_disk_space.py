@@ -52,6 +52,7 @@ def test_the_room_asked_for_is_what_a_checkpoint_takes(bert_folder, tmp_path, na
     assert 0.9 * (tensors - 40_000) < checkpoint < 1.2 * tensors  # torch's archives have some overhead per tensor
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_may_be_overridden(bert_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("usage", (), {"free": 1000})())
     for settings in (SAVING, {"max_steps": 1}):

@@ -289,6 +289,7 @@ def test_models_that_cannot_be_trained_are_named(bert_folder, tmp_path):
         FMICLTrainer(bert_folder, arguments(tmp_path)).train()
 
 
+@pytest.mark.slow
 def test_a_model_from_model_init_trains_as_one_that_is_passed(bert_folder, tmp_path):
     runs = []
     for given in (
@@ -366,6 +367,7 @@ def test_a_folder_that_is_a_file_is_named(bert_folder, tmp_path):
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_what_a_trainer_chooses_is_not_given_to_another(bert_folder, tmp_path):
     args = arguments(tmp_path)
     pairs = list(zip(sentences(16), sentences(16, 1), strict=True))

@@ -27,6 +27,7 @@ from tests.support import SAVING, make_trainer, tree
 RESULTS = {"objective": "fmicl-kl", "versions": {}, "log_history": [], "settings": {"gamma": 2.0, "divergence": "kl"}}
 
 
+@pytest.mark.slow
 def test_another_run_is_not_overwritten(bert_folder, tmp_path):
     first = make_trainer(bert_folder, tmp_path, **SAVING)
     first.train()
@@ -194,6 +195,7 @@ def test_rotation_removes_only_own_checkpoints(bert_folder, tmp_path):
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-1", "checkpoint-3", "checkpoint-8"]
 
 
+@pytest.mark.slow
 def test_another_folder_is_checked_by_a_second_training(bert_folder, tmp_path):
     trainer = make_trainer(bert_folder, tmp_path / "first", **SAVING)
     trainer.train()
@@ -241,6 +243,7 @@ def test_saving_waits_for_no_other_process(bert_folder, tmp_path):
     second.save_model()
 
 
+@pytest.mark.slow
 def test_a_model_of_others_beside_an_unfinished_run(bert_folder, tmp_path):
     """The encoder that the run saved, and one that it overwrites, are no obstacle."""
     trainer = make_trainer(bert_folder, tmp_path, **SAVING)

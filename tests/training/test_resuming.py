@@ -42,6 +42,7 @@ def test_checkpoints_are_whole_and_bounded(finished_run):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "owner, name",
     one_fast(
@@ -160,6 +161,7 @@ def test_nor_does_the_model(finished_run, bert_folder, tmp_path):
         trainer.train(resume_from_checkpoint="auto")
 
 
+@pytest.mark.slow
 def test_adapters_go_on_over_the_weights_that_they_were_trained_over(bert_folder, tmp_path):
     peft_or_skip()
 
@@ -234,6 +236,7 @@ def test_saving_keeps_what_is_there_until_all_is_written(bert_folder, tmp_path, 
     assert {name: content for name, content in files(tmp_path).items() if "unfinished" not in name} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("step", one_fast([9, 3, 6]), ids=["second pass", "first pass", "end of it"])
 def test_a_stream_is_gone_on_with_exactly(bert_folder, tmp_path, step, workers):
@@ -268,6 +271,7 @@ def test_a_stream_begins_anew_in_another_order(tmp_path):
     assert [row["text"] for row in islice(RepeatedStream(data.dataset), 60)] == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     one_fast(

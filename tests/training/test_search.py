@@ -49,6 +49,7 @@ def trial_states(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_model_init", [False, True])
 def test_a_search_finds_a_better_alpha_and_leaves_a_folder_per_trial(bert_folder, tmp_path, with_model_init):
     given = {"model_init": lambda: build_text_encoder(bert_folder, pooling="mean")} if with_model_init else None
@@ -74,6 +75,7 @@ def test_a_search_finds_a_better_alpha_and_leaves_a_folder_per_trial(bert_folder
     assert trainer.args.output_dir == str(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_best_values_train_after_the_search(bert_folder, tmp_path):
     trainer = make(bert_folder, tmp_path)
     best = trainer.hyperparameter_search(**alphas(0.5, 64.0))
@@ -86,6 +88,7 @@ def test_the_best_values_train_after_the_search(bert_folder, tmp_path):
     assert all(torch.equal(saved[key], trial[key]) for key in trial)
 
 
+@pytest.mark.slow
 def test_all_hyperparameters_of_a_trial_have_effect(bert_folder, tmp_path):
     """Objective, divergence, negatives, temperature, optimizer and warmup (a fraction that a cast would turn to 0).
     What only the first trial sets is as before in the second."""
@@ -115,6 +118,7 @@ def test_all_hyperparameters_of_a_trial_have_effect(bert_folder, tmp_path):
     assert args.optim == "adamw_torch_fused" and trainer.loss.objective_name == "fmicl-kl"
 
 
+@pytest.mark.slow
 def test_the_default_space_is_around_the_present_values(bert_folder, tmp_path):
     fixed = optuna.trial.FixedTrial({"learning_rate": 5e-4, "gamma": 15.0, "alpha": 0.5})
     assert search.default_space(make(bert_folder, tmp_path))(fixed) == fixed.params
@@ -125,6 +129,7 @@ def test_the_default_space_is_around_the_present_values(bert_folder, tmp_path):
     assert trainer.hyperparameter_search(n_trials=2).hyperparameters.keys() == {"learning_rate", "gamma", "alpha"}
 
 
+@pytest.mark.slow
 def test_a_metric_that_falls_is_minimized(bert_folder, tmp_path):
     def size(encoder):
         return {"norm": encoder[0].model.embeddings.word_embeddings.weight.norm().item(), "other": 1.0}
@@ -159,6 +164,7 @@ def test_the_objective_is_that_of_the_best_checkpoint(bert_folder, tmp_path):
     assert trainer.hyperparameter_search(**alphas(1.0)).objective == 0.9
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_in_each_trial_anew(bert_folder, tmp_path):
     settings = {"metric_for_best_model": "x", "load_best_model_at_end": True, "early_stopping_patience": 1}
     settings |= {"eval_steps": 1, "save_steps": 1}
@@ -169,6 +175,7 @@ def test_early_stopping_counts_in_each_trial_anew(bert_folder, tmp_path):
         assert state["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_trials_are_protected_like_runs(bert_folder, tmp_path):
     make(bert_folder, tmp_path).hyperparameter_search(**alphas(1.0, 2.0))
     kept = load_file(tmp_path / "run-0" / "checkpoint-4" / "model.safetensors")
@@ -188,6 +195,7 @@ def test_trials_are_protected_like_runs(bert_folder, tmp_path):
     assert resumed.state.global_step == 4 and latest_valid_checkpoint(tmp_path / "run-0").name == "checkpoint-4"
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_does_not_end_the_search(bert_folder, tmp_path):
     trainer = make(bert_folder, tmp_path, given={"model_init": lambda trial: broken(bert_folder, trial)})
     assert trainer.hyperparameter_search(**alphas(1.0, 2.0)).run_id == "1"
@@ -198,6 +206,7 @@ def test_a_trial_that_diverges_does_not_end_the_search(bert_folder, tmp_path):
     assert trainer.args.alpha == 4.0 and trainer.hp_search_backend is None
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_leaves_its_folder(bert_folder, tmp_path):
     class Pruner(optuna.pruners.BasePruner):
         def prune(self, study, trial):
@@ -245,6 +254,7 @@ def test_searches_that_would_mislead_are_named(bert_folder, tmp_path, options, w
     assert trainer.args.alpha == 4.0 and trainer.model is not None
 
 
+@pytest.mark.slow
 def test_searches_without_effect_are_named(bert_folder, tmp_path):
     encoder = build_text_encoder(bert_folder)
     args = FMICLTrainingArguments(
@@ -275,6 +285,7 @@ def test_searches_without_effect_are_named(bert_folder, tmp_path):
         several.hyperparameter_search(of("alpha"), n_trials=1)
 
 
+@pytest.mark.slow
 def test_trials_within_the_noise_of_the_start_are_distinguished(bert_folder, tmp_path):
     """The encoder before training is no candidate in a trial, although the trainer selects checkpoints."""
 

@@ -42,6 +42,7 @@ def logged(trainer, name):
     return {entry["step"]: entry[name] for entry in trainer.state.log_history if name in entry}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", one_fast([5, 1, 8]))
 def test_a_signal_saves_and_the_run_goes_on_exactly(finished_run, bert_folder, tmp_path, step, number):
@@ -58,6 +59,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(finished_run, bert_folder, t
     assert resumed.state.global_step == 8 and same(weights(finished_run), weights(resumed))
 
 
+@pytest.mark.slow
 def test_a_signal_at_the_end_of_an_epoch_comes_after_its_evaluation(bert_folder, tmp_path):
     """8 steps per epoch. Interrupted at 8, the epoch is evaluated, and the run ends like an uninterrupted one."""
     settings = {"num_train_epochs": 2, "max_steps": -1, "eval_strategy": "epoch", "save_strategy": "no"}
@@ -111,6 +113,7 @@ class SignalInEvaluation(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_strategy", one_fast(["steps", "no"]))
 @pytest.mark.parametrize("during, after", [(4, 5), (8, 8)], ids=["in the middle", "the last"])
 def test_a_signal_in_an_evaluation_is_heeded(bert_folder, tmp_path, save_strategy, during, after):
@@ -167,6 +170,7 @@ def test_a_signal_is_not_put_off_until_a_better_score(bert_folder, tmp_path, ste
         trainer.train()
 
 
+@pytest.mark.slow
 def test_a_log_line_of_each_epoch_is_not_lost(bert_folder, tmp_path):
     settings = {"num_train_epochs": 2, "max_steps": -1, "logging_strategy": "epoch"}
     whole, cut, resumed = (
@@ -206,6 +210,7 @@ class SignalToWorkers(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_workers_outlive_a_signal_to_all_processes(bert_folder, tmp_path):
     """Enough steps that the workers have not yet read all rows."""
     trainer = make_trainer(

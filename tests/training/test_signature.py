@@ -55,6 +55,7 @@ def edit_keeping_times(path, text):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_another_length_is_reported(bert_folder, tmp_path, train_file, streaming):
     how = {"streaming": streaming}
@@ -68,6 +69,7 @@ def test_another_length_is_reported(bert_folder, tmp_path, train_file, streaming
         assert "max_seq_length 16 -> 5" in resume(again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_another_content_with_the_same_time_is_other_data(bert_folder, tmp_path, train_file, streaming):
     how = {"streaming": streaming}
@@ -112,6 +114,7 @@ def test_a_cached_file_is_found_again(tmp_path, train_file):
     assert load_training_text(str(copy)).dataset[:] == first[:]
 
 
+@pytest.mark.slow
 def test_other_evaluation_data_are_reported(bert_folder, tmp_path):
     def trainer(pairs):
         one = make_trainer(bert_folder, tmp_path / "out", evaluate=True, **SAVING)
@@ -125,6 +128,7 @@ def test_other_evaluation_data_are_reported(bert_folder, tmp_path):
     assert "evaluation_data" in resume(trainer(changed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["torch", "transformers", "fmicl_text"])
 def test_other_versions_are_reported(bert_folder, tmp_path, library, monkeypatch):
     make_trainer(bert_folder, tmp_path, **SAVING).train()
@@ -136,6 +140,7 @@ def test_other_versions_are_reported(bert_folder, tmp_path, library, monkeypatch
     assert finished.state.global_step == 8
 
 
+@pytest.mark.slow
 def test_other_intervals_are_reported_as_harmless(bert_folder, tmp_path, caplog):
     make_trainer(bert_folder, tmp_path, **SAVING | {"save_total_limit": 9}).train()
     said = resume(make_trainer(bert_folder, tmp_path, **SAVING | {"save_steps": 4, "save_total_limit": 9}))
@@ -159,6 +164,7 @@ def test_a_manifest_is_of_a_known_format_and_describes_its_run(bert_folder, tmp_
     assert validate_checkpoint(tmp_path / "checkpoint-8") is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["learning_rate", "weight_decay", "adam_beta1", "adam_epsilon"])
 def test_settings_of_the_optimizer_that_are_given_at_a_resume_count(bert_folder, tmp_path, setting):
     """The last two steps differ from those of the unchanged run, and the log states the new rate."""
@@ -197,6 +203,7 @@ def test_the_state_of_another_optimizer_cannot_be_resumed(bert_folder, tmp_path,
         resume(other)
 
 
+@pytest.mark.slow
 def test_another_config_or_padding_is_reported(bert_folder, tmp_path):
     trained(make_trainer(bert_folder, tmp_path, **SAVING))
     trainer = make_trainer(bert_folder, tmp_path, **SAVING)
@@ -209,6 +216,7 @@ def test_another_config_or_padding_is_reported(bert_folder, tmp_path):
     assert "use_seedable_sampler True -> False" in resume(trainer)
 
 
+@pytest.mark.slow
 def test_the_best_of_a_run_is_not_a_checkpoint_of_another(bert_folder, tmp_path):
     """Resumed from a folder whose best is step 2, in a folder with another run's checkpoint-2."""
 
@@ -243,6 +251,7 @@ def convex(u):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first, then, message",
     [
@@ -264,6 +273,7 @@ def test_another_objective_of_the_same_name_is_reported(bert_folder, tmp_path, m
     assert message in resume(make_trainer(bert_folder, tmp_path / "out", **how, **then))
 
 
+@pytest.mark.slow
 def test_a_divergence_that_was_edited_is_reported(bert_folder, tmp_path):
     def make(power):
         trainer = make_trainer(bert_folder, tmp_path, **SAVING)
@@ -275,6 +285,7 @@ def test_a_divergence_that_was_edited_is_reported(bert_folder, tmp_path):
     assert "objective_values" in resume(make(1.7))
 
 
+@pytest.mark.slow
 def test_another_precision_of_products_is_reported(bert_folder, tmp_path):
     """On a GPU, `tf32=True`; on a CPU, bfloat16 products."""
     make_trainer(bert_folder, tmp_path, **SAVING).train()
@@ -288,6 +299,7 @@ def test_another_precision_of_products_is_reported(bert_folder, tmp_path):
         products.fp32_precision = before
 
 
+@pytest.mark.slow
 def test_mixed_precision_of_the_launcher_is_reported(bert_folder, tmp_path, monkeypatch):
     make_trainer(bert_folder, tmp_path, **SAVING).train()
     AcceleratorState._reset_state()

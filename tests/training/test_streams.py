@@ -27,6 +27,7 @@ def test_another_number_of_workers_is_warned_of(bert_folder, tmp_path, shards, w
         resumed.checkpointer.choose("auto")
 
 
+@pytest.mark.slow
 def test_more_workers_of_one_shard_and_those_of_a_table_do_not_matter(bert_folder, tmp_path):
     trainer_of_shards(bert_folder, tmp_path / "stream", 1, workers=1).train()
     make_trainer(bert_folder, tmp_path / "table", **SAVING | {"max_steps": 4}).train()
@@ -37,6 +38,7 @@ def test_more_workers_of_one_shard_and_those_of_a_table_do_not_matter(bert_folde
         make_trainer(bert_folder, tmp_path / "table", **settings).checkpointer.choose("auto")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_row_of_a_stream_that_cannot_be_read_is_one_line(bert_folder, tmp_path, workers):
     """In the second block that the loader reads, so that the start is valid."""
@@ -53,6 +55,7 @@ def test_a_row_of_a_stream_that_cannot_be_read_is_one_line(bert_folder, tmp_path
     assert "\n" not in str(error.value) and "Traceback" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy, steps", [("steps", 2), ("epoch", 4)])
 def test_a_finite_stream_that_is_resumed_after_its_first_pass_is_warned_of(bert_folder, tmp_path, strategy, steps):
     """Of 4 batches per pass, up to step 4 the stream continues where it stopped."""

@@ -87,6 +87,7 @@ def sgd_step(folder, output_dir, **settings):
     return before, weights(trainer)
 
 
+@pytest.mark.slow
 def test_accumulation_averages_the_micro_batches(no_dropout_folder, tmp_path):
     """2 x 8 sentences in one step = the mean of the two gradients of 8; not their sum, not a batch of 16."""
     texts = sentences(16)
@@ -164,6 +165,7 @@ def test_evaluation_leaves_training_as_it_was(bert_folder, tmp_path):
     assert same(weights(with_it), weights(without))
 
 
+@pytest.mark.slow
 def test_best_checkpoint_is_chosen_by_sts_and_opens_as_a_sentence_transformer(bert_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("fmicl_text.training.verdict.NOISE", -1e9)  # that of 12 pairs is large
     monkeypatch.setattr(STSEvaluator, "smallest_differences", {"sts_spearman": -1e9})  # and no step is better than 0
@@ -205,6 +207,7 @@ def test_early_stopping_needs_the_best_model(tmp_path):
         FMICLTrainingArguments(str(tmp_path), early_stopping_patience=2, load_best_model_at_end=False)
 
 
+@pytest.mark.slow
 def test_resume_is_bit_identical_head_included(bert_folder, tmp_path):
     settings = {"head": "simcse", "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     whole = make_trainer(bert_folder, tmp_path / "whole", **settings)

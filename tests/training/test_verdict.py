@@ -217,6 +217,7 @@ def test_the_best_step_must_be_better_by_more_than_the_noise(bert_folder, tmp_pa
     assert trainer.verdict.outcome == ("better" if kept else "no better")
 
 
+@pytest.mark.slow
 def test_without_noise_a_gain_counts_unless_it_is_too_small(bert_folder, tmp_path):
     trainer = trained(selecting(bert_folder, tmp_path / "a", Scripted(80.0, 80.1, 79.0, noise=0)))
     assert trainer.verdict.outcome == "better" and trainer.state.best_global_step == 2
@@ -255,6 +256,7 @@ def test_early_stopping_counts_as_without_it(bert_folder, tmp_path):
     assert trainer.state.global_step == 10 and trainer.verdict.step == 6 and trainer.state.best_global_step == 0
 
 
+@pytest.mark.slow
 def test_a_run_without_an_evaluation_in_training_is_judged_by_its_last_step(bert_folder, tmp_path):
     trainer = trained(selecting(bert_folder, tmp_path, Scripted(80.0, 85.0), eval_delay=100))
     assert trainer.verdict.outcome == "better" and trainer.verdict.step == trainer.verdict.saved_step == 8
@@ -277,6 +279,7 @@ def test_an_evaluator_without_metrics_has_no_verdict(bert_folder, tmp_path):
     assert trainer.run_evaluator() == {} and trainer.scores.metric == "" and trainer.scores.observations is None
 
 
+@pytest.mark.slow
 def test_an_encoder_that_was_just_evaluated_is_not_evaluated_again(bert_folder, tmp_path):
     trainer = selecting(bert_folder, tmp_path, Scripted(80.0, 70.0, 90.0))
     trainer.run_evaluator()
@@ -295,6 +298,7 @@ def test_an_encoder_that_was_just_evaluated_is_not_evaluated_again(bert_folder, 
 SCORES = [80.0, 70.0, 79.0, 75.0, 60.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("middle", [79.0, 90.0], ids=["as it came", "better"])
 @pytest.mark.parametrize("stopped_at", [1, 3, 6])
 def test_a_run_in_two_parts_ends_alike(bert_folder, tmp_path, middle, stopped_at):
@@ -313,6 +317,7 @@ def test_a_run_in_two_parts_ends_alike(bert_folder, tmp_path, middle, stopped_at
     assert same(whole, parts) and facts == others and facts[0] == (4 if middle == 90 else 0)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_loaded_with_its_verdict(bert_folder, tmp_path):
     whole = trained(selecting(bert_folder, tmp_path / "a", Scripted(*SCORES), save_total_limit=9))
     shutil.move(tmp_path / "a", tmp_path / "b")
@@ -322,6 +327,7 @@ def test_a_finished_run_is_loaded_with_its_verdict(bert_folder, tmp_path):
     assert same(weights(whole), weights(again)) and again.state.best_global_step == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", [False, True])
 def test_another_encoder_at_a_resume_is_no_candidate(bert_folder, tmp_path, finished):
     trainer = selecting(bert_folder, tmp_path, Scripted(*SCORES), save_total_limit=9)
@@ -338,6 +344,7 @@ def test_another_encoder_at_a_resume_is_no_candidate(bert_folder, tmp_path, fini
     assert resumed.state.best_global_step == 4 and resumed.verdict is None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_older_version_has_no_scores(bert_folder, tmp_path):
     """A run that stopped early is still finished; the encoder before training is no candidate."""
     settings = {"max_steps": 20, "early_stopping_patience": 2, "save_total_limit": 9}
@@ -354,6 +361,7 @@ def test_a_checkpoint_of_an_older_version_has_no_scores(bert_folder, tmp_path):
     assert again.state.global_step == 6 and again.state.best_global_step == 2 and evaluator.calls == 4
 
 
+@pytest.mark.slow
 def test_other_evaluation_data_at_a_resume_are_used_for_both(bert_folder, tmp_path):
     """The encoder before training is evaluated again, and the best one too."""
 
@@ -394,6 +402,7 @@ def test_the_digest_is_that_of_the_embeddings(bert_folder, tmp_path):
     assert encoder_digest(first.encoder) != encoder_digest(second.encoder)
 
 
+@pytest.mark.slow
 def test_real_scores_of_a_learning_rate_that_is_far_too_large(bert_folder, tmp_path):
     """STS pairs whose scores are the encoder's own order: training can only get worse."""
     trainer = make_trainer(

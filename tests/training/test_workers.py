@@ -93,6 +93,7 @@ def run(bert_folder, folder, dataset, resume=None, **settings):
     return weights(trainer), workers.processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATASETS)
 def test_the_epoch_reaches_workers_that_live_on(bert_folder, tmp_path, name):
     """Compared with a worker that is started in each epoch; the weights depend on every text."""
@@ -108,6 +109,7 @@ def test_the_epoch_reaches_workers_that_live_on(bert_folder, tmp_path, name):
     assert same(resumed, expected)
 
 
+@pytest.mark.slow
 def test_the_epoch_matters_in_these_tests(bert_folder, tmp_path):
     """Otherwise the test above would pass with the first epoch in all."""
 
@@ -120,6 +122,7 @@ def test_the_epoch_matters_in_these_tests(bert_folder, tmp_path):
     assert not same(changing, constant)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows", "rows of batches"])
 def test_two_workers_with_prefetching(bert_folder, tmp_path, name):
     expected, _ = run(bert_folder, tmp_path / "none", DATASETS[name]())
@@ -156,6 +159,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "number"),
     [("fork", "SIGTERM"), ("fork", "SIGINT"), pytest.param("forkserver", "SIGINT", marks=pytest.mark.slow)],
@@ -202,6 +206,7 @@ class Broken(RowsOfEpoch):
         return super().__getitem__(i)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_a_dataset_in_a_worker(bert_folder, tmp_path, workers):
     """An InputError is one line; others keep their type and, from a worker, the traceback there."""

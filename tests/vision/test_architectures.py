@@ -50,6 +50,7 @@ def small(tmp_path):
     return encoder, tmp_path / "small"
 
 
+@pytest.mark.slow
 def test_the_digits_encoder_opens_where_transformers_is_installed(tmp_path):
     """In a process that does not import fmicl_text, with pictures of every mode."""
     torch.manual_seed(0)
@@ -135,6 +136,7 @@ def test_pipelines_with_the_small_stem(small):
     assert len(pipeline("image-classification", model=str(folder), device="cpu")(picture)) == 3
 
 
+@pytest.mark.slow
 def test_without_fmicl_text_the_type_is_named(small):
     code = """from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers import AutoModelForImageClassification, pipeline
@@ -194,6 +196,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(small, tmp_path):
     assert all(torch.equal(other.state_dict()[name], weight) for name, weight in wrapped.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_command_line_tools_with_the_small_stem(small, tmp_path):
     """In a process that has not imported the architecture: it can be pushed, and the text tools name it."""
     code = """import os, sys

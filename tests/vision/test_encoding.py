@@ -27,6 +27,7 @@ def preprocessing():
     return new_preprocessing(8, MEAN, STD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 50, 512])
 def test_features_are_those_of_each_picture_in_batches_of_any_size(batch_size):
     images, encoder = LabeledPictures(50), Means().train()

@@ -74,6 +74,7 @@ def test_the_score_is_the_accuracy_of_neighbors_with_a_class():
     }
 
 
+@pytest.mark.slow
 def test_a_row_of_the_table_comes_from_the_pass_of_the_score():
     train, test = LabeledPictures(90), LabeledPictures(70, 1)
     evaluator, encoder = make(train, test), Patches()
@@ -114,6 +115,7 @@ def test_small_images_are_preprocessed_once(monkeypatch, most, times):
     assert evaluator(encoder) == evaluator(encoder) == scores and len(seen) == times * 90
 
 
+@pytest.mark.slow
 def test_scores_of_validation_images_and_a_table_of_test_images():
     train, test, validation = LabeledPictures(90), LabeledPictures(70, 1), LabeledPictures(40, 2)
     evaluator, encoder = make(train, test, validation=validation), Patches()
@@ -232,6 +234,7 @@ def evaluate_share(rank, labels):
     return scores, evaluator.table, encoder.count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [[i % 2 for i in range(121)], [-1] * 121], ids=["classes", "no classes"])
 @pytest.mark.parametrize("most", [50_000, 50])
 def test_two_processes_share_the_images_and_score_as_one(monkeypatch, labels, most):

@@ -144,6 +144,7 @@ def test_mini_batches_are_not_supported():
         VisionTrainingArguments("runs/x", mini_batch_size=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", [False, True])
 def test_persistent_workers_draw_the_crops_of_each_epoch(tmp_path, resumed):
     """Image files, whose crops are drawn by the workers: 3 epochs of 3 steps, with and without workers."""

@@ -224,6 +224,7 @@ def image_trainer(path, output_dir, workers, **settings):
     return FMICLTrainer(model, args, train_dataset=rows, data_collator=collate_images, views=views)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_is_resumed_exactly(tmp_path, workers):
     """From step 4 of 6, in the second pass."""
