@@ -45,6 +45,7 @@ CHECKPOINTING_OPTIONS = {
     *("every_n_layers", "offload"),
 }
 PAIR_NEGATIVES = "cross_view"  # measured in recipes/README.md, "Pairs and triplets"
+NAMES = ("train_sampling_strategy", "log_level", "log_level_replica")  # transformers checks them in flags only
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 FIXED_ARGUMENTS: dict[str, Any] = {
     "auto_find_batch_size": False,  # the batch size changes the objective; mini_batch_size saves memory instead
@@ -257,6 +258,8 @@ class FMICLTrainingArguments(TrainingArguments):
             value = getattr(self, item.name)
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ValueError(f"{item.name} must be below 2^63, got {value}")
+            if item.name in NAMES and value not in (accepted := item.metadata["choices"]):
+                raise ValueError(f"{item.name} must be one of {', '.join(accepted)}; got {value}")
         if (mode := self.torch_compile_mode) is not None and mode not in COMPILE_MODES:
             raise ValueError(f"torch_compile_mode must be one of {', '.join(COMPILE_MODES)}; got {mode}")
         for name in (

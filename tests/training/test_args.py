@@ -361,3 +361,12 @@ def test_without_another_device_the_cpu_needs_no_flag():
 def test_a_backend_of_processes_needs_several(tmp_path):
     with pytest.raises(ValueError, match=r"ddp_backend=gloo needs several processes: .*accelerate launch"):
         FMICLTrainingArguments(str(tmp_path), ddp_backend="gloo", use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("train_sampling_strategy", "group_by_lenght"), ("train_sampling_strategy", "auto"), ("log_level", "loud")],
+)
+def test_a_name_that_transformers_does_not_check_is_refused(tmp_path, option, value):
+    with pytest.raises(ValueError, match=f"^{option} must be one of .*; got {value}$"):
+        FMICLTrainingArguments(str(tmp_path), **{option: value})
