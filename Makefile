@@ -1,4 +1,5 @@
-# `make quickstart` trains on the bundled data, `make test` runs the tests. The first run sets up .venv.
+# `make quickstart` trains on the bundled data, `make test` runs the quick tests, `make test-slow` the others. The first
+# run sets up .venv.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin

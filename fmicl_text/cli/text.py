@@ -176,7 +176,6 @@ class DataArguments:
 
 
 SAVE_STEPS = 125  # SimCSE's
-GROUPED = "group_by_length"
 STS_METRIC = "sts_spearman"
 PRIMARY_METRIC = "loss"  # stands for the primary metric of the evaluator
 
@@ -191,7 +190,7 @@ class TextTrainingArguments(FMICLTrainingArguments):
         metadata={
             "help": "random, sequential, batch_rebalance or group_by_length (less padding). Default auto: the latter, "
             "but random for pairs and streams.",
-            "choices": [AUTO, "random", "sequential", "batch_rebalance", GROUPED],
+            "choices": [AUTO, "random", "sequential", "batch_rebalance", "group_by_length"],
         },
     )
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
@@ -227,7 +226,8 @@ class TextTrainingArguments(FMICLTrainingArguments):
             streaming: Whether the data are streamed, so that their lengths are unknown.
         """
         if self.train_sampling_strategy == AUTO:
-            self.train_sampling_strategy = GROUPED if num_columns == 1 and not streaming else "random"
+            single = num_columns == 1 and not streaming
+            self.train_sampling_strategy = "group_by_length" if single else "random"
 
 
 GROUPS = (ModelArguments, DataArguments, TextTrainingArguments)

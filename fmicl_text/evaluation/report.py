@@ -41,7 +41,10 @@ PAPER_FILE, PAPER_ROWS = "wiki1m_for_simcse.txt", 1_000_000
 PAPER_BATCH = 64
 PAPER_SETTINGS = {"pooling": "cls", "head": "simcse", "max_seq_length": 32, "learning_rate": 3e-5}
 PAPER_DEFAULTS = {
-    **{"num_train_epochs": 1.0, "max_steps": -1, "gradient_accumulation_steps": 1, "lora_rank": None},
+    "num_train_epochs": 1.0,
+    "max_steps": -1,
+    "gradient_accumulation_steps": 1,
+    "lora_rank": None,
     "train_sampling_strategy": "random",
 }
 FMICL_HYPERPARAMETERS = {"gamma": 20.0, "alpha": 409600.0, "negatives": "same_view", "similarity": "gaussian"}

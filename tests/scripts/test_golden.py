@@ -19,8 +19,8 @@ from fmicl_text.quickstart import PAIRS, SENTENCES
 ROOT = Path(__file__).parent.parent.parent
 FILE = Path(__file__).with_name("golden_losses.json")
 SHORT = "--use_cpu True --max_steps 20 --logging_steps 1 --eval_strategy no --save_strategy no --disable_tqdm True"
-TEXT = f"{SHORT} --train_file {SENTENCES} --sts_dev_file {PAIRS} --per_device_train_batch_size 16 --max_seq_length 16"
-TEXT += " --max_train_samples 160"
+FILES = f"--train_file {SENTENCES} --max_train_samples 160 --sts_dev_file {PAIRS}"
+TEXT = f"{SHORT} {FILES} --per_device_train_batch_size 16 --max_seq_length 16"
 IMAGES = f"{SHORT} --per_device_train_batch_size 64 --max_train_samples 256"
 RECIPES = {
     "text, kl": f"simcse_fmicl.py {TEXT}",
