@@ -63,8 +63,10 @@ def torchrun_arguments(command: list[str]) -> list[str] | None:
 
 
 def runs_this_script(word: str) -> bool:
-    """Whether a word of a command is the path of the running script, or its module."""
+    """Whether a word of a command is the path of the running script, or its module; no word is that of `python -c`."""
     script = Path(sys.argv[0])
+    if script.name in ("", "-c"):
+        return False
     return Path(word).name == script.name or word.rpartition(".")[2] == script.stem
 
 

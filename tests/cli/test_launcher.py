@@ -80,6 +80,11 @@ def test_the_resume_command(monkeypatch):
         assert resume_command("auto") == "python r.py --alpha 4 --resume_from_checkpoint auto"  # of another script
     monkeypatch.setattr(sys, "argv", ["r.py", "--overwrite-output-dir=True", "--alpha", "4"])
     assert resume_command("auto") == "python r.py --alpha 4 --resume_from_checkpoint auto"
+    for no_script in ("-c", ""):  # python -c, and an interactive one
+        monkeypatch.setattr(sys, "argv", [no_script, "--alpha", "4"])
+        for parent in (("python", "-c", "a job"), ("python", "/", "job.py")):
+            monkeypatch.setattr(psutil.Process, "parents", lambda process, parent=parent: [Parent(*parent)])
+            assert "job" not in resume_command("auto")
     started = {
         "command": ["fmicl-text", "train", "--num_processes", "2", "--alpha", "4"],
         "launcher": ["--num_processes", "2"],
